@@ -1,0 +1,47 @@
+# make demo   set everything up and run the whole of drift on the built-in model
+# make test   set everything up and run every check
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+
+.PHONY: demo test check format lint types tests quick clean
+
+demo: $(STAMP)
+	$(BIN)/drift demo
+
+test: $(DEV_STAMP) check tests
+
+check: lint types
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(DEV_STAMP)
+	$(BIN)/mypy
+
+tests: $(DEV_STAMP)
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+# What one types while working: no coverage, stop at the first failure.
+quick: $(DEV_STAMP)
+	$(BIN)/python -m pytest -x -q
+
+format: $(DEV_STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(DEV_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov

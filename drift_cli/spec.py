@@ -1,0 +1,209 @@
+"""What an experiment is made of: frozen dataclasses and their digests. No files, no torch.
+
+A *run* is what makes results comparable, and its id is derived from exactly that: model and revision, dtype, chat format, sampling filters, the number
+of new tokens and the seed. A *cell* is transcript × condition × temperature; a *rollout* is one sampled conversation of a cell; a *turn* is one user
+message and its reply, the unit that is written to disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from drift_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+def checked_name(kind: str, name: str) -> str:
+    """Return `name` if it can stand in a file name on every system; raise `UsageError` otherwise."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{kind} name {name!r} cannot be used",
+            mend="Use 1 to 80 letters, digits, '.', '_' or '-', beginning with a letter or digit.",
+        )
+    return name
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value in canonical form: sorted keys, no spaces, UTF-8."""
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+class Placement(StrEnum):
+    """Where a condition's system prompt goes."""
+
+    START = "start"
+    """A system message, once, first."""
+    EVERY_TURN = "every-turn"
+    """A system message after each user message."""
+    USER_SUFFIX = "user-suffix"
+    """Appended to each user message after a blank line, for templates that refuse a system message there."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A named system prompt (or none) and where it is placed."""
+
+    name: str
+    system: str | None = None
+    placement: Placement = Placement.START
+
+    def __post_init__(self) -> None:
+        checked_name("condition", self.name)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The script of a conversation: the user turns and, where somebody else's model gave them, its replies (same length)."""
+
+    name: str
+    users: tuple[str, ...]
+    replies: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        checked_name("transcript", self.name)
+        if self.replies is not None and len(self.replies) != len(self.users):
+            raise ValueError(f"{len(self.users)} user turns but {len(self.replies)} replies")
+
+    @property
+    def digest(self) -> str:
+        """Of the user turns alone: replies are not part of the script."""
+        return digest_of(list(self.users))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The filters between the model's logits and the draw. Temperature belongs to the cell, not to the run."""
+
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    independent_noise: bool = False
+    """False: sample s of every condition shares its uniforms (common random numbers)."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.top_p <= 1.0:
+            raise UsageError(f"top_p is {self.top_p}", mend="Use a number above 0 and up to 1 (1 keeps every token).")
+        if self.top_k < 0:
+            raise UsageError(f"top_k is {self.top_k}", mend="Use 0 (off) or a positive number of tokens.")
+        if not 0.0 <= self.min_p < 1.0:
+            raise UsageError(f"min_p is {self.min_p}", mend="Use a number from 0 (off) to below 1.")
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How messages become tokens: the model's own template (by digest) or plain System/User/Assistant text."""
+
+    kind: str
+    """`template` or `raw`."""
+    digest: str
+    """SHA-256 of the template's text, or of the raw format's stop strings."""
+    date: str | None = None
+    """The day (ISO) a template that asks for the date is told, whenever it runs. None where no template asks."""
+    options: str = "{}"
+    """Variables handed to the template (`enable_thinking`, say) as canonical JSON."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Exactly what makes results comparable. The same settings always have the same `id`."""
+
+    name: str
+    model: str
+    revision: str
+    dtype: str
+    chat: ChatFormat
+    sampling: Sampling
+    max_new_tokens: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        checked_name("run", self.name)
+        if self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {self.max_new_tokens}", mend="Use at least 1.")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed is {self.seed}", mend="Use a whole number from 0 to 2^63 - 1.")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of every field but the name."""
+        fields = asdict(self)
+        del fields["name"]
+        return digest_of(fields)
+
+    @property
+    def id(self) -> str:
+        """`<name>-<first 8 hex digits of the digest>`."""
+        return f"{self.name}-{self.digest[:8]}"
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """Transcript × condition × temperature, by name."""
+
+    transcript: str
+    condition: str
+    temperature: float
+
+    def __post_init__(self) -> None:
+        checked_name("transcript", self.transcript)
+        checked_name("condition", self.condition)
+        if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= 100.0):
+            raise UsageError(f"temperature is {self.temperature}", mend="Use a number from 0 (greedy) to 100.")
+
+    def __str__(self) -> str:
+        return f"{self.transcript}/{self.condition}/T{self.temperature:g}"
+
+
+@dataclass(frozen=True, order=True)
+class Rollout:
+    """One sampled conversation: the unit of storage, of scheduling and of inference."""
+
+    cell: Cell
+    sample: int
+
+    def __str__(self) -> str:
+        return f"{self.cell}/{self.sample:04d}"
+
+
+class Finish(StrEnum):
+    """Why a reply, or a rollout, ended."""
+
+    STOP = "stop"
+    """The model ended its reply."""
+    LENGTH = "length"
+    """The reply reached the number of new tokens allowed."""
+    CONTEXT = "context"
+    """The prompt and a full reply no longer fit the model's context (or memory): no reply was made and the rollout ends here."""
+    COMPLETE = "complete"
+    """Of a rollout: every user turn of the transcript was answered."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One committed user message and its reply. What a run imported from elsewhere does not know is None."""
+
+    index: int
+    """1 for the first."""
+    text: str
+    finish: Finish
+    ids: tuple[int, ...] | None = None
+    """The reply's token ids as sampled, its end-of-turn token included."""
+    prompt_length: int | None = None
+    prompt_hash: str | None = None
+    """SHA-256 (first 32 hex digits) of the prompt's token ids as little-endian int32."""
+    residual: np.ndarray[Any, Any] | None = field(default=None, compare=False, repr=False)
+    """(layers, width) float32: mean over the reply's tokens, end-of-turn token excluded, of `hidden_states[l]` for each stored layer."""
+    projections: Mapping[str, float] = field(default_factory=dict)
+    """Axis name → dot product of the residual mean with the unit axis."""
