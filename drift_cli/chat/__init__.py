@@ -1,0 +1,26 @@
+"""Messages to token ids: see `dialogue` for the contract, `template` and `raw` for the two formats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from drift_cli.chat.dialogue import Chat, Dialogue, Message, common_prefix, messages, prompt_hash, text_of
+from drift_cli.chat.template import DEFAULT_DATE
+from drift_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["DEFAULT_DATE", "Chat", "Dialogue", "Message", "chat_for", "common_prefix", "messages", "prompt_hash", "text_of"]
+
+
+def chat_for(tokenizer: PreTrainedTokenizerBase, kind: str, *, date: str = DEFAULT_DATE, options: str = "{}") -> Chat:
+    """Return the chat format `template` or `raw` for a tokenizer; `options` is JSON for the template's own variables."""
+    from drift_cli.chat.raw import RawChat
+    from drift_cli.chat.template import TemplateChat
+
+    if kind == "template":
+        return TemplateChat(tokenizer, date, options)
+    if kind == "raw":
+        return RawChat(tokenizer)
+    raise UsageError(f"chat format {kind!r} is unknown", mend="Use --chat template or --chat raw.")

@@ -1,0 +1,84 @@
+"""Plain `System:`/`User:`/`Assistant:` text for base models, with stop strings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from drift_cli.chat.dialogue import Dialogue, messages, text_of
+from drift_cli.errors import UsageError
+from drift_cli.spec import ChatFormat, Condition, Placement, Transcript
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+RAW_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
+
+
+@dataclass(frozen=True)
+class RawChat:
+    """Plain `System:`/`User:`/`Assistant:` text for base models; a reply ends where the model begins another speaker's line."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def format(self) -> ChatFormat:
+        """Digest of the stop strings."""
+        return ChatFormat("raw", hashlib.sha256("\0".join(RAW_STOPS).encode()).hexdigest())
+
+    def _turn(self, user: str, condition: Condition) -> str:
+        parts = [f"{m['role'].capitalize()}: {m['content']}" for m in messages([user], (), condition)]
+        return "\n\n".join([*parts, "Assistant:"])
+
+    def _encode(self, text: str) -> list[int]:
+        return [int(i) for i in self.tokenizer.encode(text, add_special_tokens=False)]
+
+    def prompt(self, users: Sequence[str], replies: Sequence[str], condition: Condition) -> list[int]:
+        """The tokenizer's own beginning-of-text token, if it has one, and the conversation up to `Assistant:`."""
+        start = [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
+        text = self._turn(users[0], condition)
+        later = condition if condition.placement is not Placement.START else Condition(condition.name)
+        for reply, user in zip(replies, users[1:], strict=False):
+            text += f" {reply.strip()}\n\n{self._turn(user, later)}"
+        return start + self._encode(text)
+
+    def extend(self, dialogue: Dialogue, reply: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The reply's ids as sampled, then the next turn's text: nothing is ever tokenized twice."""
+        later = dialogue.condition if dialogue.condition.placement is not Placement.START else Condition(dialogue.condition.name)
+        following = self._encode("\n\n" + self._turn(dialogue.users[dialogue.turn - 1], later))
+        prompt = [*dialogue.prompt, *reply, *following]
+        return prompt, prompt
+
+    def stop_length(self, ids: Sequence[int]) -> int | None:
+        """The fewest ids that hold all visible text before the first stop string."""
+        text = text_of(self.tokenizer, ids)
+        found = [text.find(stop) for stop in RAW_STOPS if stop in text]
+        if not found:
+            return None
+        keep = text[: min(found)].rstrip()
+        for length in range(len(ids) + 1):
+            if text_of(self.tokenizer, ids[:length]).startswith(keep):
+                return length
+        return len(ids)
+
+    def end_id(self) -> int | None:
+        """Raw text has none beyond the model's own end of text."""
+        return None
+
+    def check(self, condition: Condition, transcript: Transcript) -> None:
+        """Refuse text that would itself look like another speaker's line."""
+        texts = [(f"user turn {n} of transcript {transcript.name}", text) for n, text in enumerate(transcript.users, 1)]
+        if condition.system is not None:
+            texts.append((f"the prompt of condition {condition.name}", condition.system))
+        for where, text in texts:
+            for stop in RAW_STOPS:
+                if stop in text:
+                    raise UsageError(
+                        f"{where} has a line that begins with {stop.strip()!r}, which the raw format takes for another speaker"
+                    )
+
+    def adds(self, condition: Condition) -> str | None:
+        """Raw text adds nothing."""
+        return None
