@@ -1,0 +1,1 @@
+"""Rollout engines: token ids in, turns out. See `contract`."""

@@ -1,0 +1,75 @@
+"""What every rollout engine promises. No files, no terminal, no tokenization beyond what a `Dialogue` does.
+
+In: jobs, one per rollout, whose dialogues have already been brought to their first unanswered turn. Out: replies, in whatever order they finish, each
+with the residual means of its tokens. The k-th token of a reply is drawn with the uniform of (seed, transcript, sample, turn, k) and nothing else, so
+batch size, order and company never change what is drawn from given logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from drift_cli.chat import Dialogue
+from drift_cli.spec import Finish, Rollout
+
+
+class Stopped(Exception):
+    """The caller asked to stop; the turn in progress is dropped."""
+
+
+@dataclass
+class Job:
+    """One rollout to be done. `dialogue` stands at its first unanswered turn and is advanced by the engine."""
+
+    rollout: Rollout
+    dialogue: Dialogue
+    key: int
+    """The rollout's generator key, see `sampling.noise_key`."""
+    group: int
+    """Jobs of one group run in step in engines that need fixed company for equal bits. Consecutive jobs share a group."""
+    last: tuple[int, ...] | None = None
+    """Ids of the reply committed last, so that an engine can recompute that turn for the sake of its company."""
+    ended: bool = False
+    """True where nothing is left to do; such a job is only company."""
+
+    @property
+    def turn(self) -> int:
+        """The turn to answer next, 1 for the first."""
+        return self.dialogue.turn
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One finished turn of a rollout, or (`Finish.CONTEXT`) the news that its next turn does not fit."""
+
+    rollout: Rollout
+    turn: int
+    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
+    """As sampled, end-of-turn token included; empty for `Finish.CONTEXT`."""
+    text: str
+    finish: Finish
+    residual: np.ndarray[Any, Any] | None
+    """(layers, width) float32, or None where the reply has no token but its end."""
+
+
+@dataclass(frozen=True)
+class Incident:
+    """Something that went otherwise than planned and was dealt with: kind (`out-of-memory`, `replay-differs`) and what was done, in words."""
+
+    kind: str
+    detail: str
+
+
+class Engine(Protocol):
+    """An engine runs jobs. See the module's docstring for what it promises."""
+
+    name: str
+    batch: int
+
+    def run(self, jobs: Iterable[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
+        """Yield replies until every job has ended. Raises `Stopped` soon after `stop()` turns true (it is asked once a token)."""

@@ -1,0 +1,213 @@
+"""The plain engine: `model.generate` for replies, one more forward pass to measure them. Slow, and right for every causal language model.
+
+Jobs of a group advance in step, turn by turn, as one left-padded batch whose whole prompt is encoded anew each turn. Each reply is then measured by a
+forward pass over its own prompt and reply alone, so a residual mean depends on its own conversation and on nothing else.
+
+Rounding in a batch depends on its shape. So that a resumed run repeats an uninterrupted one to the bit, a group keeps its company: a row whose turn was
+already committed when its group was interrupted is computed again, compared with what was committed, and not handed out twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from drift_cli.engine.contract import Incident, Job, Reply, Stopped
+from drift_cli.engine.sampling import draw, split_key, uniforms
+from drift_cli.errors import DriftError
+from drift_cli.models import LoadedModel
+from drift_cli.probe import pool
+from drift_cli.spec import Finish, Sampling
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of a batch: a job at a turn, and the prompt it has there."""
+
+    job: Job
+    turn: int
+    prompt: tuple[int, ...]
+    ghost: bool
+    """Computed for its company only: the turn is already committed."""
+
+
+class _KeyedDraw(LogitsProcessor):  # type: ignore[misc]
+    """Leaves only the token that the row's uniform draws, so that a greedy `generate` takes it."""
+
+    def __init__(self, rows: Sequence[_Row], filters: Sampling, stop: Callable[[], bool], device: torch.device) -> None:
+        self.rows, self.filters, self.stop = rows, filters, stop
+        self.keys = torch.tensor([split_key(row.job.key) for row in rows], device=device)
+        self.samples = torch.tensor([row.job.rollout.sample for row in rows], device=device)
+        self.turns = torch.tensor([row.turn for row in rows], device=device)
+        self.temperature = torch.tensor([row.job.rollout.cell.temperature for row in rows], device=device, dtype=torch.float32)
+        self.token = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (rows, vocabulary) → the same shape, -inf but for one token a row."""
+        if self.stop():
+            raise Stopped
+        finite = torch.isfinite(scores.amax(-1))
+        if not bool(finite.all()):
+            row = self.rows[int((~finite).nonzero()[0])]
+            raise DriftError(
+                f"{row.job.rollout} turn {row.turn}: the model's logits are not finite",
+                mend="Use a dtype with more range (--dtype bfloat16 or float32), or check the model's weights.",
+            )
+        u = uniforms(self.keys, self.samples, self.turns, torch.full_like(self.samples, self.token))
+        self.token += 1
+        drawn = draw(scores, self.temperature, u, self.filters)
+        return torch.full_like(scores, -torch.inf).scatter(-1, drawn[:, None], 0.0)
+
+
+class _StopStrings(StoppingCriteria):  # type: ignore[misc]
+    """Ends a row whose reply contains one of its chat format's stop strings."""
+
+    def __init__(self, rows: Sequence[_Row], width: int) -> None:
+        self.rows, self.width = rows, width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """(rows,) bool."""
+        replies = input_ids[:, self.width :].tolist()
+        ended = [row.job.dialogue.chat.stop_length(ids) is not None for row, ids in zip(self.rows, replies, strict=True)]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+@dataclass
+class ReferenceEngine:
+    """See the module's docstring. `layers` are the residual layers to pool; `batch` is the number of rows generated together."""
+
+    model: LoadedModel
+    layers: tuple[int, ...]
+    filters: Sampling
+    max_new_tokens: int
+    batch: int = 4
+    name: str = field(default="reference", init=False)
+
+    def run(self, jobs: Iterable[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
+        """See `contract.Engine.run`."""
+        for _, group in groupby(jobs, key=lambda job: job.group):
+            yield from self._run_group(list(group), stop, report)
+
+    def _run_group(self, group: list[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
+        open_jobs = [job for job in group if not job.ended]
+        while open_jobs:
+            turn = min(job.turn for job in open_jobs)
+            rows = [row for job in group if (row := self._row(job, turn)) is not None]
+            for row in [row for row in rows if not self._fits(row)]:
+                rows.remove(row)
+                row.job.ended = True
+                yield Reply(row.job.rollout, turn, row.prompt, (), "", Finish.CONTEXT, None)
+            for reply, row in self._answer(rows, stop, report):
+                if row.ghost:
+                    _compare(row, reply, report)
+                    continue
+                row.job.last = reply.ids
+                row.job.dialogue.advance(reply.ids)
+                row.job.ended = row.job.turn > row.job.dialogue.total
+                yield reply
+            open_jobs = [job for job in group if not job.ended]
+
+    def _row(self, job: Job, turn: int) -> _Row | None:
+        """The row of a job at `turn`: to be answered, or as company where it was committed just before an interruption."""
+        if not job.ended and job.turn == turn:
+            return _Row(job, turn, tuple(job.dialogue.prompt), ghost=False)
+        if job.last is not None and job.turn == turn + 1:
+            return _Row(job, turn, job.dialogue.previous, ghost=True)
+        return None
+
+    def _fits(self, row: _Row) -> bool:
+        return row.ghost or len(row.prompt) + self.max_new_tokens <= self.model.card.context
+
+    def _answer(self, rows: list[_Row], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[tuple[Reply, _Row]]:
+        """Generate and measure rows, `batch` at a time; out of memory halves `batch` and goes on with what is left."""
+        left = rows
+        while left:
+            if all(row.ghost for row in left):
+                break
+            now = left[: self.batch]
+            try:
+                done = [self._measured(row, ids) for row, ids in zip(now, self._generate(now, stop), strict=True)]
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._halve(len(now), report)
+                continue
+            left = left[len(now) :]
+            yield from zip(done, now, strict=True)
+
+    def _halve(self, rows: int, report: Callable[[Incident], None]) -> None:
+        if rows <= 1:
+            raise DriftError(
+                "out of memory with a single rollout in the batch",
+                mend="Use fewer --max-new-tokens, a smaller dtype (--dtype bfloat16), or a device with more memory.",
+            )
+        self.batch = max(1, rows // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        report(Incident("out-of-memory", f"out of memory with {rows} rollouts at once: going on with {self.batch}"))
+
+    def _generate(self, rows: Sequence[_Row], stop: Callable[[], bool]) -> list[tuple[int, ...]]:
+        """The reply of each row, ids as sampled: up to and including the first end token, or cut where a stop string begins."""
+        device = self.model.device
+        width = max(len(row.prompt) for row in rows)
+        pad = min(self.model.card.end_ids)
+        ids = torch.tensor([[pad] * (width - len(row.prompt)) + list(row.prompt) for row in rows], device=device)
+        mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows], device=device)
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=self.max_new_tokens,
+            eos_token_id=sorted(self.model.card.end_ids),
+            pad_token_id=pad,
+            use_cache=True,
+        )
+        with torch.inference_mode():
+            made = self.model.network.generate(
+                ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([_KeyedDraw(rows, self.filters, stop, device)]),
+                stopping_criteria=StoppingCriteriaList([_StopStrings(rows, width)]),
+            )
+        return [self._trimmed(row, reply) for row, reply in zip(rows, made[:, width:].tolist(), strict=True)]
+
+    def _trimmed(self, row: _Row, ids: list[int]) -> tuple[int, ...]:
+        end = next((place for place, token in enumerate(ids) if token in self.model.card.end_ids), None)
+        if end is not None:
+            ids = ids[: end + 1]
+        keep = row.job.dialogue.chat.stop_length(ids)
+        return tuple(ids if keep is None else ids[:keep])
+
+    def _measured(self, row: _Row, ids: tuple[int, ...]) -> Reply:
+        dialogue = row.job.dialogue
+        stopped = len(ids) < self.max_new_tokens or ids[-1] in self.model.card.end_ids
+        content = len(dialogue.content(ids))
+        residual = None if row.ghost or not content else measure(self.model, [*row.prompt, *ids], len(row.prompt), content, self.layers)
+        return Reply(row.job.rollout, row.turn, row.prompt, ids, dialogue.text(ids), Finish.STOP if stopped else Finish.LENGTH, residual)
+
+
+def measure(model: LoadedModel, ids: Sequence[int], start: int, length: int, layers: Sequence[int]) -> NDArray[np.float32]:
+    """Residual means (len(layers), width) float32 over tokens `start` to `start + length` of one conversation, from one plain forward pass."""
+    with torch.inference_mode():
+        states = model.network(
+            input_ids=torch.tensor([list(ids)], device=model.device), output_hidden_states=True, use_cache=False, logits_to_keep=1
+        ).hidden_states
+    return pool(states, 0, (start, start + length), layers)
+
+
+def _compare(row: _Row, reply: Reply, report: Callable[[Incident], None]) -> None:
+    if row.job.last != reply.ids:
+        where = f"{row.job.rollout} turn {row.turn}"
+        report(Incident("replay-differs", f"{where}: computed again, this machine draws another reply than the one on disk, which is kept"))
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # torch raises its own type on accelerators; the CPU allocator raises a plain RuntimeError with this text.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
