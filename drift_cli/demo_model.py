@@ -42,6 +42,15 @@ WORDS = (
     "were what when where which while white who why will wind window winter wish with without wonder word work world would write year yes yet you young your"
 ).split()
 
+READ = (
+    "I me I'm I've I'd don't it's that's can't you're isn't there's him an been does anything else what What The It You So If Do How Not We "
+    "Reminder You AI helpful harmless honest assistant goal provide accurate relevant information assist user Guidelines Tone Maintain polite professional "
+    "approachable tone times Clarity Explain complex concepts simply clearly Avoid unnecessary jargon Honesty If admit gracefully rather hallucinating Context "
+    "Always account user's previous questions cohesive conversation years somebody talking asked around five whether sleep being person someone nobody "
+    "things thinking going coming notice dark wrong saying makes times wake message strange explain soil plant plants beds peas beans tomatoes"
+).split()
+"""Further words that it reads as one token each and hardly ever says: they keep prompts short."""
+
 _MARKS = (".", ",", "?")
 
 
@@ -120,7 +129,7 @@ def _byte_letters() -> list[str]:
 def _merges() -> tuple[tuple[str, str], ...]:
     """Every word is reached from its first letter on: (Ġ, t), (Ġt, h), (Ġth, e)."""
     merges: dict[tuple[str, str], None] = {}
-    for word in WORDS:
+    for word in (*WORDS, *READ):
         letters = "Ġ" + word
         for end in range(1, len(letters)):
             merges[letters[:end], letters[end]] = None
@@ -169,7 +178,7 @@ def _config() -> Olmo3Config:
 @cache
 def _revision() -> str:
     """Digest of everything the model is made from."""
-    parts = [str((SEED, WIDTH, LAYERS, HEADS, INNER, CONTEXT)), TEMPLATE, *WORDS]
+    parts = [str((SEED, WIDTH, LAYERS, HEADS, INNER, CONTEXT)), TEMPLATE, *WORDS, *READ]
     digest = hashlib.sha256("\0".join(parts).encode())
     digest.update(_normal("lm_head.weight", (8, 8)).tobytes())
     return digest.hexdigest()[:40]

@@ -236,7 +236,7 @@ def blocks(network: PreTrainedModel) -> list[torch.nn.Module]:
     lists = [m for m in network.modules() if isinstance(m, torch.nn.ModuleList) and len(m) and len({type(x) for x in m}) == 1]
     if not lists:
         raise DriftError("no list of decoder blocks was found in this model", mend="It may not be a causal language model.")
-    return list(max(lists, key=len))
+    return max((list(modules) for modules in lists), key=len)
 
 
 def folder_digest(folder: Path) -> str:

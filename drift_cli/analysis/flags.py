@@ -1,0 +1,181 @@
+"""Replies that may not be answers: text and finish reason in, flags out. No files.
+
+A flagged reply is counted and marked, never dropped. The rules, each on one reply:
+
+- *empty*: nothing visible (only white space, control or zero-width characters).
+- *repeated*: at least half of the reply's 4-grams of words occurred earlier in it (seq-rep-4 of Welleck et al. 2020, arXiv:1908.04319). Ordinary
+  replies stay under .1, a loop that fills most of a reply lies above .5. A reply of fewer than 16 words is judged by its characters instead, from 40 on.
+- *reciting*: a run of at least 8 words of the system prompt, verbatim but for case and punctuation, stands in the reply (a prompt of 4 to 7 words:
+  all of it; shorter prompts are ordinary phrases and never flagged). Ordinary replies share up to 3 words in a row with their prompt.
+- *length*: the reply was cut off at the number of new tokens allowed.
+- *context*: no reply was made, as the prompt no longer fitted; the flag stands on that first missing turn.
+
+In scripts that put no spaces between words a character counts as half a word.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drift_cli.spec import Finish
+
+RECITED_WORDS = 8
+SHORTEST_PROMPT = 4
+"""Words. A shorter system prompt can stand in any reply by chance."""
+NGRAM = 4
+REPEATED_SHARE = 0.5
+LEAST_WORDS = 16
+LEAST_CHARACTERS = 40
+
+# Scripts written without spaces: Thai to Lao, Myanmar, Khmer, kana, Han.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
+_BETWEEN_WORDS = re.compile(r"[-\u2010-\u2015\u2212/\u2026]")
+_NOT_WORD = re.compile(r"[^\w\s]|_")
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+
+BoolArray = NDArray[np.bool_]
+
+
+class Flag(StrEnum):
+    """Why a reply is flagged; the names are the fields of `Flags` and `FlagCounts`."""
+
+    EMPTY = "empty"
+    REPEATED = "repeated"
+    RECITING = "reciting"
+    LENGTH = "length"
+    CONTEXT = "context"
+
+
+@dataclass(frozen=True)
+class FlagCounts:
+    """Number of flagged replies per kind (`context`: of rollouts that ended for want of context)."""
+
+    empty: int
+    repeated: int
+    reciting: int
+    length: int
+    context: int
+    suspect: int
+    """Replies with any of empty, repeated, reciting or context."""
+
+
+@dataclass(frozen=True, eq=False)
+class Flags:
+    """Masks over rollouts × turns, each (R, T) bool."""
+
+    empty: BoolArray
+    repeated: BoolArray
+    reciting: BoolArray
+    length: BoolArray
+    context: BoolArray
+
+    @classmethod
+    def none(cls, shape: tuple[int, int]) -> Flags:
+        """No reply flagged: separate all-false masks of `shape` (R, T)."""
+        return cls(*(np.zeros(shape, dtype=np.bool_) for _ in fields(cls)))
+
+    def of(self, kind: Flag) -> BoolArray:
+        """The mask (R, T) of one kind."""
+        mask: BoolArray = getattr(self, kind.value)
+        return mask
+
+    @property
+    def suspect(self) -> BoolArray:
+        """(R, T): empty, repeated, reciting or context. A reply that was merely long (`length`) is still an answer."""
+        return self.empty | self.repeated | self.reciting | self.context
+
+    def rows(self, index: NDArray[np.intp] | BoolArray) -> Flags:
+        """The masks of the rollouts in `index` only."""
+        return Flags(*(self.of(kind)[index] for kind in Flag))
+
+    def counts(self) -> FlagCounts:
+        """How many are flagged, per kind."""
+        return FlagCounts(**{kind.value: int(self.of(kind).sum()) for kind in Flag}, suspect=int(self.suspect.sum()))
+
+
+@dataclass(frozen=True)
+class Recital:
+    """A system prompt as the set of its shortest runs of words that count as reciting it."""
+
+    size: float
+    runs: frozenset[tuple[str, ...]]
+
+    @classmethod
+    def of(cls, prompt: str) -> Recital:
+        """All runs of `RECITED_WORDS` of the prompt, or the whole of a shorter one; no runs where it is too short to tell."""
+        words = words_of(prompt)
+        size = min(float(RECITED_WORDS), sum(map(_weight, words)))
+        return cls(size, frozenset(_runs(words, size)) if size >= SHORTEST_PROMPT else frozenset())
+
+    def stands_in(self, words: Sequence[str]) -> bool:
+        """Whether the reply with these words has one of the prompt's runs."""
+        return not self.runs.isdisjoint(_runs(words, self.size))
+
+
+def recitals(prompts: Iterable[str | None]) -> tuple[Recital, ...]:
+    """What to look for in a condition's replies: one `Recital` per prompt that is there."""
+    return tuple(Recital.of(prompt) for prompt in prompts if prompt)
+
+
+def flag_reply(text: str, finish: Finish, prompts: Sequence[Recital] = ()) -> frozenset[Flag]:
+    """The flags of one reply, given its condition's system prompts as `recitals` made them."""
+    found = set()
+    if is_empty(text):
+        found.add(Flag.EMPTY)
+    words = words_of(text)
+    if repeated_share(text, words) >= REPEATED_SHARE:
+        found.add(Flag.REPEATED)
+    if any(prompt.stands_in(words) for prompt in prompts):
+        found.add(Flag.RECITING)
+    if finish in (Finish.LENGTH, Finish.CONTEXT):
+        found.add(Flag(finish.value))
+    return frozenset(found)
+
+
+def is_empty(text: str) -> bool:
+    """Whether no character of the text can be seen."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
+
+
+def repeated_share(text: str, words: Sequence[str] | None = None) -> float:
+    """Share of the text's 4-grams (of words; of characters in a text of few words) that occurred earlier in it; 0 for a text too short to tell."""
+    units: Sequence[str] = words_of(text) if words is None else words
+    if len(units) < LEAST_WORDS:
+        units = "".join(text.split())
+        if len(units) < LEAST_CHARACTERS:
+            return 0.0
+    grams = [tuple(units[i : i + NGRAM]) for i in range(len(units) - NGRAM + 1)]
+    return 1.0 - len(set(grams)) / len(grams)
+
+
+def words_of(text: str) -> list[str]:
+    """The text's words without case and punctuation; characters, where the script has no spaces between words."""
+    plain = _BETWEEN_WORDS.sub(" ", unicodedata.normalize("NFKC", text).casefold())
+    return _WORD.findall(_NOT_WORD.sub("", plain))
+
+
+def _weight(word: str) -> float:
+    """A word counts 1, a character of a script without spaces half."""
+    return 0.5 if _UNSPACED_CHARACTER.match(word) else 1.0
+
+
+def _runs(words: Sequence[str], size: float) -> Iterable[tuple[str, ...]]:
+    """From each word on, the shortest run of words that weighs `size`. It depends on these words alone, so equal passages have equal runs."""
+    weights = [_weight(word) for word in words]
+    end, weight = 0, 0.0
+    for start in range(len(words)):
+        while weight < size and end < len(words):
+            weight += weights[end]
+            end += 1
+        if weight < size:
+            return
+        yield tuple(words[start:end])
+        weight -= weights[start]

@@ -1,0 +1,270 @@
+"""A run as tidy arrays: rollouts × turns of projections on one axis, with finish reasons and flags.
+
+Only `load` touches the store; everything else in `analysis/` and `figures/` takes a `RunTable` or plain arrays. Only committed turns count: what is not
+on disk is NaN, in the projections, and "" in the finish reasons.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drift_cli.analysis.flags import Flags, Recital, flag_reply, recitals
+from drift_cli.errors import StoreError, UsageError
+from drift_cli.spec import Cell, Finish
+
+if TYPE_CHECKING:
+    from drift_cli.store.log import RolloutRecord
+    from drift_cli.store.manifest import AxisEntry, Manifest
+    from drift_cli.store.run import RolloutState, Run
+
+FloatArray = NDArray[np.float64]
+Projector = Callable[["RolloutRecord"], FloatArray]
+_FINISH = f"<U{max(map(len, Finish))}"
+"""Wide enough for every finish reason: numpy would cut longer ones silently."""
+
+
+class Group(NamedTuple):
+    """Cells that can be compared: the same transcript at the same temperature."""
+
+    transcript: str
+    temperature: float
+
+    def __str__(self) -> str:
+        return f"{self.transcript}, T {self.temperature:g}"
+
+
+@dataclass(frozen=True, eq=False)
+class RunTable:
+    """A run as arrays of R rollouts × T turns, T being the length of the longest transcript."""
+
+    run_id: str
+    axis: str
+    layer: int | None
+    """The axis's layer (`hidden_states` index); None where it is not known."""
+    cells: tuple[Cell, ...]
+    """Distinct, in the manifest's order."""
+    cell_of: NDArray[np.intp]
+    """(R,): index into `cells`."""
+    sample: NDArray[np.int64]
+    """(R,): index of the rollout in its cell."""
+    projections: FloatArray
+    """(R, T), in the axis's units; NaN where a turn is missing."""
+    finish: NDArray[np.str_]
+    """(R, T): values of `Finish`; "" where a turn is missing."""
+    planned: NDArray[np.int64]
+    """(R,): user turns in the rollout's transcript, at most T."""
+    flags: Flags = field(repr=False)
+
+    @classmethod
+    def from_arrays(cls, run_id: str, axis: str, arrays: Mapping[Cell, FloatArray], *, layer: int | None = None) -> RunTable:
+        """A table of projections that come from nowhere on disk: one array (n, t) per cell, NaN where a turn is missing. Nothing is flagged."""
+        width = max((values.shape[1] for values in arrays.values()), default=0)
+        padded = [
+            np.pad(np.asarray(values, dtype=np.float64), ((0, 0), (0, width - values.shape[1])), constant_values=np.nan)
+            for values in arrays.values()
+        ]
+        projections = np.concatenate(padded) if padded else np.empty((0, width))
+        sizes = [len(values) for values in arrays.values()]
+        return cls(
+            run_id=run_id,
+            axis=axis,
+            layer=layer,
+            cells=tuple(arrays),
+            cell_of=np.repeat(np.arange(len(sizes)), sizes),
+            sample=np.concatenate([np.arange(size) for size in sizes]) if sizes else np.empty(0, dtype=np.int64),
+            projections=projections,
+            finish=np.where(np.isfinite(projections), Finish.STOP.value, "").astype(_FINISH),
+            planned=np.repeat([values.shape[1] for values in arrays.values()], sizes).astype(np.int64),
+            flags=Flags.none(projections.shape),
+        )
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions, in the manifest's order."""
+        return tuple(dict.fromkeys(cell.condition for cell in self.cells))
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Transcript × temperature, where there is a cell, in the manifest's order."""
+        return tuple(dict.fromkeys(Group(cell.transcript, cell.temperature) for cell in self.cells))
+
+    @property
+    def turns(self) -> NDArray[np.int64]:
+        """(R,): committed turns of each rollout."""
+        turns: NDArray[np.int64] = np.isfinite(self.projections).sum(axis=1)
+        return turns
+
+    @property
+    def early(self) -> NDArray[np.bool_]:
+        """(R,): rollouts that have some turns, but not all of their transcript (ended for want of context, or unfinished)."""
+        early: NDArray[np.bool_] = (self.turns > 0) & (self.turns < self.planned)
+        return early
+
+    def length(self, transcript: str) -> int:
+        """User turns in a transcript: the first so many columns of `projections` belong to it."""
+        indices = [index for index, cell in enumerate(self.cells) if cell.transcript == transcript]
+        return int(self.planned[np.isin(self.cell_of, indices)].max(initial=0))
+
+    def rows(self, cell: Cell) -> NDArray[np.bool_]:
+        """(R,): the rollouts of one cell."""
+        rows: NDArray[np.bool_] = self.cell_of == (self.cells.index(cell) if cell in self.cells else -1)
+        return rows
+
+    def of(self, condition: str, transcript: str | None = None, temperature: float | None = None) -> FloatArray:
+        """Projections (n, T) of a condition's rollouts, optionally of one transcript and temperature. `UsageError` if there is no such cell."""
+        wanted = [
+            index
+            for index, cell in enumerate(self.cells)
+            if cell.condition == condition and transcript in (None, cell.transcript) and temperature in (None, cell.temperature)
+        ]
+        if not wanted:
+            have = ", ".join(map(str, self.cells)) or "none"
+            asked = f"{transcript or '*'}/{condition}/T{'*' if temperature is None else format(temperature, 'g')}"
+            raise UsageError(f"run {self.run_id} has no cell {asked}", mend=f"Its cells (transcript/condition/temperature): {have}")
+        return self.projections[np.isin(self.cell_of, wanted)]
+
+
+def load(run: Run, axis: str | None = None) -> RunTable:
+    """Read a run's committed turns and project them on `axis` (None: the run's only one).
+
+    Every planned rollout is a row, those without a turn included. Raises `StoreError` where the axis is missing or ambiguous, where its layer was not
+    stored, and where a file is damaged.
+    """
+    entry = choose_axis(run.manifest, axis, run.paths.run_id)
+    project = _projector(run, entry)
+    states = run.states()
+    table = _blank(run, entry, states)
+    prompts = {
+        name: recitals((condition.system, run.manifest.template_adds.get(name))) for name, condition in run.manifest.conditions.items()
+    }
+    for row, state in enumerate(states):
+        if state.done or state.end is not None:
+            record = run.record(state.rollout)
+            table.projections[row, : len(record.turns)] = project(record)
+            _fill(table, row, record, prompts[state.rollout.cell.condition])
+    return table
+
+
+def _blank(run: Run, entry: AxisEntry, states: Sequence[RolloutState]) -> RunTable:
+    """The table of these rollouts before any turn is read: every turn missing, nothing flagged."""
+    index = {plan.cell: position for position, plan in enumerate(run.manifest.cells)}
+    planned = np.array([state.total for state in states], dtype=np.int64)
+    shape = (len(states), int(planned.max(initial=0)))
+    return RunTable(
+        run_id=run.paths.run_id,
+        axis=entry.name,
+        layer=entry.layer,
+        cells=tuple(index),
+        cell_of=np.array([index[state.rollout.cell] for state in states], dtype=np.intp),
+        sample=np.array([state.rollout.sample for state in states], dtype=np.int64),
+        projections=np.full(shape, np.nan),
+        finish=np.full(shape, "", dtype=_FINISH),
+        planned=planned,
+        flags=Flags.none(shape),
+    )
+
+
+def _fill(table: RunTable, row: int, record: RolloutRecord, prompts: Sequence[Recital]) -> None:
+    """Write one rollout's finish reasons and flags into its row of the table."""
+    for column, turn in enumerate(record.turns):
+        table.finish[row, column] = turn.finish.value
+        for flag in flag_reply(turn.text, turn.finish, prompts):
+            table.flags.of(flag)[row, column] = True
+    if record.end is not None and record.end.finish == Finish.CONTEXT:
+        table.flags.context[row, record.end.turn - 1] = True
+
+
+def choose_axis(manifest: Manifest, name: str | None, run_id: str) -> AxisEntry:
+    """The run's axis of that name; its only one for None. `StoreError` names the choices and how to add one."""
+    entries = {entry.name: entry for entry in (*manifest.axes, *manifest.measured)}
+    add = f"drift measure {run_id} --axis FILE"
+    if not entries:
+        raise StoreError(f"run {run_id} has no axis, so there are no projections", mend=f"Project its stored residuals on one: {add}")
+    names = ", ".join(entries)
+    if name is None:
+        if len(entries) > 1:
+            raise StoreError(f"run {run_id} has {len(entries)} axes: {names}", mend=f"Say which, with --axis NAME (add another: {add})")
+        return next(iter(entries.values()))
+    if name not in entries:
+        raise StoreError(f"run {run_id} has no axis {name!r}", mend=f"It has: {names}. Add another: {add}")
+    return entries[name]
+
+
+def _projector(run: Run, entry: AxisEntry) -> Projector:
+    """How to get a rollout's projections (turns,) on `entry`: from its lines, or from its stored residual means."""
+    if entry in run.manifest.axes:
+        return lambda record: _written(run, record, entry.name)
+    direction, row, layers = _stored_axis(run, entry)
+    return lambda record: _projected(run, record, direction, row, layers)
+
+
+def _written(run: Run, record: RolloutRecord, axis: str) -> FloatArray:
+    """Projections (turns,) that were committed with the turns."""
+    lacking = [turn.index for turn in record.turns if axis not in turn.projections]
+    if lacking:
+        raise StoreError(
+            f"{run.paths.rollout(record.rollout)}: turn {lacking[0]} has no projection on axis {axis}",
+            mend=f"drift runs verify {run.paths.run_id}",
+        )
+    return np.array([turn.projections[axis] for turn in record.turns], dtype=np.float64)
+
+
+def _projected(run: Run, record: RolloutRecord, direction: FloatArray, row: int, layers: int) -> FloatArray:
+    """Projections (turns,) of stored residual means on `direction` (width,); products and sums in float64."""
+    from drift_cli.store.log import read_residual_layer
+
+    done = len(record.turns)
+    if done == 0:
+        return np.empty(0)
+    residuals = read_residual_layer(run.paths, record.rollout, row, layers, len(direction))
+    if len(residuals) < done:
+        raise StoreError(
+            f"{run.paths.residuals(record.rollout)}: residuals of {len(residuals)} turns, but {done} turns are committed",
+            mend=f"drift runs verify {run.paths.run_id}",
+        )
+    # A writer at work may have stored the next turn's residuals already: its line is what commits it.
+    projections: FloatArray = residuals[:done].astype(np.float64) @ direction
+    return projections
+
+
+def _stored_axis(run: Run, entry: AxisEntry) -> tuple[FloatArray, int, int]:
+    """A measured axis's direction (width,), the row of its layer among the stored residual layers, and their number."""
+    stored = run.manifest.layers
+    if entry.layer not in stored:
+        have = ", ".join(map(str, stored)) or "none"
+        raise StoreError(
+            f"axis {entry.name} is at layer {entry.layer}, but run {run.paths.run_id} stored layers: {have}",
+            mend=f"Generate with that layer stored, or measure at one that is: drift measure {run.paths.run_id} --axis FILE --layer L",
+        )
+    tensor, layers = _read_axis(run, entry.name)
+    if entry.layer not in layers:
+        raise StoreError(
+            f"{run.paths.axis(entry.name)}: holds layers {layers}, not layer {entry.layer}",
+            mend=f"Add the axis again: drift measure {run.paths.run_id} --axis FILE",
+        )
+    return tensor[layers.index(entry.layer)].astype(np.float64), stored.index(entry.layer), len(stored)
+
+
+def _read_axis(run: Run, name: str) -> tuple[NDArray[Any], list[int]]:
+    """An axis file's tensor (layers, width) and its layers."""
+    from safetensors import SafetensorError, safe_open
+
+    path = run.paths.axis(name)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            layers = json.loads((file.metadata() or {}).get("layers", "null"))
+            tensor = np.asarray(file.get_tensor("axis"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read as an axis ({error})", mend=f"drift measure {run.paths.run_id} --axis FILE") from error
+    if tensor.ndim != 2 or not isinstance(layers, list) or len(layers) != len(tensor):
+        raise StoreError(
+            f'{path}: expected a tensor "axis" (layers, width) and its layers in the metadata, found shape {tensor.shape} and layers {layers}',
+            mend=f"drift measure {run.paths.run_id} --axis FILE",
+        )
+    return tensor, layers

@@ -1,0 +1,32 @@
+"""`drift demo`: everything on the built-in model, in minutes."""
+
+from __future__ import annotations
+
+import typer
+
+from drift_cli.commands.options import DisplayOption, StoreOption, make_display, open_store
+from drift_cli.display import Mode
+
+
+def demo(store: StoreOption = None, display: DisplayOption = Mode.AUTO) -> None:
+    """Run the whole of drift on the built-in model: three conditions, statistics, a picture.
+
+    Stop it with Ctrl-C and run it again: it goes on where it stopped.
+    """
+    from drift_cli.commands.plot import draw
+    from drift_cli.commands.stats import stats
+    from drift_cli.commands.work import Work
+    from drift_cli.config import preset_settings
+
+    shown = make_display(display)
+    run = Work(shown, open_store(store)).start(preset_settings("demo"))
+    assert run is not None
+    stats(run.paths.run_id, test="welch", against=None, axis=None, ddof=1, level=0.95, seed=0, turns=False, store=store, display=display, as_json=False)
+    for path in draw(run, None, None, None, ("png", "svg")):
+        shown.result({}, f"picture: {path}")
+    shown.result({}, "next: drift runs show, or point the same commands at a real model: drift init --preset olmo3-003b")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Start here")(demo)

@@ -1,0 +1,80 @@
+"""`drift import` and `drift export`: bring runs in, take them out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from drift_cli.commands.options import DisplayOption, JsonOption, RunArgument, StoreOption, make_display, open_run, open_store
+from drift_cli.display import Mode
+from drift_cli.errors import UsageError
+
+
+class Format(StrEnum):
+    """What a run can be written as."""
+
+    SEED = "seed-json"
+    """One JSON per cell: projections (rollouts, turns) and conversations."""
+    ASSISTANT_AXIS = "assistant-axis"
+    """One JSON per rollout: model, turns, conversation."""
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+def import_(
+    files: Annotated[list[Path], typer.Argument(help="Output files of the 003b experiment (JSON with projections and conversations).")],
+    name: Annotated[str | None, typer.Option(help="The run's name (default: from the files).")] = None,
+    axis_name: Annotated[str, typer.Option(help="What to call the axis that the projections are on.")] = "seed",
+    layer: Annotated[int | None, typer.Option(help="The layer they were taken at, where known.")] = None,
+    store: StoreOption = None,
+    display: DisplayOption = Mode.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring in finished experiments as a run, one cell per file: stats, plot, report and export then work on it."""
+    from drift_cli.interchange import import_seed
+
+    run = import_seed(files, open_store(store), name=name, axis_name=axis_name, layer=layer)
+    states = run.states()
+    turns = sum(state.done for state in states)
+    document = {"run": run.paths.run_id, "cells": [str(plan.cell) for plan in run.manifest.cells], "rollouts": len(states), "turns": turns}
+    line = f"run {run.paths.run_id}: {len(run.manifest.cells)} cells, {len(states)} rollouts, {turns} turns"
+    make_display(display, as_json).result(document, line, f"next: drift stats {run.paths.run_id}   drift plot {run.paths.run_id}")
+
+
+def export(
+    run: RunArgument = None,
+    format_: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.SEED,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File (csv, parquet) or folder (default: under data/exports).")] = None,
+    axis: Annotated[str | None, typer.Option(help="seed-json: which axis (default: the only one).")] = None,
+    residuals: Annotated[bool, typer.Option("--residuals", help="parquet: the residual means too.")] = False,
+    store: StoreOption = None,
+    display: DisplayOption = Mode.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run for other tools."""
+    from drift_cli.config import home
+    from drift_cli.interchange import export_assistant_axis, export_csv, export_parquet, export_seed
+
+    if residuals and format_ is not Format.PARQUET:
+        raise UsageError("--residuals goes with --format parquet")
+    found = open_run(store, run)
+    stem = home() / "data" / "exports" / found.paths.run_id
+    if format_ is Format.SEED:
+        written = export_seed(found, axis, output or stem)
+    elif format_ is Format.ASSISTANT_AXIS:
+        written = export_assistant_axis(found, output or stem.with_name(stem.name + "-conversations"))
+    else:
+        path = output or stem.with_name(f"{stem.name}.{format_.value}")
+        written = [export_csv(found, path) if format_ is Format.CSV else export_parquet(found, path, residuals=residuals)]
+    document = {"run": found.paths.run_id, "files": [str(path) for path in written]}
+    shown = [f"written: {path}" for path in written[:12]] + ([f"… and {len(written) - 12} more"] if len(written) > 12 else [])
+    make_display(display, as_json).result(document, *shown)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("import", rich_help_panel="Results")(import_)
+    app.command(rich_help_panel="Results")(export)

@@ -1,0 +1,80 @@
+"""`--dry-run`: what a run would do, what would not fit, and how long it may take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from drift_cli.display import Display, Table, duration
+from drift_cli.estimate import Fit, fits, measure_speeds, seconds
+
+if TYPE_CHECKING:
+    from drift_cli.experiment import Experiment
+    from drift_cli.store.paths import Store
+    from drift_cli.store.run import Run, RolloutState
+
+
+def foretell(display: Display, store: Store, experiment: Experiment, existing: Run | None, batch: int) -> None:
+    """Render the plan of an experiment. Nothing is written."""
+    import torch
+
+    from drift_cli.store.manifest import merge
+    from drift_cli.store.run import Run
+
+    manifest = experiment.manifest if existing is None else merge(existing.manifest, experiment.manifest)
+    run = Run(store.run(manifest.spec.id), manifest)
+    states = run.states()
+    lengths = fits(manifest, experiment.chat, experiment.card.context)
+    dtype = getattr(torch, manifest.spec.dtype)
+    speeds = measure_speeds(torch.device(experiment.device), dtype)
+    assert manifest.model is not None
+    weight_bytes = manifest.model.parameters * dtype.itemsize
+    took = seconds(states, lengths, manifest, speeds, batch, weight_bytes)
+    left = sum(state.total - state.done for state in states if not state.ended)
+    total = sum(state.total for state in states)
+    residuals = len(manifest.layers) * manifest.model.width * 4 * left
+    rows = [_row(fit, states) for fit in lengths]
+    notes = [
+        f"{left} of {total} turns left, at most about {duration(took)} on {experiment.device} ({manifest.spec.dtype}, {batch} at a time, the plain engine)",
+        f"weights {_size(weight_bytes)}, residual means {_size(residuals)} on disk; context {experiment.card.context} tokens",
+    ]
+    document = {
+        "run": manifest.spec.id,
+        "exists": existing is not None,
+        "turns_left": left,
+        "turns": total,
+        "seconds_at_most": round(took, 1),
+        "weight_bytes": weight_bytes,
+        "residual_bytes": residuals,
+        "context": experiment.card.context,
+        "cells": [
+            {
+                "cell": str(fit.cell),
+                "last_prompt_at_least": fit.prompt_lengths[-1],
+                "ends_before_turn": fit.certain,
+                "may_end_before_turn": fit.possible,
+            }
+            for fit in lengths
+        ],
+    }
+    table = Table(f"Plan of run {manifest.spec.id}", ["cell", "rollouts>", "turns left>", "last prompt at least>", "context"], rows, notes)
+    display.result(document, table)
+
+
+def _row(fit: Fit, states: list[RolloutState]) -> list[str]:
+    mine = [state for state in states if state.rollout.cell == fit.cell]
+    left = sum(state.total - state.done for state in mine if not state.ended)
+    if fit.certain is not None:
+        room = f"ends before turn {fit.certain}"
+    elif fit.possible is not None:
+        room = f"may end before turn {fit.possible} if replies are long"
+    else:
+        room = "fits"
+    return [str(fit.cell), str(len(mine)), str(left), str(fit.prompt_lengths[-1]), room]
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

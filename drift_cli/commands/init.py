@@ -1,0 +1,35 @@
+"""`drift init`: a drift.toml to edit."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from drift_cli.commands.options import DisplayOption, JsonOption, make_display
+from drift_cli.config import CONFIG_FILE, PRESETS, home, preset_text
+from drift_cli.display import Mode
+from drift_cli.errors import DriftError
+
+
+def init(
+    preset: Annotated[str, typer.Option(help=f"The experiment to begin with: {', '.join(PRESETS)}.")] = "demo",
+    force: Annotated[bool, typer.Option("--force", help="Replace a drift.toml that is there.")] = False,
+    display: DisplayOption = Mode.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a preset as drift.toml, to edit. `drift generate` reads it from then on."""
+    from drift_cli.store.files import atomic_write
+
+    path = home() / CONFIG_FILE
+    text = preset_text(preset)
+    if path.exists() and not force:
+        raise DriftError(f"{path} exists already", mend="Edit it, or replace it with --force.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, text.encode())
+    make_display(display, as_json).result({"file": str(path), "preset": preset}, f"{path} written; edit it, then: drift generate --dry-run")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Experiments")(init)

@@ -1,0 +1,164 @@
+"""`drift measure`: project on another axis from stored residuals, or measure a finished conversation (the reference line)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from drift_cli.commands.options import DeviceOption, DisplayOption, JsonOption, RunArgument, StoreOption, make_display, open_run
+from drift_cli.display import Display, Mode, Table
+from drift_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from drift_cli.axes import Axis
+    from drift_cli.reference_line import ReferenceLine
+    from drift_cli.store.run import Run
+
+
+def measure(
+    run: RunArgument = None,
+    axis: Annotated[str | None, typer.Option(help="The axis to project on, by name or file.")] = None,
+    layer: Annotated[int | None, typer.Option(help="The layer to project at (default: the axis's own).")] = None,
+    transcript: Annotated[str | None, typer.Option(help="A finished conversation to measure instead: the reference line.")] = None,
+    model: Annotated[str | None, typer.Option(help="With --transcript and no RUN: the model that reads it.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="With --transcript: where the reference line goes.")] = None,
+    strip_private: Annotated[bool, typer.Option("--strip-private", help="Take auditors' private tags out of user turns.")] = False,
+    device: DeviceOption = None,
+    store: StoreOption = None,
+    display: DisplayOption = Mode.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Project a run on another axis from its stored residuals (no model needed), or measure somebody else's conversation.
+
+    `drift measure RUN --axis A` adds the axis to the run: `drift stats RUN --axis A` and `drift plot RUN --axis A` use it from then on.
+    `drift measure RUN --transcript FILE` runs the model over FILE's replies; `drift plot RUN` then draws them as the reference line.
+    """
+    shown = make_display(display, as_json)
+    if transcript is None:
+        _project(shown, open_run(store, run), axis, layer)
+        return
+    if run is None:
+        _alone(shown, transcript, axis, layer, model, output, strip_private, device)
+        return
+    if model is not None:
+        raise UsageError("--model and RUN were both given", mend="A run has its model already: leave --model out.")
+    _beside(shown, open_run(store, run), transcript, axis, layer, output, strip_private, device)
+
+
+def _project(display: Display, run: Run, name: str | None, layer: int | None) -> None:
+    from drift_cli.analysis.summary import summarize
+    from drift_cli.analysis.table import load
+    from drift_cli.axes import find, save
+    from drift_cli.commands.stats import summary_table
+    from drift_cli.experiment import axes_folder
+    from drift_cli.store.manifest import AxisEntry
+
+    if name is None:
+        raise UsageError("no axis was given", mend="Name one: drift measure RUN --axis NAME (`drift axis show` lists them)")
+    axis = find(name, axes_folder())
+    chosen = _layer(axis, layer)
+    facts = run.manifest.model
+    if facts is None or not run.manifest.layers:
+        raise UsageError(f"run {run.paths.run_id} has no stored residuals (it was imported)", mend="Only runs made with `drift generate` have them.")
+    axis.check_model(run.manifest.spec.model, facts.width, facts.layers)
+    if chosen not in run.manifest.layers:
+        stored = ", ".join(map(str, run.manifest.layers))
+        raise UsageError(f"run {run.paths.run_id} stores no residuals of layer {chosen}", mend=f"It stores {stored}; choose with --layer.")
+    entry = AxisEntry(axis.name, chosen, axis.digest, axis.note)
+    known = {known.name: known for known in (*run.manifest.axes, *run.manifest.measured)}
+    if axis.name in known and known[axis.name] != entry:
+        raise UsageError(f"run {run.paths.run_id} has another axis called {axis.name}", mend="Import this one under another --name.")
+    if axis.name not in known:
+        save(axis, run.paths.axis(axis.name))
+        run.update(replace(run.manifest, measured=(*run.manifest.measured, entry)))
+    summary = summarize(load(run, axis.name))
+    display.result({"run": run.paths.run_id, "axis": axis.name, "layer": chosen, "summary": summary}, summary_table(summary))
+
+
+def _layer(axis: Axis, asked: int | None) -> int:
+    if asked is not None:
+        axis.at(asked)
+        return asked
+    if len(axis.layers) == 1:
+        return axis.layers[0]
+    raise UsageError(f"axis {axis.name} has {len(axis.layers)} layers", mend=f"Choose one of {axis.layers[0]} to {axis.layers[-1]} with --layer.")
+
+
+def _beside(
+    display: Display, run: Run, source: str, name: str | None, layer: int | None, output: Path | None, strip: bool, device: str | None
+) -> None:
+    """Measure a conversation with a run's own model and chat format, and keep the line in the run."""
+    from drift_cli.axes import find, load
+    from drift_cli.experiment import axes_folder, reopen, settings_of
+
+    entries = {entry.name: entry for entry in (*run.manifest.axes, *run.manifest.measured)}
+    if name is None and len(entries) == 1:
+        name = next(iter(entries))
+    if name is None:
+        raise UsageError("no axis was given", mend=f"Name one with --axis. The run has: {', '.join(entries) or 'none'}.")
+    axis = load(run.paths.axis(name)) if name in entries else find(name, axes_folder())
+    chosen = layer if layer is not None else entries[name].layer if name in entries else _layer(axis, None)
+    settings = settings_of(run.manifest)
+    settings = replace(settings, values={**settings.values, **({"device": device} if device else {})})
+    experiment = reopen(run, settings)
+    line = _measured(source, strip, experiment.card, experiment.chat, axis, chosen, run.manifest.spec.dtype, experiment.device)
+    _write(display, line, output or run.paths.reference(line.transcript, axis.name))
+
+
+def _alone(
+    display: Display, source: str, name: str | None, layer: int | None, model: str | None, output: Path | None, strip: bool, device: str | None
+) -> None:
+    from drift_cli import models
+    from drift_cli.axes import find
+    from drift_cli.chat import chat_for
+    from drift_cli.config import home, resolve
+    from drift_cli.experiment import axes_folder
+
+    settings = resolve({"model": model, "axis": name, "device": device})
+    display.note(f"model: {settings['model']} ({settings.origin('model')})")
+    if settings["axis"] is None:
+        raise UsageError("no axis was given", mend="Name one with --axis (`drift axis show` lists them).")
+    axis = find(settings["axis"], axes_folder())
+    card = models.describe(settings["model"], settings["revision"])
+    axis.check_model(card.name, card.width, card.layers)
+    where = models.choose_device(settings["device"])
+    chosen = layer if layer is not None or len(axis.layers) == 1 else settings["layer"]
+    chat = chat_for(card.tokenizer, settings["chat"], date=settings["chat_date"], options=settings["chat_options"])
+    line = _measured(source, strip, card, chat, axis, _layer(axis, chosen), models.choose_dtype(settings["dtype"], where), where)
+    _write(display, line, output or home() / "data" / "reference" / f"{line.transcript}.{axis.name}.json")
+
+
+def _measured(
+    source: str, strip: bool, card: object, chat: object, axis: Axis, layer: int, dtype: str, device: str
+) -> ReferenceLine:
+    from typing import cast
+
+    from drift_cli import models, transcripts
+    from drift_cli.chat import Chat
+    from drift_cli.reference_line import measure_replies
+    from drift_cli.spec import Condition
+
+    script = transcripts.load(source, strip_private=strip)
+    format_, known = cast(Chat, chat), cast(models.ModelCard, card)
+    format_.check(Condition("reference"), script)
+    model = models.load(known, dtype=dtype, device=device)
+    return measure_replies(script, format_, model, axis, layer)
+
+
+def _write(display: Display, line: ReferenceLine, path: Path) -> None:
+    from drift_cli.store.files import atomic_write
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, line.to_json())
+    rows = [[str(turn), "—" if value is None else f"{value:+.4f}"] for turn, value in enumerate(line.projections, 1)]
+    notes = [f"written to {path}", *([line.note] if line.note else [])]
+    table = Table(f"Reference {line.transcript} on axis {line.axis}, layer {line.layer}", ["turn>", "projection>"], rows, notes)
+    display.result({**{key: getattr(line, key) for key in line.__dataclass_fields__}, "file": str(path)}, table)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Results")(measure)

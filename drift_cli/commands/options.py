@@ -1,0 +1,50 @@
+"""Options that several commands share, each described once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from drift_cli.display import Display, Mode
+
+if TYPE_CHECKING:
+    from drift_cli.store.paths import Store
+    from drift_cli.store.run import Run
+
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", envvar="DRIFT_STORE", help="Folder that holds the runs (default: checkpoints/).", show_default=False)
+]
+DisplayOption = Annotated[Mode, typer.Option("--display", envvar="DRIFT_DISPLAY", help="How progress is shown, on stderr.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The result as one JSON document on stdout, and nothing else there.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it may take; write nothing.")]
+RunArgument = Annotated[
+    str | None, typer.Argument(metavar="[RUN]", help="A run's id or the beginning of one (default: the newest).", show_default=False)
+]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+BatchOption = Annotated[int | None, typer.Option("--batch", help="Rollouts generated together.")]
+MeasuredAxisOption = Annotated[
+    str | None, typer.Option("--axis", help="Which of the run's axes (default: the only one).", show_default=False)
+]
+
+
+def open_store(folder: Path | None) -> Store:
+    """The store a command works on."""
+    from drift_cli.config import store_folder
+    from drift_cli.store.paths import Store
+
+    return Store(store_folder(folder))
+
+
+def open_run(folder: Path | None, run: str | None) -> Run:
+    """The run that was named, or the newest."""
+    from drift_cli.store.run import Run
+
+    store = open_store(folder)
+    return Run.newest(store) if run is None else Run.open(store, run)
+
+
+def make_display(mode: Mode, as_json: bool = False) -> Display:
+    """The command's display."""
+    return Display(mode, as_json)

@@ -1,0 +1,46 @@
+"""`drift resume`: go on with an unfinished run, from its manifest alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import typer
+
+from drift_cli.commands.options import (
+    BatchOption,
+    DeviceOption,
+    DisplayOption,
+    DryRunOption,
+    JsonOption,
+    RunArgument,
+    StoreOption,
+    make_display,
+    open_run,
+    open_store,
+)
+from drift_cli.display import Mode
+
+
+def resume(
+    run: RunArgument = None,
+    device: DeviceOption = None,
+    batch: BatchOption = None,
+    dry_run: DryRunOption = False,
+    store: StoreOption = None,
+    display: DisplayOption = Mode.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with an unfinished run (the newest, or the one named). Nothing but its folder and its model is needed."""
+    from drift_cli.commands.work import Work
+    from drift_cli.experiment import settings_of
+
+    found = open_run(store, run)
+    settings = settings_of(found.manifest)
+    changed = {key: value for key, value in {"device": device, "batch": batch}.items() if value is not None}
+    settings = replace(settings, values={**settings.values, **changed})
+    Work(make_display(display, as_json), open_store(store)).go_on(found, settings, dry_run=dry_run)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(rich_help_panel="Experiments")(resume)

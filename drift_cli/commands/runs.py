@@ -1,0 +1,123 @@
+"""`drift runs ls | show | path | verify`: look at what the store holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from drift_cli.commands.options import DisplayOption, JsonOption, RunArgument, StoreOption, make_display, open_run, open_store
+from drift_cli.display import Mode, Table
+from drift_cli.errors import EXIT_FAILED
+
+if TYPE_CHECKING:
+    from drift_cli.store.manifest import Manifest
+    from drift_cli.store.run import Run
+
+runs = typer.Typer(help="Look at runs: list, show, verify.", no_args_is_help=True)
+
+
+@runs.command("ls")
+def list_runs(store: StoreOption = None, display: DisplayOption = Mode.AUTO, as_json: JsonOption = False) -> None:
+    """List the store's runs, newest first."""
+    from drift_cli.store.run import Run
+
+    found = open_store(store)
+    rows, document = [], []
+    for run_id in found.run_ids():
+        run = Run.open(found, run_id)
+        states = run.states()
+        done, total = sum(s.done for s in states), sum(s.total for s in states)
+        ended = sum(s.ended for s in states)
+        status = "imported" if run.manifest.imported else "complete" if ended == len(states) else "unfinished"
+        rows.append([run_id, run.manifest.spec.model, str(len(run.manifest.cells)), f"{ended}/{len(states)}", f"{done}/{total}", status])
+        document.append({"run": run_id, "model": run.manifest.spec.model, "rollouts": len(states), "ended": ended, "turns": done, "status": status})
+    notes = [] if rows else [f"no run in {found.root}: `drift demo` or `drift generate` makes one"]
+    heads = ["run", "model", "cells>", "rollouts ended>", "turns>", "status"]
+    make_display(display, as_json).result(document, Table(f"Runs in {found.root}", heads, rows, notes))
+
+
+@runs.command()
+def show(run: RunArgument = None, store: StoreOption = None, display: DisplayOption = Mode.AUTO, as_json: JsonOption = False) -> None:
+    """Show a run: what it is made of, where each setting came from, what the chat template adds, how far it is, what happened."""
+    found = open_run(store, run)
+    document = {**_json(found.manifest), "id": found.paths.run_id, "folder": str(found.paths.root), "events": found.events()}
+    make_display(display, as_json).result(document, *_shown(found))
+
+
+def _json(manifest: Manifest) -> dict[str, Any]:
+    import orjson
+
+    made: dict[str, Any] = orjson.loads(manifest.to_json())
+    return made
+
+
+def _shown(run: Run) -> list[Table | str]:
+    manifest = run.manifest
+    spec = manifest.spec
+    facts = [
+        ["model", f"{spec.model} at {spec.revision}"],
+        ["dtype", spec.dtype],
+        ["chat", f"{spec.chat.kind} {spec.chat.digest[:12]}" + (f", told the date {spec.chat.date}" if spec.chat.date else "")],
+        ["sampling", f"top_p {spec.sampling.top_p:g}, top_k {spec.sampling.top_k}, min_p {spec.sampling.min_p:g}"],
+        ["noise", "each condition its own" if spec.sampling.independent_noise else "shared by sample between conditions"],
+        ["seed, longest reply", f"{spec.seed}, {spec.max_new_tokens} tokens"],
+        ["residual layers", ", ".join(map(str, manifest.layers)) or "none"],
+    ]
+    for entry in manifest.axes:
+        facts.append(["axis", f"{entry.name}, layer {entry.layer}, {entry.digest[:12]}" + (f" ({entry.note})" if entry.note else "")])
+    for entry in manifest.measured:
+        facts.append(["axis added later", f"{entry.name}, layer {entry.layer}, {entry.digest[:12]}"])
+    tables: list[Table | str] = [Table(f"Run {run.paths.run_id}", ["", ""], facts, [f"folder: {run.paths.root}"])]
+    conditions = [[c.name, c.placement.value if c.system else "—", c.system or "—", manifest.template_adds.get(c.name, "—")] for c in manifest.conditions.values()]
+    tables.append(Table("Conditions", ["name", "placement", "prompt", "the chat template adds"], conditions))
+    states = run.states()
+    cells = []
+    for plan in manifest.cells:
+        mine = [s for s in states if s.rollout.cell == plan.cell]
+        cells.append([str(plan.cell), str(plan.samples), str(sum(s.complete for s in mine)), f"{sum(s.done for s in mine)}/{sum(s.total for s in mine)}"])
+    tables.append(Table("Cells", ["cell", "rollouts>", "complete>", "turns>"], cells))
+    if manifest.settings:
+        tables.append(Table("Settings", ["setting", "value", "from"], [[k, _value(s.value), s.source] for k, s in sorted(manifest.settings.items())]))
+    epochs = [[str(i), e.device, f"{e.engine}, {e.batch} at a time", ", ".join(f"{k} {v}" for k, v in e.versions.items())] for i, e in enumerate(manifest.epochs)]
+    if epochs:
+        tables.append(Table("Software and device, by epoch", ["epoch>", "device", "engine", "versions"], epochs))
+    happened = [[str(e.get("time", "")), str(e.get("kind", "")), _details(e)] for e in run.events()[-12:]]
+    if happened:
+        tables.append(Table("Last events", ["time", "kind", "details"], happened))
+    return tables
+
+
+def _value(value: Any) -> str:
+    return "—" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _details(event: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in event.items() if key not in {"time", "kind", "host", "pid"} and value is not None)
+
+
+@runs.command()
+def path(run: RunArgument = None, store: StoreOption = None) -> None:
+    """Print a run's folder."""
+    typer.echo(str(open_run(store, run).paths.root.absolute()))
+
+
+@runs.command()
+def verify(run: RunArgument = None, store: StoreOption = None, display: DisplayOption = Mode.AUTO, as_json: JsonOption = False) -> None:
+    """Check every byte of a run: manifest, lines, chains, checksums, residuals, projections. Exit code 1 where something is wrong."""
+    found = open_run(store, run)
+    findings = found.verify()
+    fatal = [finding for finding in findings if finding.fatal]
+    rows = [["damage" if f.fatal else "notice", str(f.file), f.problem] for f in findings]
+    states = found.states() if not fatal else []
+    checked = f"{len(states)} rollouts, {sum(s.done for s in states)} turns checked" if not fatal else f"{len(fatal)} files are damaged"
+    verdict = "everything is as it was written" if not fatal else "nothing was changed; see the list above"
+    document = {"run": found.paths.run_id, "ok": not fatal, "findings": [{"file": str(f.file), "problem": f.problem, "fatal": f.fatal} for f in findings]}
+    make_display(display, as_json).result(document, Table(f"Verify {found.paths.run_id}", ["", "file", "what"], rows, [f"{checked}: {verdict}"]))
+    if fatal:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    app.add_typer(runs, name="runs", rich_help_panel="Results")

@@ -1,0 +1,217 @@
+"""The only writer to the terminal. Progress and notes go to stderr, results to stdout.
+
+`rich` draws a progress bar on a terminal; `plain` writes whole flushed lines without escape codes, progress at most once every few seconds; `json`
+writes one JSON object a line to stderr; `none` writes only errors. With `as_json`, a command's result is one JSON document on stdout and nothing else is.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+import unicodedata
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TextIO
+
+import orjson
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+EVERY_SECONDS = 2.0
+"""How often a plain progress line may be written."""
+
+
+class Mode(StrEnum):
+    """How progress is shown."""
+
+    AUTO = "auto"
+    RICH = "rich"
+    PLAIN = "plain"
+    JSON = "json"
+    NONE = "none"
+
+
+def inert(text: str) -> str:
+    """Text from models or files with everything that could steer a terminal made visible: control, bidi and other format characters."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs"} else f"\\u{ord(c):04x}" for c in text)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a result: a title, column heads (a trailing `>` aligns right), rows of text, and notes that stand below it."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
+@dataclass
+class Display:
+    """One command's output."""
+
+    mode: Mode = Mode.AUTO
+    as_json: bool = False
+    out: TextIO = field(default_factory=lambda: sys.stdout)
+    err: TextIO = field(default_factory=lambda: sys.stderr)
+
+    def __post_init__(self) -> None:
+        if self.mode is Mode.AUTO:
+            self.mode = Mode.RICH if self.err.isatty() else Mode.PLAIN
+
+    def note(self, text: str, *, kind: str = "note") -> None:
+        """One line of what is going on, for stderr."""
+        if self.mode is Mode.JSON:
+            self._line(self.err, orjson.dumps({"kind": kind, "text": text}).decode())
+        elif self.mode is not Mode.NONE:
+            self._line(self.err, inert(text))
+
+    def error(self, text: str) -> None:
+        """An error; shown in every mode."""
+        if self.mode is Mode.JSON:
+            self._line(self.err, orjson.dumps({"kind": "error", "text": text}).decode())
+        else:
+            self._line(self.err, f"drift: {inert(text)}")
+
+    def result(self, document: Any, *shown: Table | str) -> None:
+        """A command's result: `document` as JSON on stdout with `as_json`, else the tables and lines of `shown`."""
+        if self.as_json:
+            self._line(self.out, orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode())
+            return
+        for item in shown:
+            if isinstance(item, Table):
+                self._table(item)
+            else:
+                self._line(self.out, inert(item))
+
+    def progress(self, total: int, done: int, unit: str = "turns") -> Progress:
+        """A progress display over `total` units, `done` of them already."""
+        return Progress(self, total, done, unit)
+
+    def _line(self, stream: TextIO, text: str) -> None:
+        self._write(stream, text + "\n")
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        try:
+            stream.write(text)
+            stream.flush()
+        except BrokenPipeError:
+            # Nobody reads any more (`| head`): the work goes on, its results are on disk.
+            self._silence(stream)
+
+    def _silence(self, stream: TextIO) -> None:
+        """Point a stream whose reader is gone at nothing, so that Python's own flush at exit does not fail either."""
+        if stream is self.out:
+            self.out = io.StringIO()
+        else:
+            self.err = io.StringIO()
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+    def _console(self, stream: TextIO) -> Console:
+        from rich.console import Console
+
+        return Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+    def _table(self, table: Table) -> None:
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        made = RichTable(box=box.SIMPLE_HEAD, title=Text(inert(table.title), style="bold"), title_justify="left", pad_edge=False)
+        for head in table.heads:
+            made.add_column(Text(head.rstrip(">")), justify="right" if head.endswith(">") else "left", overflow="fold")
+        for row in table.rows:
+            made.add_row(*(Text(inert(cell)) for cell in row))
+        console = self._console(self.out)
+        if not console.is_terminal:
+            console.width = 200
+        with console.capture() as captured:
+            console.print(made)
+        text = captured.get()
+        if not console.is_terminal:
+            text = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+        self._write(self.out, text + "".join(f"  {inert(line)}\n" for line in table.notes))
+
+
+class Progress:
+    """Shows how far a run is. A context manager; `step` is called once per finished unit."""
+
+    def __init__(self, display: Display, total: int, done: int, unit: str) -> None:
+        self.display, self.total, self.done, self.unit = display, total, done, unit
+        self._start_done = done
+        self._started = self._shown = time.monotonic()
+        self._shown_done = done
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> Progress:
+        if self.display.mode is Mode.RICH:
+            self._bar = self._make_bar()
+            self._bar.start()
+        else:
+            self._show("")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._shown_done != self.done:
+            self._show("")
+
+    def step(self, what: str) -> None:
+        """One more unit is done; `what` names it."""
+        self.done += 1
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self.done, what=inert(what))
+        elif time.monotonic() - self._shown >= EVERY_SECONDS:
+            self._show(what)
+
+    def skip(self, units: int) -> None:
+        """Units that will not be done after all count as dealt with."""
+        self.done += units
+
+    def tick(self) -> None:
+        """Called while one unit takes long: keeps plain progress alive although nothing has finished."""
+        if self._bar is None and time.monotonic() - self._shown >= EVERY_SECONDS:
+            self._show("")
+
+    def _make_bar(self) -> Bar:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn(self.unit), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        console = self.display._console(self.display.err)
+        bar = Bar(*columns, TextColumn("{task.fields[what]}", markup=False), console=console, transient=False)
+        bar.add_task("", total=self.total, completed=self.done, what="")
+        return bar
+
+    def _show(self, what: str) -> None:
+        self._shown, self._shown_done = time.monotonic(), self.done
+        left = self._seconds_left()
+        if self.display.mode is Mode.JSON:
+            line = {"kind": "progress", "done": self.done, "total": self.total, "unit": self.unit, "what": what, "seconds_left": left}
+            self.display._line(self.display.err, orjson.dumps(line).decode())
+        elif self.display.mode is not Mode.NONE:
+            rest = "" if left is None else f", about {duration(left)} left"
+            self.display._line(self.display.err, f"{self.done}/{self.total} {self.unit}{rest}{'  ' + inert(what) if what else ''}")
+
+    def _seconds_left(self) -> float | None:
+        made = self.done - self._start_done
+        if not made or self.done >= self.total:
+            return None
+        return (time.monotonic() - self._started) / made * (self.total - self.done)
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,142 @@
+"""A run as a long table, one row to a turn: CSV for everything, Parquet with types and the run's identity in its metadata.
+
+| column | |
+| --- | --- |
+| run, transcript, condition, temperature, sample, turn | which turn; samples from 0, turns from 1 |
+| user, reply, finish | the texts and why the reply ended; a turn that did not fit the context has finish `context` and no reply |
+| prompt_length, reply_tokens | in tokens; the reply's end-of-turn token counts. Missing in imported runs |
+| projection_<axis> | one column to each axis |
+| residual_<layer> | Parquet only, on request: the reply's mean residual at that layer, float32 |
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import drift_cli
+from drift_cli.errors import StoreError
+from drift_cli.interchange.rows import Row, axes_of, rows
+from drift_cli.store.files import atomic_write, create_folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from drift_cli.store.manifest import AxisEntry
+    from drift_cli.store.run import Run
+
+_COLUMNS = (
+    "run",
+    "transcript",
+    "condition",
+    "temperature",
+    "sample",
+    "turn",
+    "user",
+    "reply",
+    "finish",
+    "prompt_length",
+    "reply_tokens",
+)
+
+
+def export_csv(run: Run, path: Path, *, axes: Sequence[str] | None = None) -> Path:
+    """Write the table as CSV (RFC 4180, UTF-8): what is missing is an empty field, numbers read back to the same bits.
+
+    Args:
+        run: the run.
+        path: the file, replaced if it exists.
+        axes: names of the axes to give columns; all for None.
+    """
+    entries = axes_of(run, axes)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([*_COLUMNS, *(f"projection_{entry.name}" for entry in entries)])
+    writer.writerows((*_fields(run, row), *row.projections) for row in rows(run, entries))
+    create_folder(path.parent)
+    atomic_write(path, text.getvalue().encode())
+    return path
+
+
+def export_parquet(run: Run, path: Path, *, axes: Sequence[str] | None = None, residuals: bool = False) -> Path:
+    """Write the table as Parquet, a row group to each cell, the run's identity as JSON in the schema's metadata.
+
+    Args:
+        run: the run.
+        path: the file, replaced if it exists.
+        axes: names of the axes to give columns; all for None.
+        residuals: add a list<float32> column of width numbers for each stored layer.
+
+    Raises:
+        StoreError: residuals are asked of a run that has none.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    layers = run.manifest.layers if residuals else ()
+    if residuals and not layers:
+        raise StoreError(f"run {run.paths.run_id} has no residuals", mend="Export it without --residuals.")
+    entries = axes_of(run, axes)
+    schema = _schema(run, entries, layers)
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for _, group in groupby(rows(run, entries, residuals=residuals), key=lambda row: row.rollout.cell):
+            writer.write_table(_cell(run, group, schema, len(layers)))
+    create_folder(path.parent)
+    atomic_write(path, sink.getvalue().to_pybytes())
+    return path
+
+
+def _fields(run: Run, row: Row) -> tuple[Any, ...]:
+    """A row's values in the order of `_COLUMNS`."""
+    cell = row.rollout.cell
+    where = (run.paths.run_id, cell.transcript, cell.condition, cell.temperature, row.rollout.sample, row.turn)
+    return (*where, row.user, row.reply, row.finish, row.prompt_length, row.reply_tokens)
+
+
+def _schema(run: Run, entries: Sequence[AxisEntry], layers: Sequence[int]) -> pa.Schema:
+    import pyarrow as pa
+
+    kinds = {"temperature": pa.float64(), "sample": pa.int32(), "turn": pa.int32(), "prompt_length": pa.int32(), "reply_tokens": pa.int32()}
+    missing = {"reply", "prompt_length", "reply_tokens"}
+    fields = [pa.field(name, kinds.get(name, pa.string()), nullable=name in missing) for name in _COLUMNS]
+    fields += [pa.field(f"projection_{entry.name}", pa.float64()) for entry in entries]
+    fields += [pa.field(f"residual_{layer}", pa.list_(pa.float32())) for layer in layers]
+    return pa.schema(fields, metadata=_metadata(run, entries))
+
+
+def _metadata(run: Run, entries: Sequence[AxisEntry]) -> dict[str, str]:
+    """What makes the numbers comparable, in JSON: pandas and polars keep it, and so does a copy of the file."""
+    spec, manifest = run.manifest.spec, run.manifest
+    conditions = {name: {"system": made.system, "placement": made.placement.value} for name, made in manifest.conditions.items()}
+    known = {
+        "run": run.paths.run_id,
+        "version": drift_cli.__version__,
+        "model": {"name": spec.model, "revision": spec.revision, "dtype": spec.dtype},
+        "axes": {entry.name: {"layer": entry.layer, "digest": entry.digest, "note": entry.note} for entry in entries},
+        "conditions": conditions,
+        "transcripts": {name: transcript.digest for name, transcript in manifest.transcripts.items()},
+        "seed": spec.seed,
+    }
+    return {f"drift.{key}": json.dumps(value, ensure_ascii=False) for key, value in known.items()}
+
+
+def _cell(run: Run, group: Iterator[Row], schema: pa.Schema, layers: int) -> pa.Table:
+    """The rows of one cell as a table."""
+    import pyarrow as pa
+
+    made = list(group)
+    columns = [
+        pa.array(values, field.type) for values, field in zip(zip(*(_fields(run, row) for row in made), strict=True), schema, strict=False)
+    ]
+    scored = [row.projections for row in made]
+    columns += [pa.array(values, pa.float64()) for values in zip(*scored, strict=True)]
+    columns += [
+        pa.array([None if row.residual is None else row.residual[at] for row in made], pa.list_(pa.float32())) for at in range(layers)
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

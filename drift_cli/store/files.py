@@ -1,0 +1,257 @@
+"""Files as the store needs them: written whole or not at all, on disk when said so, and inside a run never reached through a symbolic link.
+
+Failures of the operating system leave here as `StoreError`s that name the file and what to do about it; only `FileNotFoundError` passes through where a
+docstring says so. A run's folder itself (and what lies above it) may be a symbolic link: people keep runs on other disks that way.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from drift_cli.errors import StoreError
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+# O_NONBLOCK: a FIFO in a file's place must not hang whoever opens it; plain files ignore it.
+_PLAIN = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+_AGAIN = "Then run the same command again: it goes on where it stopped."
+_MEND = {
+    errno.ENOSPC: f"Free some space on that disk (`df -h` shows it). {_AGAIN}",
+    errno.EDQUOT: f"Your quota there is used up: free some space. {_AGAIN}",
+    errno.EFBIG: f"A limit on file sizes is in force (`ulimit -f` shows it): raise it. {_AGAIN}",
+    errno.EROFS: "That file system is read-only: mount it for writing, or choose another place with --store.",
+    errno.EACCES: "You lack the right to do that: change the permissions, or choose another place with --store.",
+    errno.EPERM: "You lack the right to do that: change the permissions, or choose another place with --store.",
+    errno.EIO: "The disk, or the network it is reached by, reports an error: see the system's log, and copy the run to a safe place before going on.",
+    errno.ELOOP: "Nothing inside a run may be a symbolic link: put the file or folder itself there.",
+    errno.EMFILE: "Too many files are open in this process: raise `ulimit -n`, or use a smaller --batch.",
+}
+
+
+def failed(doing: str, path: Path, error: OSError) -> StoreError:
+    """The `StoreError` for an operation that the operating system refused, `doing` being its verb: "write", say."""
+    # O_DIRECTORY | O_NOFOLLOW on a link gives ENOTDIR, which would say nothing to the person.
+    number = errno.ELOOP if error.errno == errno.ENOTDIR and path.is_symlink() else error.errno
+    return StoreError(f"cannot {doing} {path}: {os.strerror(number or 0)}", mend=_MEND.get(number or 0))
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Make `data` the content of `path`, or leave what is there: temporary file, fsync, rename, fsync of the folder.
+
+    The folder must exist. Raises `StoreError`; once it returns, the content survives a power cut.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        fd = _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN)
+        try:
+            write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        temporary.replace(path)
+    except OSError as error:
+        raise failed("write", path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    sync_folder(path.parent)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is what an interrupted `atomic_write` left behind."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def create_folder(path: Path) -> None:
+    """Create a folder and those above it that are missing, durably. Raises `StoreError`."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        if path == path.parent:
+            break
+        path = path.parent
+    for folder in reversed(missing):
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise failed("create", folder, error) from error
+        sync_folder(folder.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable. Raises `StoreError`."""
+    try:
+        fd = _open(path, _FOLDER)
+    except OSError as error:
+        raise failed("open", path, error) from error
+    try:
+        _sync_names(fd, path)
+    finally:
+        os.close(fd)
+
+
+def sync_folders(root: Path, folder: Path) -> None:
+    """Make every name on the way from the folder above `root` down to what `folder` holds durable. Raises `StoreError`."""
+    for path in (folder, *folder.parents):
+        sync_folder(path)
+        if path == root.parent:
+            break
+
+
+def _sync_names(fd: int, path: Path) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # File systems that keep no names of their own to sync (some network and FUSE ones) say so like this.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise failed("sync", path, error) from error
+
+
+def create_inside(root: Path, folder: Path) -> None:
+    """Create `folder` below the existing folder `root`, durably, following no symbolic link. Raises `StoreError`."""
+    fd, here = _open_root(root), root
+    for name in folder.relative_to(root).parts:
+        here /= name
+        try:
+            inner = _step(fd, here)
+        except FileNotFoundError:
+            inner = _make(fd, here)
+        finally:
+            os.close(fd)
+        fd = inner
+    os.close(fd)
+
+
+def _make(parent: int, path: Path) -> int:
+    """Create a folder in an open one, and open it."""
+    try:
+        with suppress(FileExistsError):  # another process was faster
+            os.mkdir(path.name, dir_fd=parent)
+    except OSError as error:
+        raise failed("create", path, error) from error
+    _sync_names(parent, path.parent)
+    return _step(parent, path)
+
+
+def open_folder(root: Path, folder: Path) -> int:
+    """Descriptor of `folder`, at or below `root`, following no symbolic link below `root`. Raises `StoreError`, `FileNotFoundError`."""
+    fd, here = _open_root(root), root
+    for name in folder.relative_to(root).parts:
+        here /= name
+        try:
+            inner = _step(fd, here)
+        finally:
+            os.close(fd)
+        fd = inner
+    return fd
+
+
+def open_inside(root: Path, path: Path, flags: int) -> int:
+    """Descriptor of the plain file `path` below `root`, following no symbolic link below `root`. Raises `StoreError`, `FileNotFoundError`."""
+    folder = open_folder(root, path.parent)
+    try:
+        return open_in(folder, path, flags)
+    finally:
+        os.close(folder)
+
+
+def open_in(folder: int, path: Path, flags: int) -> int:
+    """Descriptor of the plain file `path`, whose folder is open as `folder`. Raises `StoreError`, `FileNotFoundError`."""
+    try:
+        fd = _open(path.name, flags | _PLAIN, folder)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise failed("open", path, error) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StoreError(f"{path} is not a plain file", mend="Nothing else may stand there: move it away.")
+    return fd
+
+
+def read_inside(root: Path, path: Path, limit: int) -> bytes:
+    """Content of the plain file `path` below `root`. Raises `StoreError`, also where it is longer than `limit` bytes, and `FileNotFoundError`."""
+    fd = open_inside(root, path, os.O_RDONLY)
+    try:
+        data = read_at(fd, path, limit + 1, 0)
+    finally:
+        os.close(fd)
+    if len(data) > limit:
+        raise StoreError(f"{path} is longer than {limit} bytes: it is not what its name says")
+    return data
+
+
+def read_at(fd: int, path: Path, length: int, offset: int) -> bytes:
+    """Up to `length` bytes from byte `offset` on; fewer only where the file ends. Raises `StoreError`."""
+    parts = []
+    try:
+        length = min(length, max(0, os.fstat(fd).st_size - offset))
+        while length > 0 and (part := os.pread(fd, length, offset)):
+            parts.append(part)
+            length, offset = length - len(part), offset + len(part)
+    except OSError as error:
+        raise failed("read", path, error) from error
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of `data`, in as many calls as it takes. Raises `OSError`."""
+    view = memoryview(data)
+    while view:
+        view = view[write_some(fd, view) :]
+
+
+def write_some(fd: int, data: memoryview) -> int:
+    """One write; at least one byte. Raises `OSError`."""
+    written = os.write(fd, data)
+    if written <= 0:
+        raise OSError(errno.EIO, "nothing was written")
+    return written
+
+
+def _open_root(root: Path) -> int:
+    try:
+        return _open(root, _FOLDER)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise failed("open", root, error) from error
+
+
+def _step(parent: int, path: Path) -> int:
+    """Open the folder `path` in its open parent, unless it is a symbolic link."""
+    try:
+        return _open(path.name, _FOLDER | os.O_NOFOLLOW, parent)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise failed("open", path, error) from error
+
+
+def _open(path: Path | str, flags: int, folder: int | None = None) -> int:
+    try:
+        return os.open(path, flags, 0o666, dir_fd=folder)
+    except OSError as error:
+        if error.errno != errno.EMFILE or not _allow_more_files():
+            raise
+    return os.open(path, flags, 0o666, dir_fd=folder)
+
+
+def _allow_more_files() -> bool:
+    """Raise this process's own limit on open files as far as it may. A run holds two per rollout in progress; 1024 is a common limit."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return False
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):
+        return False
+    return True

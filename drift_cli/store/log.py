@@ -1,0 +1,207 @@
+"""The one writer of a rollout's file: locks it, recovers it, appends turns.
+
+A turn counts once its line and newline are on disk: its residual means are written and synced before the line. What a killed process left half done is cut
+off when the next one opens the file. Two descriptors are held open per log.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from drift_cli.errors import StoreError
+from drift_cli.spec import Finish, Rollout, Turn
+from drift_cli.store import residuals
+from drift_cli.store.decode import Malformed
+from drift_cli.store.files import create_inside, open_inside, sync_folders
+from drift_cli.store.growing import GrowingFile
+from drift_cli.store.line import End, EndLine, Line, Stored, TurnLine, encode, first_link, link, plain
+from drift_cli.store.lock import InUse, lock_rollout, unlock_rollout
+from drift_cli.store.paths import RunPaths
+from drift_cli.store.reader import Damaged, RolloutRecord, Scan, read_residual_layer, read_rollout, scan_lines
+from drift_cli.store.tails import tail_state
+
+__all__ = ["Damaged", "End", "InUse", "RolloutLog", "RolloutRecord", "read_residual_layer", "read_rollout", "tail_state"]
+
+_OPEN = os.O_RDWR | os.O_APPEND | os.O_CREAT
+
+
+class RolloutLog:
+    """A rollout open for writing. Use `open`, as a context manager or with `close`. Threads may share one; forked processes may not."""
+
+    record: RolloutRecord
+    """What was committed when it was opened."""
+
+    def __init__(self, paths: RunPaths, rollout: Rollout, lines: GrowingFile, *, epoch: int, layers: int, width: int) -> None:
+        self._paths, self._rollout, self._epoch, self._layers, self._width = paths, rollout, epoch, layers, width
+        self._lines = lines
+        self._residuals: GrowingFile | None = None
+        self._pid = os.getpid()
+        self._mutex = threading.Lock()
+        self._prev = first_link(paths.run_id, rollout)
+        self._done = 0
+        self._end: End | None = None
+
+    @classmethod
+    def open(cls, paths: RunPaths, rollout: Rollout, *, epoch: int, layers: int, width: int) -> RolloutLog:
+        """Lock a rollout's file, made if need be, and bring it to its last whole line.
+
+        Args:
+            paths: the run's.
+            rollout: which one.
+            epoch: index of the versions that the turns to come are made with.
+            layers: the number of residual layers stored, 0 where none are.
+            width: their width, 0 where it is not known.
+
+        Raises:
+            InUse: another process writes it.
+            StoreError: it is damaged, or cannot be opened.
+        """
+        path = paths.rollout(rollout)
+        create_inside(paths.root, path.parent)
+        lines = GrowingFile(open_inside(paths.root, path, _OPEN), path, 0)
+        try:
+            notice = lock_rollout(lines.fd, path, paths.root, paths.owner(rollout))
+        except BaseException:
+            lines.close()
+            raise
+        log = cls(paths, rollout, lines, epoch=epoch, layers=layers, width=width)
+        try:
+            log._recover(() if notice is None else (notice,))
+        except BaseException:
+            log.close()
+            raise
+        return log
+
+    def append(self, turn: Turn) -> None:
+        """Commit the next turn: when this returns, it survives a power cut.
+
+        Raises:
+            StoreError: the turn is not what can be stored here (nothing is written), the file cannot be written (the turn is not committed), or
+                something went wrong earlier after which nothing more may be written.
+        """
+        with self._mutex:
+            self._check_next(turn.index)
+            place = f"{self._rollout} turn {turn.index}"
+            try:
+                clean, data, stored = self._checked(turn)
+                line = encode(TurnLine(clean, stored, self._epoch), self._prev)
+            except (TypeError, ValueError) as error:
+                raise StoreError(f"{place} cannot be stored: {error}", mend="Nothing of it was written.") from error
+            self._lines.check()
+            self._commit(line, data)
+            self._done += 1
+
+    def end(self, end: End) -> None:
+        """Commit the rollout's end. Raises as `append`."""
+        with self._mutex:
+            self._check_next(self._done + 1)
+            line = _encode_end(end, self._done, self._epoch, self._prev, self._rollout)
+            self._commit(line, b"")
+            self._end = end
+
+    def close(self) -> None:
+        """Give the rollout up for others. What was committed stays; calling it again does nothing."""
+        with self._mutex:
+            if self._lines.fd >= 0 and self._pid == os.getpid():
+                unlock_rollout(self._lines.fd, self._paths.owner(self._rollout))
+            self._lines.close()
+            if self._residuals is not None:
+                self._residuals.close()
+
+    def __enter__(self) -> RolloutLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _check_next(self, index: int) -> None:
+        if self._end is not None:
+            raise StoreError(f"{self._rollout} has ended ({self._end.finish}, turn {self._end.turn}): nothing can follow")
+        if index != self._done + 1:
+            raise StoreError(f"{self._rollout} has {self._done} turns: turn {index} cannot be the next")
+
+    def _checked(self, turn: Turn) -> tuple[Turn, bytes, Stored | None]:
+        """A turn in plain numbers, and the bytes and the place of its residual means. Raises `Malformed`."""
+        clean = plain(turn)
+        bad = [name for name, value in clean.projections.items() if value - value != 0.0]  # infinite or NaN
+        if bad:
+            raise Malformed(f"its projection on {bad[0]} is {clean.projections[bad[0]]}")
+        if turn.residual is None:
+            return clean, b"", None
+        if self._residuals is None:
+            raise Malformed("it has residual means, but the run stores no layers")
+        data, stored = residuals.pack(turn.residual, self._residuals.size, self._layers, self._width)
+        self._width = stored.shape[1]
+        return clean, data, stored
+
+    def _commit(self, line: bytes, data: bytes) -> None:
+        """Residual means first, then the line that speaks of them."""
+        means = self._residuals
+        before = 0 if means is None else means.size
+        if means is not None and data:
+            means.append(data)
+        try:
+            if means is not None:
+                means.check()
+            self._lines.append(line + b"\n")
+        except StoreError:
+            if means is not None and data:
+                with suppress(StoreError):  # the first error is the one to show; after this one `means` refuses by itself
+                    means.cut(before)
+            raise
+        self._prev = link(line)
+
+    def _recover(self, notices: tuple[str, ...]) -> None:
+        """Read what is there, cut off what does not count, and make durable what does."""
+        path = self._paths.rollout(self._rollout)
+        scan = scan_lines(self._lines.fd, path, self._prev, layers=self._layers, width=self._width)
+        self._lines.size = scan.size + scan.tail
+        self._lines.check()
+        surplus = self._open_residuals(scan)
+        if scan.tail:
+            self._lines.cut(scan.size)
+        # A killed process may have written a whole line without syncing it: from here on it counts, so it must be on disk.
+        self._lines.sync()
+        if not scan.size or (self._residuals is not None and not self._residuals.size):
+            # Nobody has committed anything to a file yet, so nobody may have made its name durable either.
+            sync_folders(self._paths.root, path.parent)
+        self._prev, self._done, self._end = scan.prev, len(scan.lines), scan.end
+        record = scan.record(self._rollout, path)
+        self.record = RolloutRecord(record.rollout, record.turns, record.end, record.epochs, (*notices, *record.notices, *surplus))
+
+    def _open_residuals(self, scan: Scan) -> tuple[str, ...]:
+        """Open the residual means, check those that lines speak of, and cut off the rest. Returns notices."""
+        if not self._layers:
+            return ()
+        path = self._paths.residuals(self._rollout)
+        counts = residuals.committed_size(scan.lines)
+        file = self._residuals = GrowingFile(_open_or_create(self._paths.root, path, exists=counts > 0), path, counts)
+        residuals.check_all(file.fd, path, scan.lines, self._paths.run_id)
+        surplus = os.fstat(file.fd).st_size - counts
+        if surplus:
+            file.cut(counts)
+        file.sync()
+        return (f"{path}: {surplus} bytes of a turn that was not committed were cut off",) if surplus else ()
+
+
+def _open_or_create(root: Path, path: Path, *, exists: bool) -> int:
+    """Descriptor of a file to append to; a missing one is made, unless it must exist. Raises `StoreError`."""
+    try:
+        return open_inside(root, path, _OPEN & ~os.O_CREAT if exists else _OPEN)
+    except FileNotFoundError:
+        raise StoreError(f"{path} is missing, though turns are committed whose residual means it holds") from None
+
+
+def _encode_end(end: End, done: int, epoch: int, prev: str, rollout: Rollout) -> bytes:
+    """The line of an end that can follow `done` turns. Raises `StoreError`."""
+    content: Line = EndLine(end, epoch)
+    try:
+        if end.turn != (done if end.finish is Finish.COMPLETE else done + 1):
+            raise Malformed(f"turn {end.turn} is not where a rollout of {done} turns can end as {end.finish}")
+        return encode(content, prev)
+    except Malformed as error:
+        raise StoreError(f"{rollout} cannot be ended: {error}") from error

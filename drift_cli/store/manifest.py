@@ -1,0 +1,260 @@
+"""What a run is: its manifest, as frozen dataclasses and as run.json.
+
+`merge` says how a run may grow: conditions, transcripts, cells, samples, axes measured later, epochs. Anything else that differs would make its results
+incomparable, and is refused with the difference shown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from drift_cli.errors import StoreError
+from drift_cli.spec import Cell, Condition, RunSpec, Transcript
+from drift_cli.store.decode import Malformed, decode, parse
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the store needs to know of the model beyond its name and revision."""
+
+    architecture: str
+    layers: int
+    """Blocks."""
+    width: int
+    """Of the residual stream."""
+    context: int
+    """Tokens."""
+    parameters: int
+    end_ids: tuple[int, ...]
+    """Tokens that end a reply."""
+    note: str | None
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """A cell, and how many rollouts of it are wanted: samples 0 … samples - 1."""
+
+    cell: Cell
+    samples: int
+
+
+@dataclass(frozen=True)
+class AxisEntry:
+    """An axis at one layer (`hidden_states` index)."""
+
+    name: str
+    layer: int
+    digest: str
+    """SHA-256 of its layers and vectors."""
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting's value (JSON), and in words where it came from: `flag --samples`, `default`."""
+
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What turns were made with, as far as it may change while a run goes on."""
+
+    versions: Mapping[str, str]
+    device: str
+    engine: str
+    batch: int
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Where a run comes from that was not made here."""
+
+    source: str
+    """The format: `seed-json`."""
+    labels: Mapping[str, str]
+    """Condition here → its label in the file."""
+    transcript_source: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a run that is not a turn or an event."""
+
+    spec: RunSpec
+    layers: tuple[int, ...]
+    """Stored residual layers, in the order of the rows of `Turn.residual`; () where none are."""
+    conditions: Mapping[str, Condition]
+    transcripts: Mapping[str, Transcript]
+    cells: tuple[CellPlan, ...]
+    axes: tuple[AxisEntry, ...] = ()
+    """Projected on while generating; part of every turn's line."""
+    measured: tuple[AxisEntry, ...] = ()
+    """Added later: projected from stored residual means when read."""
+    model: ModelFacts | None = None
+    template_adds: Mapping[str, str] = field(default_factory=dict)
+    """Condition → text that the chat template adds of its own."""
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    epochs: tuple[Epoch, ...] = ()
+    imported: Imported | None = None
+    format: int = FORMAT
+
+    def to_json(self) -> bytes:
+        """The content of run.json. Raises `StoreError` where a text or value cannot be JSON."""
+        try:
+            return orjson.dumps(self, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+        except orjson.JSONEncodeError as error:
+            raise StoreError(f"the manifest of run {self.spec.id} cannot be written as JSON: {error}") from error
+
+    @classmethod
+    def from_json(cls, data: bytes, where: Path) -> Manifest:
+        """Read run.json. Raises `StoreError` naming file and field."""
+        try:
+            value = parse(data)
+            if isinstance(value, dict) and type(value.get("format")) is int and value["format"] != FORMAT:
+                raise StoreError(
+                    f"{where}: the run is in format {value['format']}; this drift reads format {FORMAT}",
+                    mend="Use the version of drift that made it.",
+                )
+            return checked(decode(cls, value))
+        except Malformed as error:
+            raise StoreError(f"{where}: {error}", mend="Restore run.json from a copy, or undo the edit that damaged it.") from error
+
+
+def checked(manifest: Manifest) -> Manifest:
+    """The same manifest, if it hangs together. Raises `Malformed` naming the field."""
+    for kind, named in (("conditions", manifest.conditions), ("transcripts", manifest.transcripts)):
+        for name, thing in named.items():
+            if thing.name != name:
+                raise Malformed(f"holds {thing.name!r}", f"{kind}.{name}")
+        _refuse_twins((name.casefold() for name in named), kind)
+    for place, plan in enumerate(manifest.cells):
+        if plan.samples < 1:
+            raise Malformed(f"{plan.samples} is not a number of rollouts", f"cells[{place}].samples")
+        if plan.cell.condition not in manifest.conditions:
+            raise Malformed(f"condition {plan.cell.condition!r} is not in the run", f"cells[{place}]")
+        if plan.cell.transcript not in manifest.transcripts:
+            raise Malformed(f"transcript {plan.cell.transcript!r} is not in the run", f"cells[{place}]")
+    _refuse_twins((plan.cell for plan in manifest.cells), "cells")
+    _refuse_twins((entry.name for entry in (*manifest.axes, *manifest.measured)), "axes")
+    _refuse_twins(manifest.layers, "layers")
+    for place, entry in enumerate(manifest.axes):
+        if manifest.layers and entry.layer not in manifest.layers:
+            raise Malformed(f"layer {entry.layer} is not among the stored layers", f"axes[{place}].layer")
+    return manifest
+
+
+def _refuse_twins(names: Iterable[Any], kind: str) -> None:
+    twins = [str(name) for name, number in Counter(names).items() if number > 1]
+    if twins:
+        raise Malformed(
+            f"{twins[0]} stands there twice (names that differ only in upper and lower case are the same in some file systems)", kind
+        )
+
+
+def merge(old: Manifest, new: Manifest) -> Manifest:
+    """The run `old` as `new` asks for it.
+
+    It may gain conditions, transcripts, cells, samples, measured axes and epochs (one that equals the last is the same epoch); settings that are known stay.
+
+    Raises:
+        StoreError: something else differs. The message lists every difference, stored and asked.
+    """
+    found = [*_differences(old, new)]
+    if found:
+        lines = "".join(f"\n  {field}: stored {stored}, asked {asked}" for field, stored, asked in found)
+        raise StoreError(
+            f"run {old.spec.id} is not what is asked for:{lines}", mend="Use another --name for a new run, or put it back as stored."
+        )
+    samples = {plan.cell: plan.samples for plan in old.cells}
+    for plan in new.cells:
+        samples[plan.cell] = max(plan.samples, samples.get(plan.cell, 0))
+    known = {entry.name for entry in (*old.axes, *old.measured)}
+    return replace(
+        old,
+        conditions={**new.conditions, **old.conditions},
+        transcripts={**new.transcripts, **old.transcripts},
+        cells=tuple(CellPlan(cell, number) for cell, number in samples.items()),
+        measured=(*old.measured, *(entry for entry in new.measured if entry.name not in known)),
+        template_adds={**new.template_adds, **old.template_adds},
+        settings={**new.settings, **old.settings},
+        epochs=_epochs(old.epochs, new.epochs),
+        imported=_imported(old.imported, new.imported),
+    )
+
+
+def _epochs(old: tuple[Epoch, ...], new: tuple[Epoch, ...]) -> tuple[Epoch, ...]:
+    if new[: len(old)] == old:
+        return new
+    for epoch in new:
+        old = old if old and old[-1] == epoch else (*old, epoch)
+    return old
+
+
+def _imported(old: Imported | None, new: Imported | None) -> Imported | None:
+    return old if old is None or new is None else replace(old, labels={**new.labels, **old.labels})
+
+
+_Difference = tuple[str, str, str]
+
+
+def _differences(old: Manifest, new: Manifest) -> Iterator[_Difference]:
+    """Field, stored, asked, for everything that makes the two incomparable."""
+    yield from _fields("", old.spec, new.spec, but=("chat", "sampling"))
+    yield from _fields("chat.", old.spec.chat, new.spec.chat)
+    yield from _fields("sampling.", old.spec.sampling, new.spec.sampling)
+    yield from _one("layers", old.layers, new.layers)
+    yield from _fields("model.", old.model, new.model, but=("note",))
+    yield from _fields("imported.", old.imported, new.imported, but=("labels",))
+    yield from _shared("imported.labels", *(manifest.imported.labels if manifest.imported else {} for manifest in (old, new)))
+    yield from _one("axes", *(", ".join(_spelled(entry) for entry in manifest.axes) for manifest in (old, new)))
+    yield from _shared("axes", *({entry.name: _spelled(entry) for entry in found} for found in ((*old.axes, *old.measured), new.measured)))
+    yield from _shared("transcripts", *({name: "\n\n".join(t.users) for name, t in m.transcripts.items()} for m in (old, new)))
+    for name in (name for name in new.conditions if name in old.conditions):
+        yield from _fields(f"condition {name}: ", old.conditions[name], new.conditions[name])
+        yield from _one(f"condition {name}: the template's own prompt", old.template_adds.get(name), new.template_adds.get(name))
+
+
+def _spelled(entry: AxisEntry) -> str:
+    return f"{entry.name} at layer {entry.layer} ({entry.digest[:12]})"
+
+
+def _fields(prefix: str, old: Any, new: Any, but: tuple[str, ...] = ()) -> Iterator[_Difference]:
+    if old is None or new is None:
+        yield from _one(prefix.rstrip("."), old, new)
+        return
+    for field_ in fields(old):
+        if field_.name not in but:
+            yield from _one(prefix + field_.name, getattr(old, field_.name), getattr(new, field_.name))
+
+
+def _shared(what: str, old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[_Difference]:
+    for name in sorted(old.keys() & new.keys()):
+        yield from _one(f"{what}.{name}", old[name], new[name])
+
+
+def _one(what: str, old: object, new: object) -> Iterator[_Difference]:
+    if old != new:
+        at = 0
+        if isinstance(old, str) and isinstance(new, str):
+            at = next((place for place, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+        yield what, _shortened(old, at), _shortened(new, at)
+
+
+def _shortened(value: object, at: int) -> str:
+    """A value for a message; of a long text, what is around character `at`, where the difference begins."""
+    if value is None:
+        return "none"
+    if not isinstance(value, str) or len(value) <= 80:
+        return repr(value)
+    first, last = max(0, at - 20), at + 50
+    return ("…" if first else "") + repr(value[first:last]) + ("…" if last < len(value) else "")

@@ -1,0 +1,141 @@
+"""The only place that knows file names.
+
+Every name that comes from outside is checked before it becomes part of a path, so none can leave the store.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from drift_cli.errors import UsageError
+from drift_cli.spec import Cell, Rollout, checked_name
+
+# A run's name (80 at most), a hyphen and 8 hex digits.
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,88}")
+_SAMPLE = re.compile(r"([0-9]{4,9})\.(jsonl|f32|lock)")
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder that holds the runs."""
+
+    root: Path
+
+    def run(self, run_id: str) -> RunPaths:
+        """Paths of a run, whether it exists or not. `UsageError` where the id cannot be one."""
+        if not _RUN_ID.fullmatch(run_id):
+            raise UsageError(f"{run_id!r} is not the id of a run", mend="`drift runs ls` lists the runs.")
+        return RunPaths(self.root / run_id)
+
+    def run_ids(self) -> list[str]:
+        """Folders that hold a manifest, the newest manifest first."""
+        found = []
+        try:
+            names = os.listdir(self.root)  # noqa: PTH208 (names, not paths, are wanted)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        for name in filter(_RUN_ID.fullmatch, names):
+            try:
+                facts = RunPaths(self.root / name).manifest.lstat()
+            except OSError:
+                continue
+            if stat.S_ISREG(facts.st_mode):
+                found.append((-facts.st_mtime_ns, name))
+        return [name for _, name in sorted(found)]
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where everything of one run is."""
+
+    root: Path
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name."""
+        return self.root.name
+
+    @property
+    def manifest(self) -> Path:
+        """What the run is: replaced as a whole, never changed in place."""
+        return self.root / "run.json"
+
+    @property
+    def manifest_lock(self) -> Path:
+        """An empty file; whoever replaces the manifest holds a lock on it."""
+        return self.root / "run.lock"
+
+    @property
+    def events(self) -> Path:
+        """What happened, a line each, append only."""
+        return self.root / "events.jsonl"
+
+    def axis(self, name: str) -> Path:
+        """The run's own copy of an axis."""
+        return self.root / "axes" / f"{checked_name('axis', name)}.safetensors"
+
+    def reference(self, transcript: str, axis: str) -> Path:
+        """The reference line: projections of somebody else's replies."""
+        return self.root / "reference" / f"{checked_name('transcript', transcript)}.{checked_name('axis', axis)}.json"
+
+    @property
+    def rollouts_root(self) -> Path:
+        """The folder that holds all rollouts."""
+        return self.root / "rollouts"
+
+    def cell(self, cell: Cell) -> Path:
+        """The folder of a cell's rollouts."""
+        return self.rollouts_root / cell.transcript / cell.condition / temperature_name(cell.temperature)
+
+    def rollout(self, rollout: Rollout) -> Path:
+        """A rollout's lines."""
+        return self.cell(rollout.cell) / sample_name(rollout.sample, "jsonl")
+
+    def residuals(self, rollout: Rollout) -> Path:
+        """A rollout's residual means: raw little-endian float32."""
+        return self.cell(rollout.cell) / sample_name(rollout.sample, "f32")
+
+    def owner(self, rollout: Rollout) -> Path:
+        """Who is writing a rollout. Only to be read by people: the lock itself is on the rollout's lines."""
+        return self.cell(rollout.cell) / sample_name(rollout.sample, "lock")
+
+    def rollouts(self) -> Iterator[Rollout]:
+        """Rollouts that have a file of lines, sorted. Whatever else lies there is passed over (`verify` names it)."""
+        found = []
+        for folder, folders, names in os.walk(self.rollouts_root, followlinks=False):
+            folders.sort()
+            paths = (Path(folder, name) for name in names if name.endswith(".jsonl"))
+            found += [rollout for path in paths if (rollout := self.rollout_of(path)) is not None]
+        yield from sorted(found)
+
+    def rollout_of(self, path: Path) -> Rollout | None:
+        """The rollout that a file of lines, residuals or an owner belongs to; None where the path is none of these."""
+        parts = path.relative_to(self.root).parts
+        match = _SAMPLE.fullmatch(path.name)
+        if match is None or len(parts) != 5:
+            return None
+        try:
+            rollout = Rollout(Cell(parts[1], parts[2], float(parts[3].removeprefix("T"))), int(match[1]))
+        except (UsageError, ValueError):
+            return None
+        # Only the one spelling that we write: T0.50 or 00007 would be a second file of the same rollout.
+        return rollout if self.cell(rollout.cell) / sample_name(rollout.sample, match[2]) == path else None
+
+
+def sample_name(sample: int, suffix: str) -> str:
+    """The name of one of a rollout's files."""
+    if sample < 0:
+        raise ValueError(f"sample {sample} is negative")
+    return f"{sample:04d}.{suffix}"
+
+
+def temperature_name(temperature: float) -> str:
+    """`T0.5`: the shortest spelling that gives this very number, so that no two temperatures share a folder."""
+    value = float(temperature) + 0.0  # -0.0 is 0.0
+    short = f"{value:g}"
+    return f"T{short if float(short) == value else repr(value)}"

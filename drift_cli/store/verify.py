@@ -1,0 +1,222 @@
+"""Checks everything that is stored of a run, from the bytes up, and goes on after each problem.
+
+Every line of every rollout (checksum, chain, order), residual means (length, checksums, projections equal to their dot products), the manifest, and that
+nothing else lies in the run's folder. Nothing is changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drift_cli.errors import StoreError
+from drift_cli.spec import Cell, Finish, Rollout
+from drift_cli.store import residuals as residual_file
+from drift_cli.store.events import read_events
+from drift_cli.store.files import is_temporary, open_inside, read_inside
+from drift_cli.store.line import TurnLine
+from drift_cli.store.manifest import AxisEntry, Manifest
+from drift_cli.store.paths import RunPaths
+from drift_cli.store.reader import Scan, scan_rollout
+
+_TOLERANCE = 1e-5
+"""Of the residual mean's norm: far above what the order of a sum in float64 or float32 changes, far below any other axis's projection."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it was written or planned. Not fatal: nothing that was committed is affected."""
+
+    file: Path
+    problem: str
+    fatal: bool
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """A run's axis at its layer: (width,) float64, and the layer's row among the stored ones."""
+
+    name: str
+    row: int
+    vector: NDArray[np.float64]
+
+
+def verify(paths: RunPaths, manifest: Manifest) -> list[Finding]:
+    """Check a run against `manifest`, as it was read when the run was opened; the file is read again."""
+    found = [*_manifest(paths)]
+    directions = []
+    # An imported run has projections, but neither residual means nor the axis they were made with.
+    for entry in (*manifest.axes, *manifest.measured) if manifest.layers else ():
+        try:
+            direction = _direction(paths, entry, manifest.layers)
+        except StoreError as error:
+            found.append(Finding(paths.axis(entry.name), error.what, fatal=True))
+        else:
+            directions += [direction] if entry in manifest.axes else []
+    for rollout in _planned(manifest):
+        found += _rollout(paths, manifest, rollout, directions)
+    return [*found, *_folder(paths, manifest)]
+
+
+def _planned(manifest: Manifest) -> Iterator[Rollout]:
+    for plan in manifest.cells:
+        yield from (Rollout(plan.cell, sample) for sample in range(plan.samples))
+
+
+def _manifest(paths: RunPaths) -> Iterator[Finding]:
+    path = paths.manifest
+    try:
+        stored = Manifest.from_json(read_inside(paths.root, path, 1 << 30), path)
+    except FileNotFoundError:
+        yield Finding(path, "it is missing", fatal=True)
+        return
+    except StoreError as error:
+        yield Finding(path, error.what, fatal=True)
+        return
+    if stored.spec.id != paths.run_id:
+        yield Finding(path, f"it is the manifest of run {stored.spec.id}", fatal=True)
+
+
+def _direction(paths: RunPaths, entry: AxisEntry, stored: tuple[int, ...]) -> _Direction:
+    """An axis file's vector at the entry's layer, which is one of the `stored` ones. Raises `StoreError`."""
+    from safetensors import SafetensorError, safe_open
+
+    path = paths.axis(entry.name)
+    try:
+        os.close(open_inside(paths.root, path, os.O_RDONLY))  # refuses what is not a plain file of the run's own
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            vectors = np.asarray(file.get_tensor("axis"), dtype=np.float64)
+        vector = vectors[json.loads(header["layers"]).index(entry.layer)]
+        row = stored.index(entry.layer)
+    except FileNotFoundError:
+        raise StoreError(f"axis {entry.name} is missing, so its projections cannot be checked") from None
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise StoreError(f"cannot be read as an axis with layer {entry.layer} ({type(error).__name__}: {error})") from error
+    if header.get("digest", entry.digest) != entry.digest:
+        raise StoreError(f"not the axis that the run was measured on (its digest is {header['digest']}, the run's {entry.digest})")
+    return _Direction(entry.name, row, vector)
+
+
+def _rollout(paths: RunPaths, manifest: Manifest, rollout: Rollout, directions: Sequence[_Direction]) -> Iterator[Finding]:
+    """What is wrong with one rollout's files."""
+    path = paths.rollout(rollout)
+    width = manifest.model.width if manifest.model is not None else 0
+    try:
+        scan = scan_rollout(paths, rollout, layers=len(manifest.layers), width=width)
+    except StoreError as error:
+        yield Finding(path, _said(error, path), fatal=True)
+        return
+    if scan.tail:
+        yield Finding(path, f"{scan.tail} bytes of an unfinished line at byte {scan.size} do not count", fatal=False)
+    total = len(manifest.transcripts[rollout.cell.transcript].users)
+    for problem in _plan_problems(scan, total, len(manifest.epochs)):
+        yield Finding(path, problem, fatal=True)
+    yield from _residuals(paths, rollout, scan, directions)
+
+
+def _plan_problems(scan: Scan, total: int, epochs: int) -> Iterator[str]:
+    """Where a rollout's lines contradict the manifest."""
+    done = len(scan.lines)
+    if done > total:
+        yield f"has {done} turns, but its transcript has {total}"
+    if scan.end is not None and scan.end.finish is Finish.COMPLETE and done != total:
+        yield f"ends as complete after {done} of {total} turns"
+    if scan.end is not None and scan.end.turn > total:
+        yield f"ends at turn {scan.end.turn}, but its transcript has {total}"
+    for line in scan.lines:
+        if epochs and line.epoch >= epochs:
+            yield f"turn {line.turn.index} was made in epoch {line.epoch}, but the manifest has {epochs}"
+
+
+def _residuals(paths: RunPaths, rollout: Rollout, scan: Scan, directions: Sequence[_Direction]) -> Iterator[Finding]:
+    """What is wrong with a rollout's residual means, and with projections that do not follow from them."""
+    path, counts = paths.residuals(rollout), residual_file.committed_size(scan.lines)
+    try:
+        fd = open_inside(paths.root, path, os.O_RDONLY)
+    except FileNotFoundError:
+        if counts:
+            yield Finding(path, "missing, though turns are committed whose residual means it holds", fatal=True)
+        return
+    except StoreError as error:
+        yield Finding(path, error.what, fatal=True)
+        return
+    try:
+        surplus = os.fstat(fd).st_size - counts
+        if surplus > 0:
+            yield Finding(path, f"{surplus} bytes at byte {counts} belong to no committed turn and do not count", fatal=False)
+        for line in scan.lines:
+            yield from _turn(paths, rollout, fd, line, directions)
+    finally:
+        os.close(fd)
+
+
+def _turn(paths: RunPaths, rollout: Rollout, fd: int, line: TurnLine, directions: Sequence[_Direction]) -> Iterator[Finding]:
+    path, lines = paths.residuals(rollout), paths.rollout(rollout)
+    try:
+        means = residual_file.unpack(fd, path, line, paths.run_id)
+    except StoreError as error:
+        yield Finding(path, _said(error, path), fatal=True)
+        return
+    if means is None:
+        return
+    for direction in directions:
+        written = line.turn.projections.get(direction.name)
+        if written is None:
+            yield Finding(lines, f"turn {line.turn.index} has no projection on axis {direction.name}", fatal=True)
+            continue
+        mean = means[direction.row].astype(np.float64)
+        if mean.shape != direction.vector.shape:
+            yield Finding(paths.axis(direction.name), f"width {direction.vector.size}, residual means have {mean.size}", fatal=True)
+            continue
+        found = float(mean @ direction.vector)
+        if not abs(found - written) <= _TOLERANCE * float(np.linalg.norm(mean)):
+            problem = f"turn {line.turn.index}: projection on axis {direction.name} is {written}, its residual mean gives {found}"
+            yield Finding(lines, problem, fatal=True)
+
+
+def _folder(paths: RunPaths, manifest: Manifest) -> Iterator[Finding]:
+    """What lies in the run's folder and does not belong there, or is without what it belongs to."""
+    planned = {plan.cell: plan.samples for plan in manifest.cells}
+    for folder, folders, names in os.walk(paths.root, followlinks=False):
+        for name in sorted((*folders, *names)):
+            path = Path(folder, name)
+            if path.is_symlink():
+                yield Finding(path, "a symbolic link: nothing inside a run may be one, and drift does not follow it", fatal=True)
+            elif name in names:
+                yield from _file(paths, path, planned)
+        folders.sort()
+    for problem in _event_problems(paths):
+        yield Finding(paths.events, problem, fatal=False)
+
+
+def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[Finding]:
+    folder = path.relative_to(paths.root).parts[0]
+    rollout = paths.rollout_of(path)
+    if is_temporary(path.name):
+        yield Finding(path, "left by a write that was interrupted: it may be deleted", fatal=False)
+    elif rollout is not None:
+        if rollout.sample >= planned.get(rollout.cell, 0):
+            yield Finding(path, f"{rollout} is not in the run's plan", fatal=False)
+        elif path == paths.residuals(rollout) and path.stat().st_size and not paths.rollout(rollout).exists():
+            yield Finding(paths.rollout(rollout), "missing, though there are residual means of its turns", fatal=True)
+    elif path not in (paths.manifest, paths.manifest_lock, paths.events) and folder not in ("axes", "reference"):
+        yield Finding(path, "not part of the run", fatal=False)
+
+
+def _event_problems(paths: RunPaths) -> list[str]:
+    try:
+        return read_events(paths)[1]
+    except StoreError as error:
+        return [error.what]
+
+
+def _said(error: StoreError, path: Path) -> str:
+    """An error's words without the file's name, which a finding has already."""
+    return error.what.removeprefix(f"{path}: ")
