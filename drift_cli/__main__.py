@@ -54,7 +54,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        Display(_mode()).error(f"{error.strerror or error}{where}\nCommitted turns are on disk; go on with `drift resume` once this is mended.")
+        Display(_mode()).error(
+            f"{error.strerror or error}{where}\nCommitted turns are on disk; go on with `drift resume` once this is mended."
+        )
         sys.exit(EXIT_FAILED)
 
 

@@ -23,6 +23,7 @@ from drift_cli.store.run import RolloutState
 if TYPE_CHECKING:
     import torch
 
+
 @dataclass(frozen=True)
 class Speeds:
     """What a device does."""
@@ -75,7 +76,9 @@ def _fit(cell: Cell, lengths: tuple[int, ...], reply: int, context: int) -> Fit:
     return Fit(cell, lengths, certain, possible)
 
 
-def seconds(states: Sequence[RolloutState], lengths: Sequence[Fit], manifest: Manifest, speeds: Speeds, batch: int, weight_bytes: int) -> float:
+def seconds(
+    states: Sequence[RolloutState], lengths: Sequence[Fit], manifest: Manifest, speeds: Speeds, batch: int, weight_bytes: int
+) -> float:
     """Upper estimate, in seconds, for what is left of a plan on the plain engine."""
     assert manifest.model is not None
     by_cell = {fit.cell: fit.prompt_lengths for fit in lengths}

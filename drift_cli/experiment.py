@@ -217,14 +217,18 @@ def _recorded(settings: Settings, card: ModelCard, spec: RunSpec) -> dict[str, S
 def _notices(card: ModelCard, adds: Mapping[str, str], axis: Axis | None, layer: int, settings: Settings) -> tuple[str, ...]:
     said = []
     if card.ignored:
-        said.append(f"not applied: {', '.join(card.ignored)} of the model's generation_config (drift samples with temperature, top-p, top-k, min-p)")
+        said.append(
+            f"not applied: {', '.join(card.ignored)} of the model's generation_config (drift samples with temperature, top-p, top-k, min-p)"
+        )
     for text in dict.fromkeys(adds.values()):
         names = ", ".join(name for name, added in adds.items() if added == text)
         said.append(f"the chat template adds a prompt of its own in {names}: {_short(text)}")
     if axis is None:
         said.append(f"no axis was given: residual means are stored, and `drift measure --axis A` projects them later (layer {layer})")
     elif settings["layer"] is None and len(axis.layers) > 1:
-        said.append(f"axis {axis.name} has {len(axis.layers)} layers: projecting at layer {layer}, {_DEPTH:.0%} of the way up (--layer chooses)")
+        said.append(
+            f"axis {axis.name} has {len(axis.layers)} layers: projecting at layer {layer}, {_DEPTH:.0%} of the way up (--layer chooses)"
+        )
     if axis is not None and axis.note:
         said.append(f"axis {axis.name}: {axis.note}")
     return tuple(said)
@@ -237,4 +241,3 @@ def _short(text: str, length: int = 90) -> str:
 def plain_name(text: str) -> str:
     """A name made from any text: lower case, and only what may stand in a file name."""
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:60] or "run"
-

@@ -90,7 +90,9 @@ class _Session:
         if reply.finish is Finish.CONTEXT:
             log.end(End(Finish.CONTEXT, reply.turn, len(reply.prompt)))
             self.run.event("context", rollout=str(reply.rollout), turn=reply.turn, prompt_length=len(reply.prompt))
-            self.display.note(f"{reply.rollout} ends before turn {reply.turn}: its prompt of {len(reply.prompt)} tokens and a reply do not fit")
+            self.display.note(
+                f"{reply.rollout} ends before turn {reply.turn}: its prompt of {len(reply.prompt)} tokens and a reply do not fit"
+            )
         else:
             log.append(self._turn(reply))
             if reply.turn < self.totals[reply.rollout]:

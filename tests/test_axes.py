@@ -46,7 +46,13 @@ def test_files_round_trip(tmp_path: Path) -> None:
     save(axis, tmp_path / "a.safetensors")
     again = load(tmp_path / "a.safetensors")
     assert again.digest == axis.digest
-    assert (again.name, again.layers, again.model, again.personas, again.assistants) == ("a", (0, 1, 2), "org/model", PERSONAS, ("default", "assistant"))
+    assert (again.name, again.layers, again.model, again.personas, again.assistants) == (
+        "a",
+        (0, 1, 2),
+        "org/model",
+        PERSONAS,
+        ("default", "assistant"),
+    )
     assert again.means is not None
     assert axis.means is not None
     assert np.array_equal(again.means, axis.means)

@@ -214,7 +214,15 @@ def test_show_tells_where_every_setting_came_from(monkeypatch: pytest.MonkeyPatc
 
 def test_the_reference_line_of_a_finished_conversation() -> None:
     Path("done.json").write_text(
-        json.dumps({"conversation": [m for u in ("hello there", "who are you", "and the light") for m in ({"role": "user", "content": u}, {"role": "assistant", "content": "I am " + u})]})
+        json.dumps(
+            {
+                "conversation": [
+                    m
+                    for u in ("hello there", "who are you", "and the light")
+                    for m in ({"role": "user", "content": u}, {"role": "assistant", "content": "I am " + u})
+                ]
+            }
+        )
     )
     Path("done.json").rename("short.json.json")
     drift("generate", *SHORT, "--transcript", "short.json.json", "--condition", "baseline")  # the same user turns twice are one transcript
@@ -270,7 +278,14 @@ def test_a_reference_reply_is_measured_where_it_stands_in_its_conversation() -> 
         (("generate", "--transcript", "short.json", "--top-p", "1.5"), 2, "top_p is 1.5"),
         (("generate", "--transcript", "short.json", "--batch", "0"), 2, "batch is 0"),
         (("generate", "--transcript", "short.json", "--chat-date", "tomorrow"), 2, "chat_date"),
-        (("generate", "--bogus",), 2, "No such option"),
+        (
+            (
+                "generate",
+                "--bogus",
+            ),
+            2,
+            "No such option",
+        ),
         (("resume",), 1, "no run in checkpoints"),
         (("resume", "nothing"), 2, "there is no run 'nothing' in checkpoints"),
         (("stats",), 1, "drift generate"),
@@ -339,7 +354,11 @@ def test_the_real_transcript_runs_from_generate_to_plot(seed_data: Path, tiny_mo
     transcript = str(seed_data / "llama-70b_selfharm_unsteered.json")
     for model in ("demo", *(str(path) for path in tiny_models.values())):
         given = ("--transcript", transcript, "--samples", "1", "--max-new-tokens", "8", "--condition", "baseline", "--layers", "2")
-        made = drift("generate", "--model", model, *given, "--axis", "demo", "--layer", "2", "--json") if model == "demo" else drift("generate", "--model", model, *given, "--json")
+        made = (
+            drift("generate", "--model", model, *given, "--axis", "demo", "--layer", "2", "--json")
+            if model == "demo"
+            else drift("generate", "--model", model, *given, "--json")
+        )
         assert made.json["turns"] == 18 or made.json["cells"][0]["ended_for_context"] == 1
     drift("stats", Run.open(Store(Path("checkpoints")), "demo").paths.run_id)
     drift("plot", Run.open(Store(Path("checkpoints")), "demo").paths.run_id, "-o", "real.png")

@@ -45,7 +45,9 @@ def test_a_row_has_the_same_uniform_alone_and_in_any_batch(key: int, sample: int
 
 def test_uniforms_are_uniform() -> None:
     n = 40_000
-    u = uniforms(torch.tensor([split_key(5)]).expand(n, 2), torch.arange(n), torch.ones(n, dtype=torch.long), torch.zeros(n, dtype=torch.long))
+    u = uniforms(
+        torch.tensor([split_key(5)]).expand(n, 2), torch.arange(n), torch.ones(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)
+    )
     counts = np.histogram(u.numpy(), bins=20, range=(0, 1))[0]
     chi2 = float(((counts - n / 20) ** 2 / (n / 20)).sum())
     assert chi2 < 43.8  # the 99.9 % quantile of chi-squared with 19 degrees of freedom

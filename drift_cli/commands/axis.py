@@ -21,7 +21,9 @@ axis = typer.Typer(help="Axes: import somebody's tensors, look at one.", no_args
 def import_(
     file: Annotated[Path, typer.Argument(help="A torch file: persona → vector(s), or one axis tensor.")],
     name: Annotated[str | None, typer.Option(help="The axis's name (default: the file's).")] = None,
-    layer: Annotated[int | None, typer.Option(help="The layer of single vectors, as the file numbers it (default: from the file's name).")] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="The layer of single vectors, as the file numbers it (default: from the file's name).")
+    ] = None,
     convention: Annotated[
         str | None, typer.Option(help="How the file numbers layers: hidden-states, or block-outputs (assistant-axis; 1 is added).")
     ] = None,
@@ -47,7 +49,9 @@ def import_(
 
 @axis.command()
 def show(
-    name: Annotated[str | None, typer.Argument(metavar="[AXIS]", help="An axis by name or file (default: list them).", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[AXIS]", help="An axis by name or file (default: list them).", show_default=False)
+    ] = None,
     layer: Annotated[int | None, typer.Option(help="Which layer (default: the first).")] = None,
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,

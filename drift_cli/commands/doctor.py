@@ -38,7 +38,9 @@ def doctor(store: StoreOption = None, display: DisplayOption = Mode.AUTO, as_jso
     rows = [[check.state, check.what, check.found] for check in checks]
     failed = any(check.state == "fail" for check in checks)
     verdict = "something must be mended before a run" if failed else "ready: drift demo"
-    make_display(display, as_json).result({"ok": not failed, "checks": checks}, Table("This machine", ["", "what", "found"], rows, [verdict]))
+    make_display(display, as_json).result(
+        {"ok": not failed, "checks": checks}, Table("This machine", ["", "what", "found"], rows, [verdict])
+    )
     if failed:
         raise typer.Exit(EXIT_FAILED)
 

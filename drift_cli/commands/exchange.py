@@ -47,7 +47,9 @@ def import_(
 def export(
     run: RunArgument = None,
     format_: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.SEED,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File (csv, parquet) or folder (default: under data/exports).")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File (csv, parquet) or folder (default: under data/exports).")
+    ] = None,
     axis: Annotated[str | None, typer.Option(help="seed-json: which axis (default: the only one).")] = None,
     residuals: Annotated[bool, typer.Option("--residuals", help="parquet: the residual means too.")] = False,
     store: StoreOption = None,

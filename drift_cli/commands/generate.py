@@ -102,7 +102,9 @@ def generate(
 def _ad_hoc(names: list[str], system: str | None, placement: str | None) -> Condition | None:
     if system is None:
         if placement is not None:
-            raise UsageError("--placement was given without --system", mend='Define a condition: --condition NAME --system "…" --placement …')
+            raise UsageError(
+                "--placement was given without --system", mend='Define a condition: --condition NAME --system "…" --placement …'
+            )
         return None
     if len(names) != 1:
         raise UsageError(

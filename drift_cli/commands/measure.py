@@ -62,7 +62,9 @@ def _project(display: Display, run: Run, name: str | None, layer: int | None) ->
     chosen = _layer(axis, layer)
     facts = run.manifest.model
     if facts is None or not run.manifest.layers:
-        raise UsageError(f"run {run.paths.run_id} has no stored residuals (it was imported)", mend="Only runs made with `drift generate` have them.")
+        raise UsageError(
+            f"run {run.paths.run_id} has no stored residuals (it was imported)", mend="Only runs made with `drift generate` have them."
+        )
     axis.check_model(run.manifest.spec.model, facts.width, facts.layers)
     if chosen not in run.manifest.layers:
         stored = ", ".join(map(str, run.manifest.layers))
@@ -84,7 +86,9 @@ def _layer(axis: Axis, asked: int | None) -> int:
         return asked
     if len(axis.layers) == 1:
         return axis.layers[0]
-    raise UsageError(f"axis {axis.name} has {len(axis.layers)} layers", mend=f"Choose one of {axis.layers[0]} to {axis.layers[-1]} with --layer.")
+    raise UsageError(
+        f"axis {axis.name} has {len(axis.layers)} layers", mend=f"Choose one of {axis.layers[0]} to {axis.layers[-1]} with --layer."
+    )
 
 
 def _beside(
@@ -109,7 +113,14 @@ def _beside(
 
 
 def _alone(
-    display: Display, source: str, name: str | None, layer: int | None, model: str | None, output: Path | None, strip: bool, device: str | None
+    display: Display,
+    source: str,
+    name: str | None,
+    layer: int | None,
+    model: str | None,
+    output: Path | None,
+    strip: bool,
+    device: str | None,
 ) -> None:
     from drift_cli import models
     from drift_cli.axes import find
@@ -131,9 +142,7 @@ def _alone(
     _write(display, line, output or home() / "data" / "reference" / f"{line.transcript}.{axis.name}.json")
 
 
-def _measured(
-    source: str, strip: bool, card: object, chat: object, axis: Axis, layer: int, dtype: str, device: str
-) -> ReferenceLine:
+def _measured(source: str, strip: bool, card: object, chat: object, axis: Axis, layer: int, dtype: str, device: str) -> ReferenceLine:
     from typing import cast
 
     from drift_cli import models, transcripts

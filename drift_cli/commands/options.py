@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from drift_cli.store.run import Run
 
 StoreOption = Annotated[
-    Path | None, typer.Option("--store", envvar="DRIFT_STORE", help="Folder that holds the runs (default: checkpoints/).", show_default=False)
+    Path | None,
+    typer.Option("--store", envvar="DRIFT_STORE", help="Folder that holds the runs (default: checkpoints/).", show_default=False),
 ]
 DisplayOption = Annotated[Mode, typer.Option("--display", envvar="DRIFT_DISPLAY", help="How progress is shown, on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The result as one JSON document on stdout, and nothing else there.")]

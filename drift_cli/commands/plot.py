@@ -26,7 +26,9 @@ def plot(
     run: RunArgument = None,
     axis: MeasuredAxisOption = None,
     reference: Annotated[Path | None, typer.Option(help="A reference line to draw, made by `drift measure --transcript`.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The picture's file (default: images/RUN-trajectory.png and .svg).")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The picture's file (default: images/RUN-trajectory.png and .svg).")
+    ] = None,
     format_: Annotated[str, typer.Option("--format", help="Formats, such as png,svg,pdf.")] = "png,svg",
     store: StoreOption = None,
     display: DisplayOption = Mode.AUTO,

@@ -31,7 +31,9 @@ def list_runs(store: StoreOption = None, display: DisplayOption = Mode.AUTO, as_
         ended = sum(s.ended for s in states)
         status = "imported" if run.manifest.imported else "complete" if ended == len(states) else "unfinished"
         rows.append([run_id, run.manifest.spec.model, str(len(run.manifest.cells)), f"{ended}/{len(states)}", f"{done}/{total}", status])
-        document.append({"run": run_id, "model": run.manifest.spec.model, "rollouts": len(states), "ended": ended, "turns": done, "status": status})
+        document.append(
+            {"run": run_id, "model": run.manifest.spec.model, "rollouts": len(states), "ended": ended, "turns": done, "status": status}
+        )
     notes = [] if rows else [f"no run in {found.root}: `drift demo` or `drift generate` makes one"]
     heads = ["run", "model", "cells>", "rollouts ended>", "turns>", "status"]
     make_display(display, as_json).result(document, Table(f"Runs in {found.root}", heads, rows, notes))
@@ -69,17 +71,32 @@ def _shown(run: Run) -> list[Table | str]:
     for entry in manifest.measured:
         facts.append(["axis added later", f"{entry.name}, layer {entry.layer}, {entry.digest[:12]}"])
     tables: list[Table | str] = [Table(f"Run {run.paths.run_id}", ["", ""], facts, [f"folder: {run.paths.root}"])]
-    conditions = [[c.name, c.placement.value if c.system else "—", c.system or "—", manifest.template_adds.get(c.name, "—")] for c in manifest.conditions.values()]
+    conditions = [
+        [c.name, c.placement.value if c.system else "—", c.system or "—", manifest.template_adds.get(c.name, "—")]
+        for c in manifest.conditions.values()
+    ]
     tables.append(Table("Conditions", ["name", "placement", "prompt", "the chat template adds"], conditions))
     states = run.states()
     cells = []
     for plan in manifest.cells:
         mine = [s for s in states if s.rollout.cell == plan.cell]
-        cells.append([str(plan.cell), str(plan.samples), str(sum(s.complete for s in mine)), f"{sum(s.done for s in mine)}/{sum(s.total for s in mine)}"])
+        cells.append(
+            [
+                str(plan.cell),
+                str(plan.samples),
+                str(sum(s.complete for s in mine)),
+                f"{sum(s.done for s in mine)}/{sum(s.total for s in mine)}",
+            ]
+        )
     tables.append(Table("Cells", ["cell", "rollouts>", "complete>", "turns>"], cells))
     if manifest.settings:
-        tables.append(Table("Settings", ["setting", "value", "from"], [[k, _value(s.value), s.source] for k, s in sorted(manifest.settings.items())]))
-    epochs = [[str(i), e.device, f"{e.engine}, {e.batch} at a time", ", ".join(f"{k} {v}" for k, v in e.versions.items())] for i, e in enumerate(manifest.epochs)]
+        tables.append(
+            Table("Settings", ["setting", "value", "from"], [[k, _value(s.value), s.source] for k, s in sorted(manifest.settings.items())])
+        )
+    epochs = [
+        [str(i), e.device, f"{e.engine}, {e.batch} at a time", ", ".join(f"{k} {v}" for k, v in e.versions.items())]
+        for i, e in enumerate(manifest.epochs)
+    ]
     if epochs:
         tables.append(Table("Software and device, by epoch", ["epoch>", "device", "engine", "versions"], epochs))
     happened = [[str(e.get("time", "")), str(e.get("kind", "")), _details(e)] for e in run.events()[-12:]]
@@ -112,8 +129,14 @@ def verify(run: RunArgument = None, store: StoreOption = None, display: DisplayO
     states = found.states() if not fatal else []
     checked = f"{len(states)} rollouts, {sum(s.done for s in states)} turns checked" if not fatal else f"{len(fatal)} files are damaged"
     verdict = "everything is as it was written" if not fatal else "nothing was changed; see the list above"
-    document = {"run": found.paths.run_id, "ok": not fatal, "findings": [{"file": str(f.file), "problem": f.problem, "fatal": f.fatal} for f in findings]}
-    make_display(display, as_json).result(document, Table(f"Verify {found.paths.run_id}", ["", "file", "what"], rows, [f"{checked}: {verdict}"]))
+    document = {
+        "run": found.paths.run_id,
+        "ok": not fatal,
+        "findings": [{"file": str(f.file), "problem": f.problem, "fatal": f.fatal} for f in findings],
+    }
+    make_display(display, as_json).result(
+        document, Table(f"Verify {found.paths.run_id}", ["", "file", "what"], rows, [f"{checked}: {verdict}"])
+    )
     if fatal:
         raise typer.Exit(EXIT_FAILED)
 

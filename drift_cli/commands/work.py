@@ -104,7 +104,14 @@ class Work:
         states = run.states()
         done, total = sum(state.done for state in states), sum(state.total for state in states)
         self.display.note(f"stopped by {stop.signal_name}: {done} of {total} turns are on disk. Go on with: {command}", kind="interrupted")
-        document = {"run": run.paths.run_id, "interrupted": stop.signal_name, "turns": outcome.turns, "done": done, "total": total, "resume": command}
+        document = {
+            "run": run.paths.run_id,
+            "interrupted": stop.signal_name,
+            "turns": outcome.turns,
+            "done": done,
+            "total": total,
+            "resume": command,
+        }
         if self.display.as_json:
             self.display.result(document)
         raise typer.Exit(EXIT_INTERRUPTED)
@@ -124,7 +131,10 @@ class Work:
             short = sum(state.ended and not state.complete for state in mine)
             rows.append([str(plan.cell), f"{complete}/{len(mine)}", str(turns), str(short) if short else ""])
             cells.append({"cell": str(plan.cell), "complete": complete, "planned": len(mine), "turns": turns, "ended_for_context": short})
-        notes = [f"{outcome.turns} turns made in {duration(outcome.seconds)}", f"next: drift stats {run.paths.run_id}   drift plot {run.paths.run_id}"]
+        notes = [
+            f"{outcome.turns} turns made in {duration(outcome.seconds)}",
+            f"next: drift stats {run.paths.run_id}   drift plot {run.paths.run_id}",
+        ]
         table = Table(f"Run {run.paths.run_id}", ["cell", "complete>", "turns>", "ended for context>"], rows, notes)
         self.display.result({"run": run.paths.run_id, "turns": outcome.turns, "seconds": round(outcome.seconds, 3), "cells": cells}, table)
 
@@ -133,9 +143,13 @@ class Work:
 
         for fit in fits(experiment.manifest, experiment.chat, experiment.card.context):
             if fit.certain is not None:
-                self.display.note(f"{fit.cell} will end before turn {fit.certain}: the context of {experiment.card.context} tokens is too short")
+                self.display.note(
+                    f"{fit.cell} will end before turn {fit.certain}: the context of {experiment.card.context} tokens is too short"
+                )
             elif fit.possible is not None:
-                self.display.note(f"{fit.cell} may end before turn {fit.possible} if replies are long: context {experiment.card.context} tokens")
+                self.display.note(
+                    f"{fit.cell} may end before turn {fit.possible} if replies are long: context {experiment.card.context} tokens"
+                )
 
     def _foretell(self, experiment: Experiment, existing: Run | None, settings: Settings) -> None:
         from drift_cli.commands.foretell import foretell

@@ -168,7 +168,12 @@ def open_in(folder: int, path: Path, flags: int) -> int:
         raise
     except OSError as error:
         raise failed("open", path, error) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        plain = stat.S_ISREG(os.fstat(fd).st_mode)
+    except OSError as error:
+        os.close(fd)
+        raise failed("open", path, error) from error
+    if not plain:
         os.close(fd)
         raise StoreError(f"{path} is not a plain file", mend="Nothing else may stand there: move it away.")
     return fd
@@ -197,6 +202,14 @@ def read_at(fd: int, path: Path, length: int, offset: int) -> bytes:
     except OSError as error:
         raise failed("read", path, error) from error
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def size_of(fd: int, path: Path) -> int:
+    """Bytes of an open file. Raises `StoreError`."""
+    try:
+        return os.fstat(fd).st_size
+    except OSError as error:
+        raise failed("read", path, error) from error
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -16,7 +16,7 @@ from drift_cli.errors import StoreError
 from drift_cli.spec import Finish, Rollout, Turn
 from drift_cli.store import residuals
 from drift_cli.store.decode import Malformed
-from drift_cli.store.files import create_inside, open_inside, sync_folders
+from drift_cli.store.files import create_inside, open_inside, size_of, sync_folders
 from drift_cli.store.growing import GrowingFile
 from drift_cli.store.line import End, EndLine, Line, Stored, TurnLine, encode, first_link, link, plain
 from drift_cli.store.lock import InUse, lock_rollout, unlock_rollout
@@ -181,7 +181,7 @@ class RolloutLog:
         counts = residuals.committed_size(scan.lines)
         file = self._residuals = GrowingFile(_open_or_create(self._paths.root, path, exists=counts > 0), path, counts)
         residuals.check_all(file.fd, path, scan.lines, self._paths.run_id)
-        surplus = os.fstat(file.fd).st_size - counts
+        surplus = size_of(file.fd, path) - counts
         if surplus:
             file.cut(counts)
         file.sync()

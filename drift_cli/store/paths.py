@@ -14,6 +14,7 @@ from pathlib import Path
 
 from drift_cli.errors import UsageError
 from drift_cli.spec import Cell, Rollout, checked_name
+from drift_cli.store.files import failed
 
 # A run's name (80 at most), a hyphen and 8 hex digits.
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,88}")
@@ -37,8 +38,10 @@ class Store:
         found = []
         try:
             names = os.listdir(self.root)  # noqa: PTH208 (names, not paths, are wanted)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return []
+        except OSError as error:
+            raise failed("read", self.root, error) from error
         for name in filter(_RUN_ID.fullmatch, names):
             try:
                 facts = RunPaths(self.root / name).manifest.lstat()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from drift_cli.spec import Cell, Finish, Rollout
 from drift_cli.store.decode import Malformed
-from drift_cli.store.files import open_folder, open_in, open_inside, read_at
+from drift_cli.store.files import failed, open_folder, open_in, open_inside, read_at, size_of
 from drift_cli.store.line import LIMIT, End, TurnLine, read
 from drift_cli.store.paths import RunPaths, sample_name
 from drift_cli.store.reader import Damaged
@@ -43,12 +43,19 @@ def cell_states(paths: RunPaths, cell: Cell, samples: int) -> Iterator[tuple[int
         yield from [(0, None)] * samples
         return
     try:
-        present = set(os.listdir(folder))  # noqa: PTH208 (a descriptor, not a path)
+        present = _names(folder, where)
         for sample in range(samples):
             name = sample_name(sample, "jsonl")
             yield _state_in(folder, where / name) if name in present else (0, None)
     finally:
         os.close(folder)
+
+
+def _names(folder: int, path: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))  # noqa: PTH208 (a descriptor, not a path)
+    except OSError as error:
+        raise failed("read", path, error) from error
 
 
 def _state_in(folder: int, path: Path) -> tuple[int, End | None]:
@@ -78,7 +85,7 @@ def _state(fd: int, path: Path) -> tuple[int, End | None]:
 
 def _last_line(fd: int, path: Path) -> tuple[bytes, int] | None:
     """The last line that has a newline, without it, and its offset; None where there is no such line."""
-    size = os.fstat(fd).st_size
+    size = size_of(fd, path)
     block = _BLOCK
     while True:
         start = max(0, size - block)

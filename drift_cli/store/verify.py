@@ -19,7 +19,7 @@ from drift_cli.errors import StoreError
 from drift_cli.spec import Cell, Finish, Rollout
 from drift_cli.store import residuals as residual_file
 from drift_cli.store.events import read_events
-from drift_cli.store.files import is_temporary, open_inside, read_inside
+from drift_cli.store.files import is_temporary, open_inside, read_inside, size_of
 from drift_cli.store.line import TurnLine
 from drift_cli.store.manifest import AxisEntry, Manifest
 from drift_cli.store.paths import RunPaths
@@ -148,7 +148,7 @@ def _residuals(paths: RunPaths, rollout: Rollout, scan: Scan, directions: Sequen
         yield Finding(path, error.what, fatal=True)
         return
     try:
-        surplus = os.fstat(fd).st_size - counts
+        surplus = size_of(fd, path) - counts
         if surplus > 0:
             yield Finding(path, f"{surplus} bytes at byte {counts} belong to no committed turn and do not count", fatal=False)
         for line in scan.lines:
