@@ -189,7 +189,7 @@ def import_torch(
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DriftError(f"{path} does not exist") from None
-    except Exception as error:  # noqa: BLE001 (torch raises half a dozen types, pickle's among them, on a file that is not its own)
+    except Exception as error:
         raise DriftError(f"{path} is not a torch file of plain tensors: {str(error).splitlines()[0]}") from error
     by_persona = isinstance(found, dict)
     convention = convention or ("hidden-states" if by_persona else "block-outputs")

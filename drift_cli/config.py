@@ -30,18 +30,18 @@ def _text(value: Any) -> str:
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()) or not isinstance(value, int | float | str):
-        raise ValueError("wants a whole number")
     try:
+        if isinstance(value, bool) or int(value) != float(value):
+            raise ValueError
         return int(value)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("wants a whole number") from None
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError("wants a number")
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return float(value)
     except (TypeError, ValueError):
         raise ValueError("wants a number") from None

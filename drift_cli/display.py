@@ -182,7 +182,8 @@ class Progress:
             self._show("")
 
     def _make_bar(self) -> Bar:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
 
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn(self.unit), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         console = self.display._console(self.display.err)

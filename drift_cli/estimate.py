@@ -10,7 +10,7 @@ costs anything.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -110,7 +110,7 @@ def measure_speeds(device: torch.device, dtype: torch.dtype) -> Speeds:
     heads, tokens, width = 4, 1024, 64
     query = torch.randn(1, heads, tokens, width, device=device).to(dtype)
     mask = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()[None, None]
-    copy = _fastest(device, lambda: large.clone())
+    copy = _fastest(device, large.clone)
     product = _fastest(device, lambda: square @ square)
     attention = _fastest(device, lambda: scaled_dot_product_attention(query, query, query, attn_mask=mask))
     return Speeds(
@@ -137,10 +137,9 @@ def _step_seconds(device: torch.device, dtype: torch.dtype) -> float:
     return took / steps / LAYERS
 
 
-def _fastest(device: torch.device, work: object, tries: int = 5) -> float:
+def _fastest(device: torch.device, work: Callable[[], object], tries: int = 5) -> float:
     import torch
 
-    assert callable(work)
     best = float("inf")
     for _ in range(tries):
         started = time.perf_counter()

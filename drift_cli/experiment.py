@@ -96,7 +96,7 @@ def settings_of(manifest: Manifest) -> Settings:
     for key, entry in KEYS.items():
         recorded = manifest.settings.get(key)
         values[key] = entry.default if recorded is None or recorded.value is None else entry.read(recorded.value)
-    origins = {key: f"run {manifest.spec.id}" for key in KEYS}
+    origins = dict.fromkeys(KEYS, f"run {manifest.spec.id}")
     return Settings(values, origins, tuple(manifest.conditions.values()))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,12 +29,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder per architecture, made once."""
     import tiny
 
     root = tmp_path_factory.mktemp("models")
-    yield {name: tiny.save(name, root / f"tiny-{name}") for name in tiny.ARCHITECTURES}
+    return {name: tiny.save(name, root / f"tiny-{name}") for name in tiny.ARCHITECTURES}
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from drift_cli.axes import Axis, demo_axis, diagnose, find, import_torch, load, save
 from drift_cli.errors import DriftError, UsageError
 
@@ -63,7 +64,7 @@ def test_a_changed_vector_is_found_out(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "a.safetensors").read_bytes())
     data[-3] ^= 1
     (tmp_path / "a.safetensors").write_bytes(bytes(data))
-    with pytest.raises(DriftError, match="digest does not match|not of unit norm"):
+    with pytest.raises(DriftError, match=r"digest does not match|not of unit norm"):
         load(tmp_path / "a.safetensors")
 
 
@@ -105,7 +106,7 @@ def test_missing_names_and_layers_say_what_to_do(tmp_path: Path) -> None:
         import_torch(tmp_path / "x.pt", name="a", layer=3, assistants=("nobody",))
     with pytest.raises(DriftError, match="drift axis import"):
         find("nothing", tmp_path)
-    with pytest.raises(UsageError, match="drift axis import x.pt"):
+    with pytest.raises(UsageError, match=r"drift axis import x\.pt"):
         find("x.pt", tmp_path)
     with pytest.raises(UsageError, match="has no layer 9"):
         demo_axis().at(9)
@@ -142,4 +143,4 @@ def test_real_vectors_give_the_axis_of_the_original_experiment(seed_data: Path) 
     variances = np.linalg.eigvalsh(centred @ centred.T)[::-1]
     assert found.pc1_variance == pytest.approx(variances[0] / variances.sum(), abs=1e-5)
     assert found.variance_explained == pytest.approx(((centred @ axis.at(21)) ** 2).sum() / (centred**2).sum(), abs=1e-6)
-    assert set(name for name, _ in found.ordering[:5]) <= {*axis.assistants, "evaluator", "analyst", "generalist", "rationalist"}
+    assert {name for name, _ in found.ordering[:5]} <= {*axis.assistants, "evaluator", "analyst", "generalist", "rationalist"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tiny
+
 from drift_cli.chat import Dialogue, chat_for, common_prefix, messages
 from drift_cli.chat.raw import RawChat
 from drift_cli.chat.template import TemplateChat

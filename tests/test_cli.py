@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from cli import drift
+
 from drift_cli.spec import Cell, Rollout
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
@@ -34,7 +35,11 @@ def _run() -> Run:
 
 
 def test_help_needs_neither_torch_nor_numpy() -> None:
-    code = "import sys; sys.argv = ['drift', '--help']; import drift_cli.__main__ as m\ntry: m.main()\nexcept SystemExit: pass\nprint(sorted({'torch','numpy','transformers','matplotlib','scipy'} & set(sys.modules)))"
+    code = (
+        "import sys; sys.argv = ['drift', '--help']; import drift_cli.__main__ as m\n"
+        "try: m.main()\nexcept SystemExit: pass\n"
+        "print(sorted({'torch','numpy','transformers','matplotlib','scipy'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
 

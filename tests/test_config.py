@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from drift_cli.config import PRESETS, KEYS, preset_settings, preset_text, resolve
+
+from drift_cli.config import KEYS, PRESETS, preset_settings, preset_text, resolve
 from drift_cli.errors import UsageError
 from drift_cli.spec import Condition, Placement
 

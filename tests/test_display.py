@@ -6,6 +6,7 @@ import io
 import json
 
 import pytest
+
 from drift_cli import display as module
 from drift_cli.display import Display, Mode, Table, duration, inert
 

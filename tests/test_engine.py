@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from transformers import GenerationConfig
+
 from drift_cli import models
 from drift_cli.chat import Dialogue, chat_for
 from drift_cli.engine.contract import Incident, Job, Reply, Stopped
@@ -19,7 +21,6 @@ from drift_cli.engine.sampling import noise_key
 from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Cell, Condition, Finish, Placement, Rollout, Sampling
-from transformers import GenerationConfig
 
 USERS = ("hello there you are kind", "tell me more about that please", "what is the light")
 CONDITIONS = (Condition("baseline"), Condition("simple", "be quiet and kind", Placement.USER_SUFFIX))
@@ -143,9 +144,9 @@ def test_stopping_drops_the_turn_in_progress(loaded: dict[str, LoadedModel]) -> 
     asked = iter([False] * 14 + [True] * 1000)
     engine = _engine(loaded["olmo3"], batch=1, tokens=10)
     got = []
+    replies = engine.run(_jobs(loaded["olmo3"]), lambda: next(asked), _silent)
     with pytest.raises(Stopped):
-        for reply in engine.run(_jobs(loaded["olmo3"]), lambda: next(asked), _silent):
-            got.append(reply)
+        got.extend(replies)
     assert 1 <= len(got) <= 14
 
 
@@ -187,7 +188,7 @@ def test_logits_that_are_not_finite_are_refused_by_turn(loaded: dict[str, Loaded
         return out
 
     monkeypatch.setattr(model.network, "forward", broken)
-    with pytest.raises(DriftError, match="t/baseline/T0.8/0000 turn 1: the model's logits are not finite"):
+    with pytest.raises(DriftError, match=r"t/baseline/T0\.8/0000 turn 1: the model's logits are not finite"):
         _run(_engine(model), _jobs(model))
 
 

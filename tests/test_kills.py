@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from drift_cli.errors import EXIT_INTERRUPTED
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run

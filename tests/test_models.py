@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from drift_cli import models
 from drift_cli.errors import DriftError, UsageError
 

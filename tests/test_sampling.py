@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from drift_cli.engine.sampling import draw, filtered, noise_key, philox, split_key, uniforms
-from drift_cli.spec import Cell, Sampling
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from drift_cli.engine.sampling import draw, filtered, noise_key, philox, split_key, uniforms
+from drift_cli.spec import Cell, Sampling
 
 # Known answers of Philox4x32-10 published with Random123 (Salmon et al. 2011): counter, key, output.
 KNOWN = [

@@ -10,12 +10,8 @@ import json
 import os
 import sys
 
-import drift_cli.commands.work
-import drift_cli.engine.reference
-import drift_cli.estimate
-import drift_cli.experiment
-import drift_cli.runner
 import transformers.models.olmo3.modeling_olmo3  # noqa: F401
+
 from drift_cli.__main__ import main
 
 

@@ -10,7 +10,7 @@ from drift_cli.estimate import Fit, fits, measure_speeds, seconds
 if TYPE_CHECKING:
     from drift_cli.experiment import Experiment
     from drift_cli.store.paths import Store
-    from drift_cli.store.run import Run, RolloutState
+    from drift_cli.store.run import RolloutState, Run
 
 
 def foretell(display: Display, store: Store, experiment: Experiment, existing: Run | None, batch: int) -> None:

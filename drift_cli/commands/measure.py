@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from drift_cli import models
 from drift_cli.commands.options import DeviceOption, DisplayOption, JsonOption, RunArgument, StoreOption, make_display, open_run
 from drift_cli.display import Display, Mode, Table
 from drift_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from drift_cli.axes import Axis
+    from drift_cli.chat import Chat
+    from drift_cli.models import LoadedModel
     from drift_cli.reference_line import ReferenceLine
     from drift_cli.store.run import Run
 
@@ -40,12 +45,13 @@ def measure(
     if transcript is None:
         _project(shown, open_run(store, run), axis, layer)
         return
+    reading = Reading(transcript, axis, layer, output, strip_private, device)
     if run is None:
-        _alone(shown, transcript, axis, layer, model, output, strip_private, device)
+        _alone(shown, model, reading)
         return
     if model is not None:
         raise UsageError("--model and RUN were both given", mend="A run has its model already: leave --model out.")
-    _beside(shown, open_run(store, run), transcript, axis, layer, output, strip_private, device)
+    _beside(shown, open_run(store, run), reading)
 
 
 def _project(display: Display, run: Run, name: str | None, layer: int | None) -> None:
@@ -91,70 +97,68 @@ def _layer(axis: Axis, asked: int | None) -> int:
     )
 
 
-def _beside(
-    display: Display, run: Run, source: str, name: str | None, layer: int | None, output: Path | None, strip: bool, device: str | None
-) -> None:
+@dataclass(frozen=True)
+class Reading:
+    """A finished conversation to be measured, as the command line asked for it."""
+
+    transcript: str
+    axis: str | None
+    layer: int | None
+    output: Path | None
+    strip_private: bool
+    device: str | None
+
+
+def _beside(display: Display, run: Run, reading: Reading) -> None:
     """Measure a conversation with a run's own model and chat format, and keep the line in the run."""
     from drift_cli.axes import find, load
     from drift_cli.experiment import axes_folder, reopen, settings_of
 
     entries = {entry.name: entry for entry in (*run.manifest.axes, *run.manifest.measured)}
-    if name is None and len(entries) == 1:
-        name = next(iter(entries))
+    name = reading.axis or (next(iter(entries)) if len(entries) == 1 else None)
     if name is None:
         raise UsageError("no axis was given", mend=f"Name one with --axis. The run has: {', '.join(entries) or 'none'}.")
     axis = load(run.paths.axis(name)) if name in entries else find(name, axes_folder())
-    chosen = layer if layer is not None else entries[name].layer if name in entries else _layer(axis, None)
+    layer = entries[name].layer if reading.layer is None and name in entries else _layer(axis, reading.layer)
     settings = settings_of(run.manifest)
-    settings = replace(settings, values={**settings.values, **({"device": device} if device else {})})
+    settings = replace(settings, values={**settings.values, **({"device": reading.device} if reading.device else {})})
     experiment = reopen(run, settings)
-    line = _measured(source, strip, experiment.card, experiment.chat, axis, chosen, run.manifest.spec.dtype, experiment.device)
-    _write(display, line, output or run.paths.reference(line.transcript, axis.name))
+    model = partial(models.load, experiment.card, dtype=run.manifest.spec.dtype, device=experiment.device)
+    line = _measured(reading, experiment.chat, model, axis, layer)
+    _write(display, line, reading.output or run.paths.reference(line.transcript, axis.name))
 
 
-def _alone(
-    display: Display,
-    source: str,
-    name: str | None,
-    layer: int | None,
-    model: str | None,
-    output: Path | None,
-    strip: bool,
-    device: str | None,
-) -> None:
-    from drift_cli import models
+def _alone(display: Display, model: str | None, reading: Reading) -> None:
+    """Measure a conversation with a model named here; no run is involved."""
     from drift_cli.axes import find
     from drift_cli.chat import chat_for
     from drift_cli.config import home, resolve
     from drift_cli.experiment import axes_folder
 
-    settings = resolve({"model": model, "axis": name, "device": device})
+    settings = resolve({"model": model, "axis": reading.axis, "device": reading.device, "layer": reading.layer})
     display.note(f"model: {settings['model']} ({settings.origin('model')})")
     if settings["axis"] is None:
         raise UsageError("no axis was given", mend="Name one with --axis (`drift axis show` lists them).")
     axis = find(settings["axis"], axes_folder())
     card = models.describe(settings["model"], settings["revision"])
     axis.check_model(card.name, card.width, card.layers)
-    where = models.choose_device(settings["device"])
-    chosen = layer if layer is not None or len(axis.layers) == 1 else settings["layer"]
+    device = models.choose_device(settings["device"])
+    layer = _layer(axis, settings["layer"])
     chat = chat_for(card.tokenizer, settings["chat"], date=settings["chat_date"], options=settings["chat_options"])
-    line = _measured(source, strip, card, chat, axis, _layer(axis, chosen), models.choose_dtype(settings["dtype"], where), where)
-    _write(display, line, output or home() / "data" / "reference" / f"{line.transcript}.{axis.name}.json")
+    load = partial(models.load, card, dtype=models.choose_dtype(settings["dtype"], device), device=device)
+    line = _measured(reading, chat, load, axis, layer)
+    _write(display, line, reading.output or home() / "data" / "reference" / f"{line.transcript}.{axis.name}.json")
 
 
-def _measured(source: str, strip: bool, card: object, chat: object, axis: Axis, layer: int, dtype: str, device: str) -> ReferenceLine:
-    from typing import cast
-
-    from drift_cli import models, transcripts
-    from drift_cli.chat import Chat
+def _measured(reading: Reading, chat: Chat, load: Callable[[], LoadedModel], axis: Axis, layer: int) -> ReferenceLine:
+    """Refuse what cannot be measured before the weights are read, then measure."""
+    from drift_cli import transcripts
     from drift_cli.reference_line import measure_replies
     from drift_cli.spec import Condition
 
-    script = transcripts.load(source, strip_private=strip)
-    format_, known = cast(Chat, chat), cast(models.ModelCard, card)
-    format_.check(Condition("reference"), script)
-    model = models.load(known, dtype=dtype, device=device)
-    return measure_replies(script, format_, model, axis, layer)
+    script = transcripts.load(reading.transcript, strip_private=reading.strip_private)
+    chat.check(Condition("reference"), script)
+    return measure_replies(script, chat, load(), axis, layer)
 
 
 def _write(display: Display, line: ReferenceLine, path: Path) -> None:

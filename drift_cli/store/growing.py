@@ -1,4 +1,4 @@
-"""A file that only grows, with one writer: when `append` returns, the bytes are on disk; when it raises, they do not count.
+"""A file that only grows, with one writer: when `append` returns, the bytes are on disk.
 
 Before and after each append the file is compared with what this writer left, so that where locks silently do nothing a second writer is found out instead
 of mixed in. A failed write is taken back. A failed fsync is never tried again: what the disk holds is unknown then, and every later call raises.
@@ -27,7 +27,11 @@ class GrowingFile:
         _open_files.add(self)
 
     def append(self, data: bytes) -> None:
-        """Write `data` behind what is there, and sync it. Raises `StoreError`, after which `data` is not part of the file."""
+        """Write `data` behind what is there, and sync it.
+
+        Raises:
+            StoreError: `data` was taken back, or the file refuses every later write.
+        """
         self.check()
         # Set until the end is reached, so that whatever interrupts this (a KeyboardInterrupt, say) leaves an object that refuses to go on.
         self._broken = "an earlier write to it was interrupted"
@@ -70,11 +74,15 @@ class GrowingFile:
             self._broken = "an earlier fsync of it failed, so what the disk holds is not known"
             raise failed("sync", self.path, error) from error
 
+    def poison(self, reason: str) -> None:
+        """Refuse every later write, for this reason if there was none before."""
+        self._broken = self._broken or reason
+
     def close(self) -> None:
         """Close the descriptor."""
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
-            self._broken = self._broken or "it is closed"
+            self.poison("it is closed")
             os.close(fd)
 
     def forget(self) -> None:

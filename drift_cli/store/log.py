@@ -141,7 +141,7 @@ class RolloutLog:
     def _commit(self, line: bytes, data: bytes) -> None:
         """Residual means first, then the line that speaks of them."""
         means = self._residuals
-        before = 0 if means is None else means.size
+        before = (self._lines.size, 0 if means is None else means.size)
         if means is not None and data:
             means.append(data)
         try:
@@ -150,10 +150,17 @@ class RolloutLog:
             self._lines.append(line + b"\n")
         except StoreError:
             if means is not None and data:
-                with suppress(StoreError):  # the first error is the one to show; after this one `means` refuses by itself
-                    means.cut(before)
+                self._take_back(means, *before)
             raise
         self._prev = link(line)
+
+    def _take_back(self, means: GrowingFile, lines_size: int, means_size: int) -> None:
+        """Cut off residual means whose line was not committed, but only where that line is known not to be there: it would be damage without them."""
+        with suppress(StoreError):
+            if size_of(self._lines.fd, self._lines.path) == lines_size:
+                means.cut(means_size)
+                return
+        self._lines.poison("an earlier write to it failed half-way")
 
     def _recover(self, notices: tuple[str, ...]) -> None:
         """Read what is there, cut off what does not count, and make durable what does."""

@@ -53,7 +53,7 @@ def cell_states(paths: RunPaths, cell: Cell, samples: int) -> Iterator[tuple[int
 
 def _names(folder: int, path: Path) -> set[str]:
     try:
-        return set(os.listdir(folder))  # noqa: PTH208 (a descriptor, not a path)
+        return set(os.listdir(folder))
     except OSError as error:
         raise failed("read", path, error) from error
 
