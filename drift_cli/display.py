@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 EVERY_SECONDS = 2.0
 """How often a plain progress line may be written."""
 
+PIPE_WIDTH = 200
+"""Columns of a table that is not written to a terminal; longer cells are folded."""
+
 
 class Mode(StrEnum):
     """How progress is shown."""
@@ -120,24 +123,27 @@ class Display:
         return Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
     def _table(self, table: Table) -> None:
+        """Title, rows and notes as text; in a pipe as wide as it needs to be, without escape codes."""
         from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        made = RichTable(box=box.SIMPLE_HEAD, title=Text(inert(table.title), style="bold"), title_justify="left", pad_edge=False)
+        headed = any(table.heads)
+        made = RichTable(box=box.SIMPLE_HEAD if headed else None, show_header=headed, pad_edge=headed)
         for head in table.heads:
             made.add_column(Text(head.rstrip(">")), justify="right" if head.endswith(">") else "left", overflow="fold")
         for row in table.rows:
             made.add_row(*(Text(inert(cell)) for cell in row))
         console = self._console(self.out)
         if not console.is_terminal:
-            console.width = 200
+            console.width = PIPE_WIDTH
         with console.capture() as captured:
-            console.print(made)
-        text = captured.get()
-        if not console.is_terminal:
-            text = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
-        self._write(self.out, text + "".join(f"  {inert(line)}\n" for line in table.notes))
+            console.print(Text(inert(table.title), style="bold"), soft_wrap=True)
+            if table.rows:
+                console.print(made)
+        lines = captured.get().splitlines()
+        lines += [f"  {inert(line)}" for line in table.notes]
+        self._write(self.out, "\n".join(line.rstrip() for line in lines) + "\n\n")
 
 
 class Progress:

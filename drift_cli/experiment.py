@@ -227,7 +227,7 @@ def _notices(card: ModelCard, adds: Mapping[str, str], axis: Axis | None, layer:
         said.append(f"no axis was given: residual means are stored, and `drift measure --axis A` projects them later (layer {layer})")
     elif settings["layer"] is None and len(axis.layers) > 1:
         said.append(
-            f"axis {axis.name} has {len(axis.layers)} layers: projecting at layer {layer}, {_DEPTH:.0%} of the way up (--layer chooses)"
+            f"axis {axis.name} has {len(axis.layers)} layers: projecting at layer {layer}, {_DEPTH * 100:.0f} % of the way up (--layer chooses)"
         )
     if axis is not None and axis.note:
         said.append(f"axis {axis.name}: {axis.note}")

@@ -88,7 +88,8 @@ def test_tables_are_plain_text_in_a_pipe() -> None:
     assert "\x1b" not in text
     assert "[bold]a[/bold]" in text
     assert "b" * 90 in text
-    assert text.endswith("  a note\n")
+    assert text.endswith("  a note\n\n")
+    assert text.startswith("Title\n")
 
 
 def test_text_that_would_steer_the_terminal_is_shown_inert() -> None:

@@ -106,7 +106,7 @@ def _tables(made: Axis, layer: int) -> list[Table]:
     if found is not None:
         notes = [
             f"cosine with the first principal component {found.cosine_with_pc1:.4f}; "
-            f"the axis explains {found.variance_explained:.1%} of the personas' variance, that component {found.pc1_variance:.1%}",
+            f"the axis explains {found.variance_explained * 100:.1f} % of the personas' variance, that component {found.pc1_variance * 100:.1f} %",
             "* on the assistant's side when the axis was made",
         ]
         order = [[("* " if name in made.assistants else "  ") + name, f"{value:+.4f}"] for name, value in found.ordering]

@@ -71,9 +71,11 @@ def _shown(run: Run) -> list[Table | str]:
     for entry in manifest.measured:
         facts.append(["axis added later", f"{entry.name}, layer {entry.layer}, {entry.digest[:12]}"])
     tables: list[Table | str] = [Table(f"Run {run.paths.run_id}", ["", ""], facts, [f"folder: {run.paths.root}"])]
+    order = dict.fromkeys([*(plan.cell.condition for plan in manifest.cells), *manifest.conditions])
+    unsaid = "unknown" if manifest.imported is not None else "—"
     conditions = [
-        [c.name, c.placement.value if c.system else "—", c.system or "—", manifest.template_adds.get(c.name, "—")]
-        for c in manifest.conditions.values()
+        [c.name, c.placement.value if c.system else "—", c.system or "—", manifest.template_adds.get(c.name, unsaid)]
+        for c in (manifest.conditions[name] for name in order)
     ]
     tables.append(Table("Conditions", ["name", "placement", "prompt", "the chat template adds"], conditions))
     states = run.states()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,7 @@ LIMIT = 64 << 20
 _SEAL = len(',"crc":"01234567"}')
 _TURN = ("turn", "finish", "text", "ids", "prompt_length", "prompt_hash", "residual", "projections", "epoch", "prev", "crc")
 _END = ("end", "turn", "prompt_length", "epoch", "prev", "crc")
+_TURN_NUMBER = re.compile(rb'\{"turn":([1-9][0-9]{0,8}),"finish":')
 _RESIDUAL = ("offset", "shape", "crc")
 _REPLY = {finish.value: finish for finish in (Finish.STOP, Finish.LENGTH)}
 _ENDS = {finish.value: finish for finish in (Finish.COMPLETE, Finish.CONTEXT)}
@@ -141,6 +143,17 @@ def read(line: bytes) -> tuple[Line, str]:
     if keys == _END:
         return _read_end(body), _read_prev(body)
     raise Malformed(f"its keys are neither a turn's nor an end's: {', '.join(map(repr, keys))}")
+
+
+def read_state(line: bytes) -> tuple[int, End | None]:
+    """Turns up to and with a line, without its newline, and the end if it is one. Of a turn, only checksum and number are read. Raises `Malformed`."""
+    number = _TURN_NUMBER.match(line)
+    if number is not None and line[-_SEAL:] == _seal(line[:-_SEAL]):
+        return int(number[1]), None
+    content, _ = read(line)
+    if isinstance(content, TurnLine):
+        return content.turn.index, None
+    return content.end.turn - (content.end.finish is Finish.CONTEXT), content.end
 
 
 def _seal(covered: bytes) -> bytes:

@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from drift_cli.spec import Cell, Finish, Rollout
+from drift_cli.spec import Cell, Rollout
 from drift_cli.store.decode import Malformed
 from drift_cli.store.files import failed, open_folder, open_in, open_inside, read_at, size_of
-from drift_cli.store.line import LIMIT, End, TurnLine, read
+from drift_cli.store.line import LIMIT, End, read_state
 from drift_cli.store.paths import RunPaths, sample_name
 from drift_cli.store.reader import Damaged
 
@@ -75,12 +75,9 @@ def _state(fd: int, path: Path) -> tuple[int, End | None]:
         return 0, None
     raw, offset = found
     try:
-        line, _ = read(raw)
+        return read_state(raw)
     except Malformed as error:
         raise Damaged(path, _number(fd, path, offset), offset, str(error)) from None
-    if isinstance(line, TurnLine):
-        return line.turn.index, None
-    return line.end.turn - (line.end.finish is Finish.CONTEXT), line.end
 
 
 def _last_line(fd: int, path: Path) -> tuple[bytes, int] | None:
