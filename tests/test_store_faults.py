@@ -18,9 +18,9 @@ import pytest
 from store_fixtures import DONE, FIRST, TURNS, data_of, finish, fork, make_run, manifest, open_log, turn, uninterrupted
 
 from drift_cli.errors import StoreError
-from drift_cli.spec import Rollout, Turn
+from drift_cli.spec import Finish, Rollout, Turn
 from drift_cli.store.files import atomic_write
-from drift_cli.store.log import read_rollout
+from drift_cli.store.log import End, read_rollout
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 
@@ -246,6 +246,25 @@ def test_a_write_that_cannot_be_taken_back_ends_the_log_and_is_recovered(tmp_pat
     assert data_of(run) == expected
 
 
+def test_bytes_of_another_writer_are_not_taken_back_with_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path)
+    path = run.paths.rollout(FIRST)
+
+    def race(fd: int, data: Any) -> int:
+        with path.open("ab") as file:
+            file.write(b"somebody else's")
+        raise OSError(errno.ENOSPC, "full")
+
+    with open_log(run) as log:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", race)
+            with pytest.raises(StoreError):
+                log.append(replace(turn(1), residual=None))
+        with pytest.raises(StoreError, match="could not be taken back"):
+            log.append(replace(turn(1), residual=None))
+    assert path.read_bytes() == b"somebody else's"
+
+
 def test_a_limit_on_file_sizes_is_met_like_a_full_disk(tmp_path: Path) -> None:
     expected = uninterrupted(tmp_path)
     run = make_run(tmp_path)
@@ -281,8 +300,8 @@ def test_a_failed_fsync_is_never_tried_again_and_ends_the_log(tmp_path: Path, mo
         with pytest.raises(StoreError) as caught:
             log.append(second_with_means())
         assert str(path) in caught.value.what
-        for again in (lambda: log.append(second_with_means()), lambda: log.end(DONE)):
-            with pytest.raises(StoreError):
+        for again in (lambda: log.append(second_with_means()), lambda: log.append(turn(2)), lambda: log.end(End(Finish.COMPLETE, 1, None))):
+            with pytest.raises(StoreError, match=f"{path} cannot be written any more: an earlier fsync"):
                 again()
         assert len(calls) == 1
         assert data_of(run) == before  # what the disk may not have is not left to be read from memory

@@ -564,6 +564,8 @@ def test_a_forked_child_cannot_write_and_does_not_keep_the_lock(run: Run) -> Non
             except StoreError:
                 log.close()
                 say(b"r")
+            else:
+                say(b"w")
             listen_()  # until the pipe's other end is closed by its parent's death
 
         fork(grandchild)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from drift_cli.engine.contract import Incident, Job, Reply, Stopped
@@ -26,6 +27,11 @@ from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel
 from drift_cli.probe import pool
 from drift_cli.spec import Finish, Sampling
+
+
+_REPEATABLE = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+"""Attention kernels that give the same bits every time. cuDNN's does not: on an H200 (torch 2.11, bfloat16) the same batch decoded four times in one
+process gave four different conversations with it, and the same one with any of these."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ class ReferenceEngine:
             pad_token_id=pad,
             use_cache=True,
         )
-        with torch.inference_mode():
+        with torch.inference_mode(), sdpa_kernel(list(_REPEATABLE)):
             made = self.model.network.generate(
                 ids,
                 attention_mask=mask,
@@ -195,7 +201,7 @@ class ReferenceEngine:
 
 def measure(model: LoadedModel, ids: Sequence[int], start: int, length: int, layers: Sequence[int]) -> NDArray[np.float32]:
     """Residual means (len(layers), width) float32 over tokens `start` to `start + length` of one conversation, from one plain forward pass."""
-    with torch.inference_mode():
+    with torch.inference_mode(), sdpa_kernel(list(_REPEATABLE)):
         states = model.network(
             input_ids=torch.tensor([list(ids)], device=model.device), output_hidden_states=True, use_cache=False, logits_to_keep=1
         ).hidden_states

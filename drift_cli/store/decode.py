@@ -75,7 +75,7 @@ def _decode(kind: Any, value: Any, at: str) -> Any:
     if origin is tuple:
         return tuple(_decode(inner[0], item, f"{at}[{place}]") for place, item in enumerate(_typed(list, value, at)))
     if origin is Mapping:
-        return {key: _decode(inner[1], item, f"{at}.{key}" if at else key) for key, item in _typed(dict, value, at).items()}
+        return {key: _decode(inner[1], item, _within(at, key)) for key, item in _typed(dict, value, at).items()}
     if is_dataclass(kind):
         return _dataclass(kind, _typed(dict, value, at), at)
     if issubclass(kind, Enum):
@@ -83,6 +83,12 @@ def _decode(kind: Any, value: Any, at: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     return _typed(kind, value, at)
+
+
+def _within(at: str, key: str) -> str:
+    """The name of a field of the value named `at`. Keys come from a file: what a terminal would obey is spelled out."""
+    shown = key if key.isprintable() else repr(key)
+    return f"{at}.{shown}" if at else shown
 
 
 def _typed(kind: type[T], value: Any, at: str) -> T:
@@ -106,7 +112,7 @@ def _dataclass(kind: Any, value: dict[str, Any], at: str) -> Any:
     made = {}
     for name, (field, hint) in known.items():
         if name in value:
-            made[name] = _decode(hint, value[name], f"{at}.{name}" if at else name)
+            made[name] = _decode(hint, value[name], _within(at, name))
         elif field.default is MISSING and field.default_factory is MISSING:
             raise Malformed(f"field {name!r} is missing", at)
     try:

@@ -1,7 +1,7 @@
 """What happened to a run: starts, resumes, signals, out-of-memory, refusals; a line of JSON each, append only, with time, host and process.
 
-Several processes may write at once: an event is one write of one whole line. A line that was cut off by a crash stays where it is; the next event begins a
-new line, and readers pass over what is not an event (`verify` names it).
+Several processes may write at once: an event is one write of one whole line, under a lock. A line that was cut off by a crash stays where it is; the
+next event begins a new line, and readers pass over what is not an event (`verify` names it).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import orjson
 from drift_cli.errors import StoreError
 from drift_cli.store.decode import Malformed, parse
 from drift_cli.store.files import failed, open_inside, read_at, sync_folder
+from drift_cli.store.lock import wait_for
 from drift_cli.store.paths import RunPaths
 
 _LIMIT = 1 << 30
@@ -32,6 +33,8 @@ def append_event(paths: RunPaths, kind: str, fields: Mapping[str, Any]) -> None:
         raise StoreError(f"{paths.events}: event {kind!r} cannot be written as JSON: {error}") from error
     fd = open_inside(paths.root, paths.events, os.O_RDWR | os.O_APPEND | os.O_CREAT)
     try:
+        # Without the lock, the end of a line that another process is writing could look like one that was cut off.
+        wait_for(fd, paths.events)
         fresh = _append(fd, paths.events, line)
     finally:
         os.close(fd)

@@ -26,6 +26,8 @@ from drift_cli.store.files import failed, open_inside, read_inside, write_all
 
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_PATIENCE = 10.0
+"""Seconds."""
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _SINCE = re.compile(r"[0-9T:Z.+-]{1,40}")
 
@@ -99,17 +101,22 @@ def unlock_rollout(fd: int, note: Path) -> None:
 
 
 @contextmanager
-def hold(root: Path, path: Path, patience: float = 10.0) -> Iterator[None]:
-    """Hold the lock on `path`, an empty file below `root`, waiting up to `patience` seconds for it. Raises `InUse`, `StoreError`."""
+def hold(root: Path, path: Path) -> Iterator[None]:
+    """Hold the lock on `path`, an empty file below `root`, waiting for it. Raises `InUse`, `StoreError`."""
     fd = open_inside(root, path, os.O_RDWR | os.O_CREAT)
     try:
-        _wait(fd, path, time.monotonic() + patience)
+        wait_for(fd, path)
         yield
     finally:
         os.close(fd)
 
 
-def _wait(fd: int, path: Path, deadline: float) -> None:
+def wait_for(fd: int, path: Path) -> None:
+    """Lock an open file, waiting a few seconds for those who hold it only to write a little. Raises `InUse`, `StoreError`.
+
+    Where the file system has no locks, nothing is waited for.
+    """
+    deadline = time.monotonic() + _PATIENCE
     while True:
         try:
             lock(fd)

@@ -17,8 +17,12 @@ import orjson
 from drift_cli.errors import StoreError
 from drift_cli.spec import Cell, Condition, RunSpec, Transcript
 from drift_cli.store.decode import Malformed, decode, parse
+from drift_cli.store.files import read_inside
+from drift_cli.store.paths import RunPaths
 
 FORMAT = 1
+_LIMIT = 256 << 20
+"""Bytes: a manifest holds the transcripts' texts, not more."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,17 @@ class Manifest:
             raise StoreError(f"{where}: {error}", mend="Restore run.json from a copy, or undo the edit that damaged it.") from error
 
 
+def read_manifest(paths: RunPaths) -> Manifest:
+    """A run's manifest from its folder. Raises `StoreError` where it is damaged or another run's, `FileNotFoundError` where there is none."""
+    manifest = Manifest.from_json(read_inside(paths.root, paths.manifest, _LIMIT), paths.manifest)
+    if manifest.spec.id != paths.run_id:
+        raise StoreError(
+            f"{paths.manifest}: this is the manifest of run {manifest.spec.id}, not of {paths.run_id}",
+            mend="Rename the folder back, or undo the edit of run.json.",
+        )
+    return manifest
+
+
 def checked(manifest: Manifest) -> Manifest:
     """The same manifest, if it hangs together. Raises `Malformed` naming the field."""
     for kind, named in (("conditions", manifest.conditions), ("transcripts", manifest.transcripts)):
@@ -239,7 +254,7 @@ def _fields(prefix: str, old: Any, new: Any, but: tuple[str, ...] = ()) -> Itera
 
 def _shared(what: str, old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[_Difference]:
     for name in sorted(old.keys() & new.keys()):
-        yield from _one(f"{what}.{name}", old[name], new[name])
+        yield from _one(f"{what}.{name if name.isprintable() else repr(name)}", old[name], new[name])
 
 
 def _one(what: str, old: object, new: object) -> Iterator[_Difference]:

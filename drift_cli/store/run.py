@@ -11,20 +11,17 @@ from typing import Any
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.spec import Finish, Rollout
 from drift_cli.store.events import append_event, read_events
-from drift_cli.store.files import atomic_write, create_folder, read_inside
+from drift_cli.store.files import atomic_write, create_folder
 from drift_cli.store.line import End
 from drift_cli.store.lock import hold
 from drift_cli.store.log import RolloutLog
-from drift_cli.store.manifest import Manifest, merge
+from drift_cli.store.manifest import Manifest, merge, read_manifest
 from drift_cli.store.paths import RunPaths, Store
 from drift_cli.store.reader import RolloutRecord, read_rollout
 from drift_cli.store.tails import cell_states
 from drift_cli.store.verify import Finding, verify
 
 __all__ = ["Finding", "RolloutState", "Run"]
-
-_MANIFEST_LIMIT = 256 << 20
-"""Bytes: a manifest holds the transcripts' texts, not more."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +128,6 @@ class Run:
     @property
     def _width(self) -> int:
         return self.manifest.model.width if self.manifest.model is not None else 0
-
-
-def read_manifest(paths: RunPaths) -> Manifest:
-    """The manifest on disk. Raises `StoreError` where it is damaged or another run's, `FileNotFoundError` where there is none."""
-    manifest = Manifest.from_json(read_inside(paths.root, paths.manifest, _MANIFEST_LIMIT), paths.manifest)
-    if manifest.spec.id != paths.run_id:
-        raise StoreError(f"{paths.manifest} is the manifest of run {manifest.spec.id}", mend=f"Rename the folder back: mv {paths.root} …")
-    return manifest
 
 
 def _replace_manifest(paths: RunPaths, asked: Manifest) -> Manifest:

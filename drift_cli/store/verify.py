@@ -19,9 +19,9 @@ from drift_cli.errors import StoreError
 from drift_cli.spec import Cell, Finish, Rollout
 from drift_cli.store import residuals as residual_file
 from drift_cli.store.events import read_events
-from drift_cli.store.files import is_temporary, open_inside, read_inside, size_of
+from drift_cli.store.files import is_temporary, open_inside, size_of
 from drift_cli.store.line import TurnLine
-from drift_cli.store.manifest import AxisEntry, Manifest
+from drift_cli.store.manifest import AxisEntry, Manifest, read_manifest
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.reader import Scan, scan_rollout
 
@@ -70,17 +70,12 @@ def _planned(manifest: Manifest) -> Iterator[Rollout]:
 
 
 def _manifest(paths: RunPaths) -> Iterator[Finding]:
-    path = paths.manifest
     try:
-        stored = Manifest.from_json(read_inside(paths.root, path, 1 << 30), path)
+        read_manifest(paths)
     except FileNotFoundError:
-        yield Finding(path, "it is missing", fatal=True)
-        return
+        yield Finding(paths.manifest, "missing", fatal=True)
     except StoreError as error:
-        yield Finding(path, error.what, fatal=True)
-        return
-    if stored.spec.id != paths.run_id:
-        yield Finding(path, f"it is the manifest of run {stored.spec.id}", fatal=True)
+        yield Finding(paths.manifest, _said(error, paths.manifest), fatal=True)
 
 
 def _direction(paths: RunPaths, entry: AxisEntry, stored: tuple[int, ...]) -> _Direction:
