@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo test check format lint types tests quick clean
+.PHONY: demo test check format lint types tests quick picture clean
 
 demo: $(STAMP)
 	$(BIN)/drift demo
@@ -28,6 +28,11 @@ tests: $(DEV_STAMP)
 # What one types while working: no coverage, stop at the first failure.
 quick: $(DEV_STAMP)
 	$(BIN)/python -m pytest -x -q
+
+# The README's picture, from the demo's own run.
+picture: $(STAMP)
+	$(BIN)/drift demo --store build/picture
+	$(BIN)/drift plot --store build/picture --output images/readme-demo.png
 
 format: $(DEV_STAMP)
 	$(BIN)/ruff format .

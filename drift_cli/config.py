@@ -7,7 +7,6 @@ counts, and the manifest records which one that was.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -17,116 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from drift_cli.errors import UsageError
+from drift_cli.settings import KEYS
 from drift_cli.spec import Condition, Placement
 
 CONFIG_FILE = "drift.toml"
 PRESETS = ("demo", "olmo3-003b")
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError("wants a text")
-    return value
-
-
-def _whole(value: Any) -> int:
-    try:
-        if isinstance(value, bool) or int(value) != float(value):
-            raise ValueError
-        return int(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError("wants a whole number") from None
-
-
-def _number(value: Any) -> float:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError):
-        raise ValueError("wants a number") from None
-
-
-def _switch(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if str(value).lower() in {"1", "true", "yes", "on"}:
-        return True
-    if str(value).lower() in {"0", "false", "no", "off"}:
-        return False
-    raise ValueError("wants true or false")
-
-
-def _listed(value: Any) -> list[Any]:
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    return tuple(_text(item) for item in _listed(value))
-
-
-def _numbers(value: Any) -> tuple[float, ...]:
-    return tuple(dict.fromkeys(_number(item) for item in _listed(value)))
-
-
-def _layers(value: Any) -> str | tuple[int, ...]:
-    if value in ("auto", "all"):
-        return str(value)
-    layers = tuple(dict.fromkeys(_whole(item) for item in _listed(value)))
-    if not layers or min(layers) < 0:
-        raise ValueError('wants "auto", "all" or layer numbers such as 21 or 20,21,22')
-    return layers
-
-
-def _options(value: Any) -> str:
-    if isinstance(value, str) and value.startswith("{"):
-        value = json.loads(value)
-    pairs = value.items() if isinstance(value, Mapping) else (str(item).partition("=")[::2] for item in _listed(value))
-    made: dict[str, Any] = {}
-    for key, raw in pairs:
-        if not key:
-            raise ValueError("wants KEY=VALUE")
-        try:
-            made[key] = json.loads(raw) if isinstance(raw, str) else raw
-        except json.JSONDecodeError:
-            made[key] = raw
-    return json.dumps(made, sort_keys=True)
-
-
-@dataclass(frozen=True)
-class _Key:
-    read: Callable[[Any], Any]
-    default: Any
-
-
-KEYS: Mapping[str, _Key] = {
-    "name": _Key(_text, None),
-    "preset": _Key(_text, None),
-    "model": _Key(_text, "demo"),
-    "revision": _Key(_text, None),
-    "dtype": _Key(_text, "auto"),
-    "device": _Key(_text, "auto"),
-    "chat": _Key(_text, "template"),
-    "chat_date": _Key(_text, "2026-01-01"),
-    "chat_options": _Key(_options, "{}"),
-    "transcripts": _Key(_texts, ()),
-    "strip_private": _Key(_switch, False),
-    "temperatures": _Key(_numbers, (0.7,)),
-    "samples": _Key(_whole, 16),
-    "seed": _Key(_whole, 0),
-    "max_new_tokens": _Key(_whole, 512),
-    "top_p": _Key(_number, None),
-    "top_k": _Key(_whole, None),
-    "min_p": _Key(_number, None),
-    "independent_noise": _Key(_switch, False),
-    "layers": _Key(_layers, "auto"),
-    "axis": _Key(_text, None),
-    "layer": _Key(_whole, None),
-    "batch": _Key(_whole, 8),
-}
-"""Every setting but the conditions: how its value is read, and its default."""
 
 
 @dataclass(frozen=True)

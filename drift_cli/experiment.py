@@ -90,7 +90,7 @@ def reopen(run: Run, settings: Settings) -> Experiment:
 
 def settings_of(manifest: Manifest) -> Settings:
     """A run's settings as its manifest recorded them."""
-    from drift_cli.config import KEYS
+    from drift_cli.settings import KEYS
 
     values: dict[str, Any] = {}
     for key, entry in KEYS.items():

@@ -20,7 +20,7 @@ from store_fixtures import CELL, DONE, FIRST, LAYERS, OTHER, TURNS, WIDTH, data_
 
 from drift_cli.errors import StoreError
 from drift_cli.spec import Finish, Rollout, Turn
-from drift_cli.store.line import EndLine, TurnLine, encode, first_link
+from drift_cli.store.line import EndLine, TurnLine, encode, first_link, link
 from drift_cli.store.log import Damaged, End, InUse, RolloutLog, read_residual_layer, read_rollout, tail_state
 from drift_cli.store.run import Run
 
@@ -124,8 +124,11 @@ def test_non_finite_numbers_are_refused_before_anything_is_written(run: Run, val
     residual = np.zeros((2, WIDTH), dtype=np.float32)
     residual[1, 2] = value
     with open_log(run) as log:
-        for bad in (replace(turn(1), residual=residual), replace(turn(1), projections={"made": value})):
-            with pytest.raises(StoreError, match=r"talk/plain/T0\.5/0000 turn 1 cannot be stored"):
+        for bad, why in (
+            (replace(turn(1), residual=residual), "not all finite"),
+            (replace(turn(1), projections={"made": value}), f"projection on made is {value}"),
+        ):
+            with pytest.raises(StoreError, match=rf"talk/plain/T0\.5/0000 turn 1 cannot be stored: .*{why}"):
                 log.append(bad)
         assert data_of(run) == (b"", b"")
         log.append(turn(1))  # nothing was written, so nothing is lost
@@ -355,6 +358,25 @@ def test_a_line_whose_predecessor_was_rewritten_is_found(run: Run) -> None:
     with pytest.raises(Damaged, match="does not follow the line before it") as caught:
         read(run)
     assert caught.value.line == 2
+
+
+def test_nothing_follows_the_end_even_in_the_chain(run: Run) -> None:
+    finish(run)
+    path = run.paths.rollout(FIRST)
+    data = path.read_bytes()
+    for content in (TurnLine(replace(turn(2), index=TURNS + 1), None, 0), EndLine(DONE, 0)):
+        path.write_bytes(data + encode(content, link(data.splitlines()[-1])) + b"\n")
+        with pytest.raises(Damaged, match="behind the rollout's end"):
+            read(run)
+
+
+def test_residuals_of_another_shape_than_the_runs_are_damage(run: Run) -> None:
+    finish(run)
+    for layers, width in ((3, WIDTH), (2, WIDTH + 1)):
+        with pytest.raises(Damaged, match="shape"):
+            read_rollout(run.paths, FIRST, layers=layers, width=width)
+        with pytest.raises(Damaged, match="shape"):
+            RolloutLog.open(run.paths, FIRST, epoch=0, layers=layers, width=width)
 
 
 def test_ends_and_turns_must_fit_each_other(run: Run) -> None:

@@ -159,7 +159,7 @@ def _blank(run: Run, entry: AxisEntry, states: Sequence[RolloutState]) -> RunTab
     return RunTable(
         run_id=run.paths.run_id,
         axis=entry.name,
-        layer=entry.layer,
+        layer=entry.layer if entry.layer >= 0 else None,  # imports of unknown layer say -1
         cells=tuple(index),
         cell_of=np.array([index[state.rollout.cell] for state in states], dtype=np.intp),
         sample=np.array([state.rollout.sample for state in states], dtype=np.int64),

@@ -67,7 +67,13 @@ def _shown(run: Run) -> list[Table | str]:
         ["residual layers", ", ".join(map(str, manifest.layers)) or "none"],
     ]
     for entry in manifest.axes:
-        facts.append(["axis", f"{entry.name}, layer {entry.layer}, {entry.digest[:12]}" + (f" ({entry.note})" if entry.note else "")])
+        facts.append(
+            [
+                "axis",
+                f"{entry.name}, layer {entry.layer if entry.layer >= 0 else 'unknown'}, {entry.digest[:12]}"
+                + (f" ({entry.note})" if entry.note else ""),
+            ]
+        )
     for entry in manifest.measured:
         facts.append(["axis added later", f"{entry.name}, layer {entry.layer}, {entry.digest[:12]}"])
     tables: list[Table | str] = [Table(f"Run {run.paths.run_id}", ["", ""], facts, [f"folder: {run.paths.root}"])]

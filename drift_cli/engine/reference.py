@@ -28,7 +28,6 @@ from drift_cli.models import LoadedModel
 from drift_cli.probe import pool
 from drift_cli.spec import Finish, Sampling
 
-
 _REPEATABLE = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 """Attention kernels that give the same bits every time. cuDNN's does not: on an H200 (torch 2.11, bfloat16) the same batch decoded four times in one
 process gave four different conversations with it, and the same one with any of these."""

@@ -39,7 +39,6 @@ class RolloutLog:
         self._paths, self._rollout, self._epoch, self._layers, self._width = paths, rollout, epoch, layers, width
         self._lines = lines
         self._residuals: GrowingFile | None = None
-        self._pid = os.getpid()
         self._mutex = threading.Lock()
         self._prev = first_link(paths.run_id, rollout)
         self._done = 0
@@ -106,7 +105,7 @@ class RolloutLog:
     def close(self) -> None:
         """Give the rollout up for others. What was committed stays; calling it again does nothing."""
         with self._mutex:
-            if self._lines.fd >= 0 and self._pid == os.getpid():
+            if self._lines.fd >= 0:  # a forked child has none
                 unlock_rollout(self._lines.fd, self._paths.owner(self._rollout))
             self._lines.close()
             if self._residuals is not None:
