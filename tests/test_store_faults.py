@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from store_fixtures import DONE, FIRST, TURNS, data_of, finish, fork, make_run, 
 
 from drift_cli.errors import StoreError
 from drift_cli.spec import Finish, Rollout, Turn
-from drift_cli.store.files import atomic_write
+from drift_cli.store.files import atomic_write, create_folder
 from drift_cli.store.log import End, read_rollout
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
@@ -403,6 +404,42 @@ def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path: Path, call: str) -> No
     assert str(path) in caught.value.what
     assert path.read_bytes() == b"old"
     assert [found.name for found in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_file_is_synced_before_it_is_renamed_and_its_name_after(tmp_path: Path) -> None:
+    order, folder = [], tmp_path.stat().st_ino
+
+    def before(name: str, arguments: tuple[Any, ...]) -> None:
+        named = name == "fsync" and os.fstat(arguments[0]).st_ino == folder
+        order.append("fsync of the folder" if named else name)
+
+    with faults(before, ("write", "fsync", "replace")):
+        atomic_write(tmp_path / "run.json", b"new")
+    assert order == ["write", "fsync", "replace", "fsync of the folder"]
+
+
+def test_every_folder_that_is_made_is_durable_in_the_one_above(tmp_path: Path) -> None:
+    synced = []
+
+    def before(name: str, arguments: tuple[Any, ...]) -> None:
+        synced.append(os.fstat(arguments[0]).st_ino)
+
+    with faults(before, ("fsync",)):
+        create_folder(tmp_path / "a" / "b" / "c")
+        create_folder(tmp_path / "a" / "b" / "c")
+    assert synced == [path.stat().st_ino for path in (tmp_path, tmp_path / "a", tmp_path / "a" / "b")]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_folders_is_no_obstacle(tmp_path: Path, number: int) -> None:
+    def before(name: str, arguments: tuple[Any, ...]) -> None:
+        if stat.S_ISDIR(os.fstat(arguments[0]).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    with faults(before, ("fsync",)):
+        run = make_run(tmp_path)
+        finish(run)
+    assert committed(run) == TURNS
 
 
 def test_a_read_only_store_can_be_read_and_says_so_when_written(tmp_path: Path) -> None:

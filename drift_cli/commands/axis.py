@@ -116,4 +116,4 @@ def _tables(made: Axis, layer: int) -> list[Table]:
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    app.add_typer(axis, name="axis", rich_help_panel="Measuring")
+    app.add_typer(axis, name="axis")

@@ -9,9 +9,9 @@ from drift_cli.display import Mode
 
 
 def demo(store: StoreOption = None, display: DisplayOption = Mode.AUTO) -> None:
-    """Run the whole of drift on the built-in model: three conditions, statistics, a picture.
+    """Run everything on the built-in model, in minutes.
 
-    Stop it with Ctrl-C and run it again: it goes on where it stopped.
+    Three conditions, statistics, a picture. Stop it with Ctrl-C and run it again: it goes on where it stopped.
     """
     from drift_cli.commands.plot import draw
     from drift_cli.commands.stats import stats
@@ -41,4 +41,4 @@ def demo(store: StoreOption = None, display: DisplayOption = Mode.AUTO) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(rich_help_panel="Start here")(demo)
+    app.command()(demo)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
-import tempfile
 import time
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +29,10 @@ class Check:
 
 
 def doctor(store: StoreOption = None, display: DisplayOption = Mode.AUTO, as_json: JsonOption = False) -> None:
-    """Look at software, device, memory and the store's folder, and say what would go wrong."""
+    """Say what this machine can run.
+
+    Looks at software, device, memory and the store's folder, and names what would go wrong.
+    """
     folder = open_store(store).root
     checks = [*_software(), *_device(), *_folder(folder)]
     rows = [[check.state, check.what, check.found] for check in checks]
@@ -46,6 +46,8 @@ def doctor(store: StoreOption = None, display: DisplayOption = Mode.AUTO, as_jso
 
 
 def _software() -> list[Check]:
+    from importlib.metadata import PackageNotFoundError, version
+
     checks = [Check("Python", "ok", platform.python_version())]
     for name in ("drift-cli", "torch", "transformers", "tokenizers", "numpy", "scipy"):
         try:
@@ -79,6 +81,8 @@ def _speeds(found: Speeds) -> str:
 
 
 def _folder(folder: Path) -> list[Check]:
+    import shutil
+
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(place).free
     checks = [Check("disk", "ok" if free > 5e9 else "note", f"{free / 1e9:.1f} GB free at {place}")]
@@ -90,6 +94,7 @@ def _folder(folder: Path) -> list[Check]:
 def _files(place: Path) -> list[Check]:
     """Locks and fsync, tried on a scratch file in the store's own file system."""
     import fcntl
+    import tempfile
 
     with tempfile.NamedTemporaryFile(dir=place, prefix=".drift-doctor-") as file:
         try:
@@ -113,4 +118,4 @@ def _files(place: Path) -> list[Check]:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(rich_help_panel="Start here")(doctor)
+    app.command()(doctor)

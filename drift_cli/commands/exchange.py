@@ -33,7 +33,10 @@ def import_(
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring in finished experiments as a run, one cell per file: stats, plot, report and export then work on it."""
+    """Bring in finished experiments as a run.
+
+    One cell per file; stats, plot and export then work on it like on any run.
+    """
     from drift_cli.interchange import import_seed
 
     run = import_seed(files, open_store(store), name=name, axis_name=axis_name, layer=layer)
@@ -78,5 +81,5 @@ def export(
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("import", rich_help_panel="Results")(import_)
-    app.command(rich_help_panel="Results")(export)
+    app.command("import")(import_)
+    app.command()(export)

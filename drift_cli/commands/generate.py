@@ -118,4 +118,4 @@ def _ad_hoc(names: list[str], system: str | None, placement: str | None) -> Cond
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(rich_help_panel="Experiments")(generate)
+    app.command()(generate)

@@ -18,7 +18,10 @@ def init(
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a preset as drift.toml, to edit. `drift generate` reads it from then on."""
+    """Write a drift.toml to edit.
+
+    `drift generate` reads it from then on.
+    """
     from drift_cli.store.files import atomic_write
 
     path = home() / CONFIG_FILE
@@ -32,4 +35,4 @@ def init(
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(rich_help_panel="Experiments")(init)
+    app.command()(init)

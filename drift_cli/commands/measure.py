@@ -36,7 +36,7 @@ def measure(
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Project a run on another axis from its stored residuals (no model needed), or measure somebody else's conversation.
+    """Measure on another axis, or a finished conversation.
 
     `drift measure RUN --axis A` adds the axis to the run: `drift stats RUN --axis A` and `drift plot RUN --axis A` use it from then on.
     `drift measure RUN --transcript FILE` runs the model over FILE's replies; `drift plot RUN` then draws them as the reference line.
@@ -174,4 +174,4 @@ def _write(display: Display, line: ReferenceLine, path: Path) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(rich_help_panel="Results")(measure)
+    app.command()(measure)

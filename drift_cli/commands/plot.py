@@ -34,7 +34,10 @@ def plot(
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw the trajectory: each condition's mean over turns with its 95 % band, every rollout thin, and the reference line."""
+    """Draw each condition over turns.
+
+    Means with their 95 % bands, every rollout thin, and the reference line where there is one.
+    """
     formats = [name.strip().lower() for name in format_.split(",") if name.strip()]
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
@@ -88,4 +91,4 @@ def _references(run: Run, table: RunTable, given: Path | None) -> dict[str, NDAr
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(rich_help_panel="Results")(plot)
+    app.command()(plot)

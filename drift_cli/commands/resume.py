@@ -30,7 +30,10 @@ def resume(
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with an unfinished run (the newest, or the one named). Nothing but its folder and its model is needed."""
+    """Go on with an unfinished run.
+
+    The newest, or the one named. Nothing but its folder and its model is needed.
+    """
     from drift_cli.commands.work import Work
     from drift_cli.experiment import settings_of
 
@@ -43,4 +46,4 @@ def resume(
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(rich_help_panel="Experiments")(resume)
+    app.command()(resume)

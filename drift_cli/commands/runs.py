@@ -151,4 +151,4 @@ def verify(run: RunArgument = None, store: StoreOption = None, display: DisplayO
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
-    app.add_typer(runs, name="runs", rich_help_panel="Results")
+    app.add_typer(runs, name="runs")

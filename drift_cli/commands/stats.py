@@ -30,7 +30,10 @@ def stats(
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Show means over rollouts, their intervals, the differences between conditions, and every turn."""
+    """Show means, intervals and differences between conditions.
+
+    The unit is the rollout: every number is over rollouts, and one transcript supports claims about sampling noise only.
+    """
     from drift_cli.analysis.summary import summarize
     from drift_cli.analysis.table import load
     from drift_cli.analysis.tests import compare, compare_turns
@@ -138,4 +141,4 @@ def _where(summary: Summary, transcript: str, temperature: float) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(rich_help_panel="Results")(stats)
+    app.command()(stats)

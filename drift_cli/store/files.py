@@ -90,7 +90,11 @@ def sync_folder(path: Path) -> None:
     except OSError as error:
         raise failed("open", path, error) from error
     try:
-        _sync_names(fd, path)
+        os.fsync(fd)
+    except OSError as error:
+        # File systems that keep no names of their own to sync (some network and FUSE ones) say so like this.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise failed("sync", path, error) from error
     finally:
         os.close(fd)
 
@@ -103,17 +107,8 @@ def sync_folders(root: Path, folder: Path) -> None:
             break
 
 
-def _sync_names(fd: int, path: Path) -> None:
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        # File systems that keep no names of their own to sync (some network and FUSE ones) say so like this.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise failed("sync", path, error) from error
-
-
 def create_inside(root: Path, folder: Path) -> None:
-    """Create `folder` below the existing folder `root`, durably, following no symbolic link. Raises `StoreError`."""
+    """Create `folder` below the existing folder `root`, following no symbolic link. `sync_folders` makes it durable. Raises `StoreError`."""
     fd, here = _open_root(root), root
     for name in folder.relative_to(root).parts:
         here /= name
@@ -134,7 +129,6 @@ def _make(parent: int, path: Path) -> int:
             os.mkdir(path.name, dir_fd=parent)
     except OSError as error:
         raise failed("create", path, error) from error
-    _sync_names(parent, path.parent)
     return _step(parent, path)
 
 
