@@ -24,7 +24,24 @@ _WHOLE = 64 << 20
 """Weight files up to this size are hashed whole; of larger ones the header and evenly spread blocks are."""
 _BLOCKS, _BLOCK = 64, 1 << 20
 
-_IGNORED_DEFAULTS = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+_IGNORED_DEFAULTS = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "top_h": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "min_new_tokens": None,
+    "min_length": 0,
+    "guidance_scale": None,
+}
 """Settings of a model's `generation_config` that change the distribution and that drift does not apply, with their neutral values."""
 
 
@@ -195,7 +212,7 @@ def load(card: ModelCard, *, dtype: str, device: str) -> LoadedModel:
         DriftError: they cannot be read, or the network does not have the layers its configuration promises.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -213,6 +230,8 @@ def load(card: ModelCard, *, dtype: str, device: str) -> LoadedModel:
         except (OSError, ValueError) as error:
             raise DriftError(f"the weights of {card.name} cannot be read: {_first_line(error)}", mend=_HUB_MEND) from error
     placed = loaded.to(device=device, dtype=kind).eval()
+    # `generate` fills what it is not told from the network's own defaults: a repetition penalty there would change every draw.
+    placed.generation_config = GenerationConfig()
     found = len(blocks(placed))
     if found != card.layers:
         raise DriftError(f"{card.name} has {found} blocks where its configuration says {card.layers}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +109,25 @@ def test_greedy_replies_are_those_of_generate(name: str, loaded: dict[str, Loade
             prompt = torch.tensor([reply.prompt])
             made = model.network.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
         assert tuple(made[0, len(reply.prompt) :].tolist()) == reply.ids
+
+
+def test_settings_of_the_models_generation_config_that_are_not_ours_change_nothing(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "tiny-llama"
+    shutil.copytree(tiny_models["llama"], folder)
+    path = folder / "generation_config.json"
+    strange = {
+        "repetition_penalty": 9.0,
+        "no_repeat_ngram_size": 1,
+        "suppress_tokens": list(range(150)),
+        "min_new_tokens": 7,
+        "max_length": 30,
+    }
+    path.write_text(json.dumps({**json.loads(path.read_text()), **strange}))
+    replies = []
+    for source in (tiny_models["llama"], folder):
+        model = models.load(models.describe(str(source)), dtype="float32", device="cpu")
+        replies.append(_run(_engine(model), _jobs(model)))
+    assert {key: reply.ids for key, reply in replies[0].items()} == {key: reply.ids for key, reply in replies[1].items()}
 
 
 def test_layers_are_pooled_in_the_order_asked_for(loaded: dict[str, LoadedModel]) -> None:

@@ -297,6 +297,10 @@ def test_a_run_gains_cells_samples_and_axes_and_keeps_every_byte(store: Store, r
     assert [state.done for state in Run.open(store, run.paths.run_id).states()] == [TURNS, *[0] * 7]
 
 
+def test_an_axis_of_the_run_that_is_measured_again_is_there_once() -> None:
+    assert merge(manifest(), manifest(measured=manifest().axes)) == manifest()
+
+
 def epochs(*names: str) -> tuple[Epoch, ...]:
     return tuple(Epoch({"drift": name}, "cpu", "reference", 4) for name in names)
 
@@ -424,7 +428,7 @@ def test_processes_that_change_a_run_at_once_lose_nothing(store: Store, run: Run
     assert {f"c{number}" for number in range(8)} < set(Run.open(store, run.paths.run_id).manifest.conditions)
 
 
-def test_a_manifest_locked_for_too_long_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_locked_for_too_long_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from drift_cli.store import lock
 
     clock = iter(range(1000))
@@ -432,6 +436,10 @@ def test_a_manifest_locked_for_too_long_is_said(run: Run, monkeypatch: pytest.Mo
     monkeypatch.setattr(lock.time, "sleep", lambda seconds: None)
     with lock.hold(run.paths.root, run.paths.manifest_lock), pytest.raises(InUse, match=r"run\.lock is locked"):
         run.update(run.manifest)
+    with lock.hold(run.paths.root, run.paths.events), pytest.raises(InUse, match=r"events\.jsonl is locked"):
+        run.event("start")
+    run.update(run.manifest)
+    run.event("start")
 
 
 # --- status
@@ -518,6 +526,15 @@ def test_an_event_that_cannot_be_written_as_json_is_refused(run: Run) -> None:
     with pytest.raises(StoreError, match="event 'note'"):
         run.event("note", text="\ud800")
     assert not run.paths.events.exists()
+
+
+def test_an_event_is_on_disk_when_it_is_recorded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, synced = os.fsync, []
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), real(fd)))
+    run.event("first")
+    run.event("second")
+    inode = run.paths.events.stat().st_ino
+    assert synced == [inode, run.paths.root.stat().st_ino, inode]
 
 
 def test_an_event_that_was_cut_off_costs_only_itself(run: Run) -> None:
