@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
 from drift_cli import models
 from drift_cli.chat import Dialogue, chat_for
@@ -128,6 +128,29 @@ def test_settings_of_the_models_generation_config_that_are_not_ours_change_nothi
         model = models.load(models.describe(str(source)), dtype="float32", device="cpu")
         replies.append(_run(_engine(model), _jobs(model)))
     assert {key: reply.ids for key, reply in replies[0].items()} == {key: reply.ids for key, reply in replies[1].items()}
+
+
+def test_a_model_with_a_recurrent_state_is_run_one_rollout_at_a_time(tmp_path: Path) -> None:
+    made = tiny.tokenizer(tiny.ARCHITECTURES["qwen3"])
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 3, "vocab_size": len(made), "initializer_range": 0.4}
+    network = MambaForCausalLM(MambaConfig(**sizes, eos_token_id=made.eos_token_id, pad_token_id=made.eos_token_id))
+    network.save_pretrained(tmp_path / "tiny-mamba")
+    made.save_pretrained(tmp_path / "tiny-mamba")
+    model = models.load(models.describe(str(tmp_path / "tiny-mamba")), dtype="float32", device="cpu")
+    incidents: list[Incident] = []
+    together = {(r.rollout, r.turn): r for r in _engine(model, batch=4).run(_jobs(model), _never, incidents.append)}
+    alone = _run(_engine(model, batch=1), _jobs(model, size=1))
+    assert [incident.kind for incident in incidents] == ["one-at-a-time"]
+    assert {key: reply.ids for key, reply in together.items()} == {key: reply.ids for key, reply in alone.items()}
+    first = next(reply for reply in alone.values() if reply.residual is not None)
+    whole = torch.tensor([[*first.prompt, *first.ids]])
+    with torch.inference_mode():
+        states = model.network(input_ids=whole, output_hidden_states=True).hidden_states
+    content = [i for i in first.ids if i not in model.card.end_ids]
+    start = len(first.prompt)
+    direct = np.stack([s[0, start : start + len(content)].mean(0).numpy() for s in states])
+    assert np.allclose(first.residual, direct, rtol=1e-4, atol=1e-5)
 
 
 def test_layers_are_pooled_in_the_order_asked_for(loaded: dict[str, LoadedModel]) -> None:

@@ -9,6 +9,7 @@ already committed when its group was interrupted is computed again, compared wit
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -98,6 +99,10 @@ class ReferenceEngine:
 
     def run(self, jobs: Iterable[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
         """See `contract.Engine.run`."""
+        if getattr(self.model.network, "_is_stateful", False) and self.batch > 1:
+            # Padding on the left would run through a recurrent state as if it were text.
+            self.batch = 1
+            report(Incident("one-at-a-time", "this model keeps a recurrent state: rollouts are generated one at a time"))
         for _, group in groupby(jobs, key=lambda job: job.group):
             yield from self._run_group(list(group), stop, report)
 
@@ -201,10 +206,14 @@ class ReferenceEngine:
 def measure(model: LoadedModel, ids: Sequence[int], start: int, length: int, layers: Sequence[int]) -> NDArray[np.float32]:
     """Residual means (len(layers), width) float32 over tokens `start` to `start + length` of one conversation, from one plain forward pass."""
     with torch.inference_mode(), sdpa_kernel(list(_REPEATABLE)):
-        states = model.network(
-            input_ids=torch.tensor([list(ids)], device=model.device), output_hidden_states=True, use_cache=False, logits_to_keep=1
-        ).hidden_states
+        tokens = torch.tensor([list(ids)], device=model.device)
+        states = model.network(input_ids=tokens, output_hidden_states=True, use_cache=False, **_few_logits(model)).hidden_states
     return pool(states, 0, (start, start + length), layers)
+
+
+def _few_logits(model: LoadedModel) -> dict[str, int]:
+    """Ask for the logits of the last token only, of networks that know how; the others compute them all."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.network.forward).parameters else {}
 
 
 def _compare(row: _Row, reply: Reply, report: Callable[[Incident], None]) -> None:
