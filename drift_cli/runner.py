@@ -62,6 +62,10 @@ class _Session:
         for notice in log.record.notices:
             self.display.note(notice)
             self.run.event("recovered", rollout=str(state.rollout), detail=notice)
+        if log.record.end is None and len(log.record.turns) == state.total:
+            # Killed between the last turn's line and the end line: nothing is left to generate.
+            log.end(End(Finish.COMPLETE, state.total, None))
+            return self._job(state.rollout, log.record.turns, group, ended=True)
         return self._job(state.rollout, log.record.turns, group, ended=log.record.end is not None)
 
     def _job(self, rollout: Rollout, turns: Sequence[Turn], group: int, *, ended: bool) -> Job:

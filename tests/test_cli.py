@@ -136,6 +136,50 @@ def test_resume_needs_nothing_but_the_run() -> None:
     assert _bytes() == expected
 
 
+def test_killed_between_the_last_turn_and_the_end_line_a_rollout_only_gets_its_end_line() -> None:
+    drift("generate", *SHORT, "--condition", "baseline")
+    expected = _bytes()
+    for path in Path("checkpoints").rglob("000?.jsonl"):
+        lines = path.read_bytes().splitlines(keepends=True)
+        assert lines[-1].startswith(b'{"end":')
+        path.write_bytes(b"".join(lines[:-1]))
+    drift("resume")
+    assert _bytes() == expected
+    assert drift("runs", "verify", "--json").json["ok"] is True
+
+
+def test_a_damaged_run_is_listed_as_such_and_hides_no_other() -> None:
+    drift("generate", *SHORT, "--condition", "baseline")
+    drift("generate", *SHORT, "--condition", "baseline", "--seed", "9")
+    path = next(Path("checkpoints").rglob("0000.jsonl"))
+    data = bytearray(path.read_bytes())
+    data[40] ^= 4
+    data[-40] ^= 4
+    path.write_bytes(data)
+    listed = {row["run"]: row["status"] for row in drift("runs", "ls", "--json").json}
+    assert sorted(listed.values()) == ["complete", "damaged"]
+    damaged = next(run for run, status in listed.items() if status == "damaged")
+    assert drift("runs", "verify", damaged, "--json", code=1).json["ok"] is False
+    assert "0000.jsonl" in drift("stats", damaged, code=1).err
+
+
+def test_an_empty_reply_is_flagged_and_leaves_a_gap_not_a_wrong_number(tmp_path: Path) -> None:
+    folder = tiny.save("llama", tmp_path / "silent")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": list(range(200))}))
+    torch.save({"assistant": torch.ones(32), "bard": -torch.arange(32.0)}, "x_layer2.pt")
+    drift("axis", "import", "x_layer2.pt", "--name", "x")
+    drift("generate", *SHORT, "--model", str(folder), "--condition", "baseline", "--axis", "x", "--temperature", "1.5")
+    run = _run()
+    empty = [turn for state in run.states() for turn in run.record(state.rollout).turns if not turn.text]
+    assert empty
+    assert all(not turn.projections for turn in empty)
+    summary = drift("stats", "--json").json["summary"]["cells"][0]
+    assert summary["flagged"]["empty"] == len(empty)
+    drift("plot", "-o", "x.png")
+    assert drift("runs", "verify", "--json").json["ok"] is True
+
+
 def test_a_model_that_changed_under_its_name_is_not_gone_on_with(tmp_path: Path) -> None:
     folder = tiny.save("llama", tmp_path / "changing")
     drift("generate", *SHORT, "--model", str(folder), "--condition", "baseline")

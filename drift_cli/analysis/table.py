@@ -205,14 +205,14 @@ def _projector(run: Run, entry: AxisEntry) -> Projector:
 
 
 def _written(run: Run, record: RolloutRecord, axis: str) -> FloatArray:
-    """Projections (turns,) that were committed with the turns."""
-    lacking = [turn.index for turn in record.turns if axis not in turn.projections]
+    """Projections (turns,) that were committed with the turns; NaN for a reply without a single token, which has no mean to project."""
+    lacking = [turn.index for turn in record.turns if axis not in turn.projections and turn.text]
     if lacking:
         raise StoreError(
             f"{run.paths.rollout(record.rollout)}: turn {lacking[0]} has no projection on axis {axis}",
             mend=f"drift runs verify {run.paths.run_id}",
         )
-    return np.array([turn.projections[axis] for turn in record.turns], dtype=np.float64)
+    return np.array([turn.projections.get(axis, np.nan) for turn in record.turns], dtype=np.float64)
 
 
 def _projected(run: Run, record: RolloutRecord, direction: FloatArray, row: int, layers: int) -> FloatArray:

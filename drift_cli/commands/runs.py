@@ -8,10 +8,11 @@ import typer
 
 from drift_cli.commands.options import DisplayOption, JsonOption, RunArgument, StoreOption, make_display, open_run, open_store
 from drift_cli.display import Mode, Table
-from drift_cli.errors import EXIT_FAILED
+from drift_cli.errors import EXIT_FAILED, StoreError
 
 if TYPE_CHECKING:
     from drift_cli.store.manifest import Manifest
+    from drift_cli.store.paths import Store
     from drift_cli.store.run import Run
 
 runs = typer.Typer(help="Look at runs: list, show, verify.", no_args_is_help=True)
@@ -20,23 +21,32 @@ runs = typer.Typer(help="Look at runs: list, show, verify.", no_args_is_help=Tru
 @runs.command("ls")
 def list_runs(store: StoreOption = None, display: DisplayOption = Mode.AUTO, as_json: JsonOption = False) -> None:
     """List the store's runs, newest first."""
-    from drift_cli.store.run import Run
-
     found = open_store(store)
     rows, document = [], []
     for run_id in found.run_ids():
-        run = Run.open(found, run_id)
-        states = run.states()
-        done, total = sum(s.done for s in states), sum(s.total for s in states)
-        ended = sum(s.ended for s in states)
-        status = "imported" if run.manifest.imported else "complete" if ended == len(states) else "unfinished"
-        rows.append([run_id, run.manifest.spec.model, str(len(run.manifest.cells)), f"{ended}/{len(states)}", f"{done}/{total}", status])
-        document.append(
-            {"run": run_id, "model": run.manifest.spec.model, "rollouts": len(states), "ended": ended, "turns": done, "status": status}
-        )
+        row, facts = _listed(found, run_id)
+        rows.append(row)
+        document.append(facts)
     notes = [] if rows else [f"no run in {found.root}: `drift demo` or `drift generate` makes one"]
     heads = ["run", "model", "cells>", "rollouts ended>", "turns>", "status"]
     make_display(display, as_json).result(document, Table(f"Runs in {found.root}", heads, rows, notes))
+
+
+def _listed(store: Store, run_id: str) -> tuple[list[str], dict[str, Any]]:
+    """A run's row and facts; a damaged one is listed as such and hides no other."""
+    from drift_cli.store.run import Run
+
+    try:
+        run = Run.open(store, run_id)
+        states = run.states()
+    except StoreError as error:
+        return [run_id, "", "", "", "", f"damaged: {error.what}"], {"run": run_id, "status": "damaged", "problem": error.what}
+    done, total = sum(s.done for s in states), sum(s.total for s in states)
+    ended = sum(s.ended for s in states)
+    status = "imported" if run.manifest.imported else "complete" if ended == len(states) else "unfinished"
+    model = run.manifest.spec.model
+    facts = {"run": run_id, "model": model, "rollouts": len(states), "ended": ended, "turns": done, "status": status}
+    return [run_id, model, str(len(run.manifest.cells)), f"{ended}/{len(states)}", f"{done}/{total}", status], facts
 
 
 @runs.command()
