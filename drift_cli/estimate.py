@@ -1,41 +1,22 @@
 """How long a run will take and what will not fit, before it starts.
 
-Prompts are rendered by the real chat format; replies are taken to be as long as they may be, so the time is an upper estimate. The cost of the plain
-engine is: every prompt encoded once per turn to generate and once more, with its reply, to measure (2 operations per parameter and token, and attention
-over all pairs of tokens), and per token one pass over the weights and the keys and values so far, but never less than starting a block's operations takes.
-Speeds are measured on the device in a few seconds: a copy, a matrix product, an attention, and decode steps of a network so small that only the starting
-costs anything.
+Prompts are rendered by the real chat format; replies are taken to be as long as they may be. Both engines pay 2 operations per parameter and encoded token
+and attention over all pairs of tokens, and per decoded token one pass over the weights and the keys and values so far, but never less than starting a
+block's operations takes, and the draw. They differ in what they encode and in who waits: `reference` encodes every prompt anew each turn, once to generate
+and once to measure, and a group waits for its slowest reply; `slots` encodes every token once and keeps its rows busy. What is left out (tokenizing, writing,
+Python between the operations) makes the estimate too low for very small models, by about half for the built-in one.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import TYPE_CHECKING
 
 from drift_cli.chat import Chat
 from drift_cli.spec import Cell, Condition, Transcript
-from drift_cli.store.manifest import Manifest
+from drift_cli.speeds import Speeds
+from drift_cli.store.manifest import Manifest, ModelFacts
 from drift_cli.store.run import RolloutState
-
-if TYPE_CHECKING:
-    import torch
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """What a device does."""
-
-    bandwidth: float
-    """Bytes/s, read and written, of a copy."""
-    flops: float
-    """Operations/s of a matrix product."""
-    attention: float
-    """Operations/s of a masked attention."""
-    step: float
-    """Seconds of one decode step per decoder block, however small."""
 
 
 @dataclass(frozen=True)
@@ -76,75 +57,56 @@ def _fit(cell: Cell, lengths: tuple[int, ...], reply: int, context: int) -> Fit:
     return Fit(cell, lengths, certain, possible)
 
 
-def seconds(
-    states: Sequence[RolloutState], lengths: Sequence[Fit], manifest: Manifest, speeds: Speeds, batch: int, weight_bytes: int
-) -> float:
-    """Upper estimate, in seconds, for what is left of a plan on the plain engine."""
-    assert manifest.model is not None
-    by_cell = {fit.cell: fit.prompt_lengths for fit in lengths}
-    model, reply = manifest.model, manifest.spec.max_new_tokens
-    per_token = 2.0 * model.parameters / speeds.flops
-    step_seconds = max(weight_bytes / speeds.bandwidth, model.layers * speeds.step)
-    kv_bytes = 4.0 * model.layers * model.width  # keys and values at 2 bytes a number; fewer with grouped queries
-    total = 0.0
-    for _, group in groupby(enumerate(states), key=lambda item: item[0] // batch):
-        rows = [state for _, state in group if not state.ended]
-        for turn in range(min((row.done for row in rows), default=0), max((row.total for row in rows), default=0)):
-            prompts = [by_cell[row.rollout.cell][turn] + turn * reply for row in rows if row.done <= turn < row.total]
-            longest = max(prompts)
-            encoded = len(prompts) * longest + sum(prompts) + reply * len(prompts)
-            pairs = len(prompts) * longest**2 + sum((prompt + reply) ** 2 for prompt in prompts)
-            total += encoded * per_token + 4.0 * pairs * model.width * model.layers / speeds.attention
-            total += reply * (step_seconds + len(prompts) * longest * kv_bytes / speeds.bandwidth)
-            total += (1 + len(prompts)) * model.layers * speeds.step
-    return total
+@dataclass(frozen=True)
+class Work:
+    """What is to be done on what: an estimate's input."""
+
+    model: ModelFacts
+    reply: int
+    """Tokens of every reply."""
+    rows: int
+    """Rollouts generated together."""
+    weight_bytes: int
+    speeds: Speeds
+
+    def encode(self, tokens: int, pairs: int) -> float:
+        """Seconds for a forward over `tokens` that look at `pairs` of tokens."""
+        work = 2.0 * self.model.parameters * tokens / self.speeds.flops
+        return work + 4.0 * pairs * self.model.width * self.model.layers / self.speeds.attention + self.model.layers * self.speeds.step
+
+    def decode(self, held: int, step: float) -> float:
+        """Seconds for one token of every row, `held` tokens in all their caches; `step` seconds start a block's operations."""
+        # Keys and values are two numbers a token, layer and width at 2 bytes each; fewer with grouped queries.
+        read = self.weight_bytes + 4.0 * held * self.model.layers * self.model.width
+        return max(read / self.speeds.bandwidth, self.model.layers * step) + self.speeds.draw
 
 
-def measure_speeds(device: torch.device, dtype: torch.dtype) -> Speeds:
-    """Time a copy, a product, an attention and a few decode steps on the device."""
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention
-
-    large = torch.zeros(64 << 20, dtype=torch.uint8, device=device)
-    square = torch.randn(1024, 1024, device=device).to(dtype)
-    heads, tokens, width = 4, 1024, 64
-    query = torch.randn(1, heads, tokens, width, device=device).to(dtype)
-    mask = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()[None, None]
-    copy = _fastest(device, large.clone)
-    product = _fastest(device, lambda: square @ square)
-    attention = _fastest(device, lambda: scaled_dot_product_attention(query, query, query, attn_mask=mask))
-    return Speeds(
-        bandwidth=2 * large.numel() / copy,
-        flops=2 * 1024**3 / product,
-        attention=4 * tokens**2 * heads * width / attention,
-        step=_step_seconds(device, dtype),
-    )
+def seconds(engine: str, states: Sequence[RolloutState], lengths: Sequence[Fit], work: Work) -> float:
+    """Upper estimate, in seconds, for what is left of a plan on an engine (`reference`, or anything else for slots)."""
+    prompts = {fit.cell: [length + turn * work.reply for turn, length in enumerate(fit.prompt_lengths)] for fit in lengths}
+    parts = _reference(states, prompts, work) if engine == "reference" else _slots(states, prompts, work)
+    return sum(parts)
 
 
-def _step_seconds(device: torch.device, dtype: torch.dtype) -> float:
-    """Decode steps of the built-in network, per block: it is so small that its time is the starting of operations."""
-    import torch
-    from transformers import GenerationConfig
-
-    from drift_cli.demo_model import LAYERS, network
-
-    tiny = network().to(device=device, dtype=dtype).eval()
-    ids = torch.ones(8, 16, dtype=torch.long, device=device)
-    steps = 24
-    config = GenerationConfig(do_sample=False, max_new_tokens=steps, min_new_tokens=steps, eos_token_id=0, pad_token_id=0)
-    with torch.inference_mode():
-        took = _fastest(device, lambda: tiny.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config), tries=3)
-    return took / steps / LAYERS
+def _slots(states: Sequence[RolloutState], prompts: dict[Cell, list[int]], work: Work) -> Iterator[float]:
+    for state in states:
+        if state.ended:
+            continue
+        mine = prompts[state.rollout.cell]
+        whole = mine[-1] + work.reply
+        yield work.encode(whole, whole * whole // 2) + len(mine) * work.model.layers * work.speeds.step
+        for length in mine[state.done :]:
+            yield work.reply * work.decode(work.rows * length, work.speeds.slot_step) / work.rows
 
 
-def _fastest(device: torch.device, work: Callable[[], object], tries: int = 5) -> float:
-    import torch
-
-    best = float("inf")
-    for _ in range(tries):
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return best
+def _reference(states: Sequence[RolloutState], prompts: dict[Cell, list[int]], work: Work) -> Iterator[float]:
+    for start in range(0, len(states), work.rows):
+        rows = [state for state in states[start : start + work.rows] if not state.ended]
+        for turn in range(max((row.total for row in rows), default=0)):
+            now = [prompts[row.rollout.cell][turn] for row in rows if row.done <= turn < row.total]
+            if not now:
+                continue
+            longest = max(now)
+            yield work.encode(len(now) * longest, len(now) * longest**2)
+            yield sum(work.encode(length + work.reply, (length + work.reply) ** 2) for length in now)
+            yield work.reply * work.decode(len(now) * longest, work.speeds.step)

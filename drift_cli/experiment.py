@@ -14,6 +14,7 @@ from drift_cli import models, transcripts
 from drift_cli.axes import Axis
 from drift_cli.chat import Chat, chat_for
 from drift_cli.config import Settings, home
+from drift_cli.engine.contract import ENGINES
 from drift_cli.errors import UsageError
 from drift_cli.models import ModelCard
 from drift_cli.spec import Cell, Condition, RunSpec, Sampling, Transcript
@@ -63,6 +64,8 @@ def _check(settings: Settings) -> None:
     for key in ("samples", "batch"):
         if settings[key] < 1:
             raise UsageError(f"{key} is {settings[key]}", mend="Use at least 1.")
+    if settings["engine"] not in ENGINES:
+        raise UsageError(f"engine {settings['engine']!r} does not exist", mend=f"Use one of {', '.join(ENGINES)}.")
     try:
         datetime.date.fromisoformat(settings["chat_date"])
     except ValueError:

@@ -44,15 +44,15 @@ class _Session:
     logs: dict[Rollout, RolloutLog] = field(default_factory=dict)
     totals: dict[Rollout, int] = field(default_factory=dict)
 
-    def jobs(self, states: Sequence[RolloutState], size: int) -> Iterator[Job]:
-        """Jobs in groups of `size` planned rollouts. Finished rollouts appear only where an unfinished one needs their company."""
+    def jobs(self, states: Sequence[RolloutState], size: int, *, company: bool) -> Iterator[Job]:
+        """Jobs in groups of `size` planned rollouts; with `company`, finished rollouts too where an unfinished one needs theirs."""
         for start in range(0, len(states), size):
             group = states[start : start + size]
             waiting = {state.done for state in group if not state.ended}
             for state in group:
                 if not state.ended:
                     yield self._open(state, start // size)
-                elif state.complete and state.done - 1 in waiting:
+                elif company and state.complete and state.done - 1 in waiting:
                     turns = self.run.record(state.rollout).turns
                     yield self._job(state.rollout, turns, start // size, ended=True)
 
@@ -161,7 +161,7 @@ def run_rollouts(
             return stop()
 
         try:
-            for reply in engine.run(session.jobs(states, engine.batch), asked, report):
+            for reply in engine.run(session.jobs(states, engine.batch, company=engine.needs_company), asked, report):
                 session.commit(reply)
                 if reply.finish is Finish.CONTEXT:
                     progress.skip(session.totals[reply.rollout] - reply.turn + 1)

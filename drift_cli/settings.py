@@ -114,6 +114,7 @@ KEYS: Mapping[str, Key] = {
     "layers": Key(_layers, "auto"),
     "axis": Key(_text, None),
     "layer": Key(_whole, None),
+    "engine": Key(_text, "auto"),
     "batch": Key(_whole, 8),
 }
 """Every setting but the conditions: how its value is read, and its default."""

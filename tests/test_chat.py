@@ -136,7 +136,7 @@ def test_the_same_conversation_always_has_the_same_prompt() -> None:
     for reply in replies[:2]:
         b.advance(reply)
     assert a.prompt == b.prompt
-    assert a.previous == b.previous
+    assert a.past == b.past
 
 
 @pytest.mark.parametrize("name", list(tiny.ARCHITECTURES))

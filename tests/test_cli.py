@@ -198,7 +198,7 @@ def test_a_model_that_changed_under_its_name_is_not_gone_on_with(tmp_path: Path)
 def test_a_dry_run_writes_nothing_and_says_what_is_left() -> None:
     plan = drift("generate", *SHORT, "--dry-run", "--json").json
     assert (plan["turns_left"], plan["turns"]) == (18, 18)
-    assert plan["seconds_at_most"] > 0
+    assert plan["seconds_estimated"] > 0
     assert not Path("checkpoints").exists()
     drift("generate", *SHORT)
     assert drift("generate", *SHORT, "--samples", "3", "--dry-run", "--json").json["turns_left"] == 9

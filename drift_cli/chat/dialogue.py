@@ -10,6 +10,7 @@ is taken as it is. Either way a prompt is a function of the conversation alone, 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -102,8 +103,8 @@ class Dialogue:
     replies: list[str] = field(default_factory=list)
     prompt: list[int] = field(default_factory=list)
     canonical: list[int] = field(default_factory=list)
-    previous: tuple[int, ...] = ()
-    """The prompt of the turn before, () at the first."""
+    past: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    """Of every answered turn: its prompt, and its reply without the end-of-turn token."""
 
     def __post_init__(self) -> None:
         self.canonical = self.chat.prompt(self.users[:1], (), self.condition)
@@ -122,11 +123,21 @@ class Dialogue:
         """A reply's text."""
         return text_of(self.chat.tokenizer, self.content(ids))
 
+    def snapshot(self) -> Dialogue:
+        """This moment, to come back to with `restore`."""
+        held = copy.copy(self)
+        held.replies, held.past = list(self.replies), list(self.past)
+        return held
+
+    def restore(self, moment: Dialogue) -> None:
+        """Be again what `snapshot` held."""
+        self.__dict__.update(moment.snapshot().__dict__)
+
     def advance(self, ids: Sequence[int]) -> None:
         """Take the reply to the current turn, ids as sampled, and move on to the next user turn (after the last one `prompt` stays)."""
         content = self.content(ids)
         self.replies.append(text_of(self.chat.tokenizer, content))
         self.turn += 1
-        self.previous = tuple(self.prompt)
+        self.past.append((tuple(self.prompt), tuple(content)))
         if self.turn <= self.total:
             self.prompt, self.canonical = self.chat.extend(self, content)

@@ -16,7 +16,7 @@ from drift_cli.display import Mode, Table
 from drift_cli.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
-    from drift_cli.estimate import Speeds
+    from drift_cli.speeds import Speeds
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _software() -> list[Check]:
 def _device() -> list[Check]:
     import torch
 
-    from drift_cli.estimate import measure_speeds
+    from drift_cli.speeds import measure_speeds
 
     checks = []
     if torch.cuda.is_available():

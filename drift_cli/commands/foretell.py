@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from drift_cli.display import Display, Table, duration
-from drift_cli.estimate import Fit, fits, measure_speeds, seconds
+from drift_cli.estimate import Fit, Work, fits, seconds
+from drift_cli.speeds import measure_speeds
 
 if TYPE_CHECKING:
     from drift_cli.experiment import Experiment
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from drift_cli.store.run import RolloutState, Run
 
 
-def foretell(display: Display, store: Store, experiment: Experiment, existing: Run | None, batch: int) -> None:
+def foretell(display: Display, store: Store, experiment: Experiment, existing: Run | None, engine: str, batch: int) -> None:
     """Render the plan of an experiment. Nothing is written."""
     import torch
 
@@ -25,16 +26,17 @@ def foretell(display: Display, store: Store, experiment: Experiment, existing: R
     states = run.states()
     lengths = fits(manifest, experiment.chat, experiment.card.context)
     dtype = getattr(torch, manifest.spec.dtype)
-    speeds = measure_speeds(torch.device(experiment.device), dtype)
+    speeds = measure_speeds(torch.device(experiment.device), dtype, batch, len(experiment.card.tokenizer))
     assert manifest.model is not None
     weight_bytes = manifest.model.parameters * dtype.itemsize
-    took = seconds(states, lengths, manifest, speeds, batch, weight_bytes)
+    took = seconds(engine, states, lengths, Work(manifest.model, manifest.spec.max_new_tokens, batch, weight_bytes, speeds))
     left = sum(state.total - state.done for state in states if not state.ended)
     total = sum(state.total for state in states)
     residuals = len(manifest.layers) * manifest.model.width * 4 * left
     rows = [_row(fit, states) for fit in lengths]
     notes = [
-        f"{left} of {total} turns left, at most about {duration(took)} on {experiment.device} ({manifest.spec.dtype}, {batch} at a time, the plain engine)",
+        f"{left} of {total} turns left, about {duration(took)} if every reply is as long as it may be, "
+        f"on {experiment.device} ({manifest.spec.dtype}, {batch} at a time, engine {engine})",
         f"weights {_size(weight_bytes)}, residual means {_size(residuals)} on disk; context {experiment.card.context} tokens",
     ]
     document = {
@@ -42,7 +44,7 @@ def foretell(display: Display, store: Store, experiment: Experiment, existing: R
         "exists": existing is not None,
         "turns_left": left,
         "turns": total,
-        "seconds_at_most": round(took, 1),
+        "seconds_estimated": round(took, 1),
         "weight_bytes": weight_bytes,
         "residual_bytes": residuals,
         "context": experiment.card.context,

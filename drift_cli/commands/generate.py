@@ -13,6 +13,7 @@ from drift_cli.commands.options import (
     DeviceOption,
     DisplayOption,
     DryRunOption,
+    EngineOption,
     JsonOption,
     StoreOption,
     make_display,
@@ -56,6 +57,7 @@ def generate(
     dtype: Annotated[str | None, Option(help="auto, bfloat16, float16 or float32.")] = None,
     device: DeviceOption = None,
     batch: BatchOption = None,
+    engine: EngineOption = None,
     config: Annotated[Path | None, Option(help="A drift.toml other than ./drift.toml.")] = None,
     dry_run: DryRunOption = False,
     store: StoreOption = None,
@@ -91,6 +93,7 @@ def generate(
         "axis": axis,
         "layer": layer,
         "batch": batch,
+        "engine": engine,
     }
     ad_hoc = _ad_hoc(condition or [], system, placement)
     settings = resolve(flags, chosen=condition or (), ad_hoc=ad_hoc, config=config)

@@ -24,7 +24,8 @@ RunArgument = Annotated[
     str | None, typer.Argument(metavar="[RUN]", help="A run's id or the beginning of one (default: the newest).", show_default=False)
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-BatchOption = Annotated[int | None, typer.Option("--batch", help="Rollouts generated together.")]
+BatchOption = Annotated[int | None, typer.Option("--batch", help="Rollouts generated together: slots, or rows of a batch.")]
+EngineOption = Annotated[str | None, typer.Option("--engine", help="auto, slots (fast) or reference (plain; runs every model).")]
 MeasuredAxisOption = Annotated[
     str | None, typer.Option("--axis", help="Which of the run's axes (default: the only one).", show_default=False)
 ]

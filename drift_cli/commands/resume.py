@@ -11,6 +11,7 @@ from drift_cli.commands.options import (
     DeviceOption,
     DisplayOption,
     DryRunOption,
+    EngineOption,
     JsonOption,
     RunArgument,
     StoreOption,
@@ -25,6 +26,7 @@ def resume(
     run: RunArgument = None,
     device: DeviceOption = None,
     batch: BatchOption = None,
+    engine: EngineOption = None,
     dry_run: DryRunOption = False,
     store: StoreOption = None,
     display: DisplayOption = Mode.AUTO,
@@ -39,7 +41,7 @@ def resume(
 
     found = open_run(store, run)
     settings = settings_of(found.manifest)
-    changed = {key: value for key, value in {"device": device, "batch": batch}.items() if value is not None}
+    changed = {key: value for key, value in {"device": device, "batch": batch, "engine": engine}.items() if value is not None}
     settings = replace(settings, values={**settings.values, **changed})
     Work(make_display(display, as_json), open_store(store)).go_on(found, settings, dry_run=dry_run)
 

@@ -16,6 +16,7 @@ from drift_cli.errors import EXIT_INTERRUPTED
 from drift_cli.interrupts import Stop
 
 if TYPE_CHECKING:
+    from drift_cli.engine.contract import Engine
     from drift_cli.experiment import Experiment
     from drift_cli.runner import Outcome
     from drift_cli.store.manifest import Epoch
@@ -56,7 +57,7 @@ class Work:
         if dry_run:
             self._foretell(experiment, existing, settings)
             return None
-        run = self._open(experiment, settings)
+        run = self._open(experiment)
         self._warn_of_context(experiment)
         outcome = self._run(run, experiment, settings, stop)
         if outcome.interrupted:
@@ -64,13 +65,12 @@ class Work:
         self._finished(run, outcome)
         return run
 
-    def _open(self, experiment: Experiment, settings: Settings) -> Run:
+    def _open(self, experiment: Experiment) -> Run:
         """Create the run or add to it; whatever contradicts the run on disk is refused here, before any weight is read."""
         from drift_cli.axes import save
         from drift_cli.store.run import Run
 
-        manifest = replace(experiment.manifest, epochs=(_epoch(experiment, settings["batch"]),))
-        run = Run.create(self.store, manifest)
+        run = Run.create(self.store, experiment.manifest)
         if experiment.axis is not None and not run.paths.axis(experiment.axis.name).exists():
             save(experiment.axis, run.paths.axis(experiment.axis.name))
         return run
@@ -83,13 +83,23 @@ class Work:
             self.display.note(f"run {run.paths.run_id} is complete: nothing to do")
             return Outcome(0, 0.0, interrupted=False)
         from drift_cli import models
-        from drift_cli.engine.reference import ReferenceEngine
+        from drift_cli.engine.choice import choose
 
         spec = run.manifest.spec
         left = sum(state.total - state.done for state in states if not state.ended)
         self.display.note(f"run {run.paths.run_id}: {left} turns to do on {experiment.device} in {spec.dtype}")
         model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device)
-        engine = ReferenceEngine(model, run.manifest.layers, spec.sampling, spec.max_new_tokens, settings["batch"])
+        engine, said = choose(
+            settings["engine"],
+            model,
+            layers=run.manifest.layers,
+            filters=spec.sampling,
+            max_new_tokens=spec.max_new_tokens,
+            batch=settings["batch"],
+        )
+        if said is not None:
+            self.display.note(said)
+        run.update(replace(run.manifest, epochs=(_epoch(experiment.device, engine),)))
         if not stop():
             run.event("start", turns_left=left, epoch=run.epoch())
         outcome = run_rollouts(
@@ -154,7 +164,7 @@ class Work:
     def _foretell(self, experiment: Experiment, existing: Run | None, settings: Settings) -> None:
         from drift_cli.commands.foretell import foretell
 
-        foretell(self.display, self.store, experiment, existing, settings["batch"])
+        foretell(self.display, self.store, experiment, existing, settings["engine"], settings["batch"])
 
 
 def _why(settings: Settings) -> str:
@@ -164,7 +174,7 @@ def _why(settings: Settings) -> str:
     return settings.origin("model")
 
 
-def _epoch(experiment: Experiment, batch: int) -> Epoch:
+def _epoch(device: str, engine: Engine) -> Epoch:
     """What the software and the device are now."""
     from importlib.metadata import version
 
@@ -174,6 +184,6 @@ def _epoch(experiment: Experiment, batch: int) -> Epoch:
 
     names = ("torch", "transformers", "tokenizers", "numpy")
     versions: dict[str, Any] = {"drift": __version__, "python": platform.python_version(), **{name: version(name) for name in names}}
-    on_gpu = experiment.device.startswith("cuda")
-    device = torch.cuda.get_device_name(experiment.device) if on_gpu else f"cpu ({torch.get_num_threads()} threads)"
-    return Epoch(versions, device, "reference", batch)
+    on_gpu = device.startswith("cuda")
+    named = torch.cuda.get_device_name(device) if on_gpu else f"cpu ({torch.get_num_threads()} threads)"
+    return Epoch(versions, named, engine.name, engine.batch)

@@ -16,6 +16,8 @@ import numpy as np
 from drift_cli.chat import Dialogue
 from drift_cli.spec import Finish, Rollout
 
+ENGINES = ("auto", "slots", "reference")
+
 
 class Stopped(Exception):
     """The caller asked to stop; the turn in progress is dropped."""
@@ -65,11 +67,25 @@ class Incident:
     detail: str
 
 
+def too_long(job: Job, max_new_tokens: int, context: int) -> bool:
+    """Whether a job's next prompt and a full reply no longer fit."""
+    return len(job.dialogue.prompt) + max_new_tokens > context
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """torch raises its own type on accelerators; its CPU allocator raises a plain RuntimeError with this text."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 class Engine(Protocol):
     """An engine runs jobs. See the module's docstring for what it promises."""
 
     name: str
     batch: int
+    needs_company: bool
+    """Whether equal bits need a rollout's group to be run with it, finished members included."""
 
     def run(self, jobs: Iterable[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
         """Yield replies until every job has ended. Raises `Stopped` soon after `stop()` turns true (it is asked once a token)."""

@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from drift_cli.engine.contract import Incident, Job, Reply, Stopped
+from drift_cli.engine.contract import Incident, Job, Reply, Stopped, is_out_of_memory, too_long
 from drift_cli.engine.sampling import draw, split_key, uniforms
 from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel
 from drift_cli.probe import pool
 from drift_cli.spec import Finish, Sampling
 
-_REPEATABLE = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+REPEATABLE = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 """Attention kernels that give the same bits every time. cuDNN's does not: on an H200 (torch 2.11, bfloat16) the same batch decoded four times in one
 process gave four different conversations with it, and the same one with any of these."""
 
@@ -96,6 +96,7 @@ class ReferenceEngine:
     max_new_tokens: int
     batch: int = 4
     name: str = field(default="reference", init=False)
+    needs_company: bool = field(default=True, init=False)
 
     def run(self, jobs: Iterable[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
         """See `contract.Engine.run`."""
@@ -130,11 +131,11 @@ class ReferenceEngine:
         if not job.ended and job.turn == turn:
             return _Row(job, turn, tuple(job.dialogue.prompt), ghost=False)
         if job.last is not None and job.turn == turn + 1:
-            return _Row(job, turn, job.dialogue.previous, ghost=True)
+            return _Row(job, turn, job.dialogue.past[-1][0], ghost=True)
         return None
 
     def _fits(self, row: _Row) -> bool:
-        return row.ghost or len(row.prompt) + self.max_new_tokens <= self.model.card.context
+        return row.ghost or not too_long(row.job, self.max_new_tokens, self.model.card.context)
 
     def _answer(self, rows: list[_Row], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[tuple[Reply, _Row]]:
         """Generate and measure rows, `batch` at a time; out of memory halves `batch` and goes on with what is left."""
@@ -146,7 +147,7 @@ class ReferenceEngine:
             try:
                 done = [self._measured(row, ids) for row, ids in zip(now, self._generate(now, stop), strict=True)]
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._halve(len(now), report)
                 continue
@@ -178,7 +179,7 @@ class ReferenceEngine:
             pad_token_id=pad,
             use_cache=True,
         )
-        with torch.inference_mode(), sdpa_kernel(list(_REPEATABLE)):
+        with torch.inference_mode(), sdpa_kernel(list(REPEATABLE)):
             made = self.model.network.generate(
                 ids,
                 attention_mask=mask,
@@ -205,7 +206,7 @@ class ReferenceEngine:
 
 def measure(model: LoadedModel, ids: Sequence[int], start: int, length: int, layers: Sequence[int]) -> NDArray[np.float32]:
     """Residual means (len(layers), width) float32 over tokens `start` to `start + length` of one conversation, from one plain forward pass."""
-    with torch.inference_mode(), sdpa_kernel(list(_REPEATABLE)):
+    with torch.inference_mode(), sdpa_kernel(list(REPEATABLE)):
         tokens = torch.tensor([list(ids)], device=model.device)
         states = model.network(input_ids=tokens, output_hidden_states=True, use_cache=False, **_few_logits(model)).hidden_states
     return pool(states, 0, (start, start + length), layers)
@@ -220,8 +221,3 @@ def _compare(row: _Row, reply: Reply, report: Callable[[Incident], None]) -> Non
     if row.job.last != reply.ids:
         where = f"{row.job.rollout} turn {row.turn}"
         report(Incident("replay-differs", f"{where}: computed again, this machine draws another reply than the one on disk, which is kept"))
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # torch raises its own type on accelerators; the CPU allocator raises a plain RuntimeError with this text.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

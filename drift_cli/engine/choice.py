@@ -1,0 +1,63 @@
+"""Which engine runs a model: `slots` where it is exact, `reference` where it is not, and why."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch.nn.attention import sdpa_kernel
+
+from drift_cli.engine.contract import Engine
+from drift_cli.engine.reference import REPEATABLE, ReferenceEngine
+from drift_cli.engine.rollouts import SlotEngine
+from drift_cli.engine.slots import Slot, SlotCache, install, refusal, release, step
+from drift_cli.errors import UsageError
+from drift_cli.models import LoadedModel
+from drift_cli.spec import Sampling
+
+_TRIAL = 48
+"""Tokens of the conversation on which slots and a plain forward are compared before slots are trusted with a model."""
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
+"""Largest difference of logits allowed in that trial, as a share of their standard deviation: rounding is well below, another formula well above."""
+
+
+def choose(
+    asked: str, model: LoadedModel, *, layers: tuple[int, ...], filters: Sampling, max_new_tokens: int, batch: int
+) -> tuple[Engine, str | None]:
+    """The engine (one of `contract.ENGINES`) for a model, and a sentence where the choice is not what `auto` hopes for.
+
+    Raises:
+        UsageError: `slots` was asked for and cannot run this model exactly.
+    """
+    reason = None if asked == "reference" else refusal(model) or _disagreement(model)
+    if asked == "slots" and reason is not None:
+        raise UsageError(f"the slots engine cannot run {model.card.name}: {reason}", mend="Use --engine reference (or auto).")
+    if asked == "reference" or reason is not None:
+        said = None if reason is None else f"the slots engine cannot run {model.card.name} ({reason}): using the slower reference engine"
+        return ReferenceEngine(model, layers, filters, max_new_tokens, batch), said
+    return SlotEngine(model, layers, filters, max_new_tokens, batch), None
+
+
+def _disagreement(model: LoadedModel) -> str | None:
+    """Run one conversation through slots, as chunks and as single tokens, and through a plain forward; say where they differ."""
+    before = model.network.config._attn_implementation
+    vocabulary = int(model.card.config.get_text_config().vocab_size)
+    ids = torch.randint(0, vocabulary, (1, _TRIAL), generator=torch.Generator().manual_seed(0)).to(model.device)
+    with torch.inference_mode(), sdpa_kernel(list(REPEATABLE)):
+        plain = model.network(input_ids=ids, use_cache=False).logits[0].float()
+        cache = install(model)
+        try:
+            ours = torch.cat([step(model, cache, Slot(), ids[:, :_TRIAL]).logits[0], _in_pieces(model, cache, ids)]).float()
+        finally:
+            release(model, before)
+    spread = plain.std(-1).mean()
+    worst = (ours - torch.cat([plain, plain])).abs().max() / spread
+    if not bool(torch.isfinite(worst)) or float(worst) > _TOLERANCE[model.dtype]:
+        return f"its logits differ from a plain forward's by {float(worst):.2g} standard deviations"
+    return None
+
+
+def _in_pieces(model: LoadedModel, cache: SlotCache, ids: torch.Tensor) -> torch.Tensor:
+    """Logits (tokens, vocabulary) of the same tokens as a chunk, single tokens and another chunk on one slot."""
+    slot, bounds = Slot(), [0, 20, 21, 22, 23, 24, _TRIAL]
+    return torch.cat([step(model, cache, slot, ids[:, a:b]).logits[0] for a, b in pairwise(bounds)])

@@ -1,0 +1,119 @@
+"""What a device does, measured in a few seconds: a copy, a matrix product, an attention, and decode steps of a network so small that only the starting of
+its operations costs anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What a device does."""
+
+    bandwidth: float
+    """Bytes/s, read and written, of a copy."""
+    flops: float
+    """Operations/s of a matrix product."""
+    attention: float
+    """Operations/s of a masked attention."""
+    step: float
+    """Seconds of one decode step per decoder block, however small."""
+    slot_step: float
+    """The same where every row has an attention of its own, for the number of rows asked for."""
+    draw: float
+    """Seconds to draw a token for each row from logits over the vocabulary asked for."""
+
+
+def measure_speeds(device: torch.device, dtype: torch.dtype, rows: int = 8, vocabulary: int = 32768) -> Speeds:
+    """Time a copy, a product, an attention and a few decode steps of `rows` rows on the device."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    large = torch.zeros(64 << 20, dtype=torch.uint8, device=device)
+    square = torch.randn(1024, 1024, device=device).to(dtype)
+    heads, tokens, width = 4, 1024, 64
+    query = torch.randn(1, heads, tokens, width, device=device).to(dtype)
+    mask = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()[None, None]
+    copy = _fastest(device, large.clone)
+    product = _fastest(device, lambda: square @ square)
+    attention = _fastest(device, lambda: scaled_dot_product_attention(query, query, query, attn_mask=mask))
+    return Speeds(
+        bandwidth=2 * large.numel() / copy,
+        flops=2 * 1024**3 / product,
+        attention=4 * tokens**2 * heads * width / attention,
+        step=_step_seconds(device, dtype),
+        slot_step=_slot_step_seconds(device, str(dtype).removeprefix("torch."), rows),
+        draw=_draw_seconds(device, rows, vocabulary),
+    )
+
+
+def _step_seconds(device: torch.device, dtype: torch.dtype) -> float:
+    """Decode steps of the built-in network, per block: it is so small that its time is the starting of operations."""
+    import torch
+    from transformers import GenerationConfig
+
+    from drift_cli.demo_model import LAYERS, network
+
+    tiny = network().to(device=device, dtype=dtype).eval()
+    ids = torch.ones(8, 16, dtype=torch.long, device=device)
+    steps = 24
+    config = GenerationConfig(do_sample=False, max_new_tokens=steps, min_new_tokens=steps, eos_token_id=0, pad_token_id=0)
+    with torch.inference_mode():
+        took = _fastest(device, lambda: tiny.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config), tries=3)
+    return took / steps / LAYERS
+
+
+def _slot_step_seconds(device: torch.device, dtype: str, rows: int) -> float:
+    """The same for a step of `rows` slots, each row with an attention of its own."""
+    import torch
+
+    from drift_cli import models
+    from drift_cli.engine.slots import Slot, forward, install, release, step
+
+    model = models.load(models.describe(models.DEMO), dtype=dtype, device=str(device))
+    before = model.network.config._attn_implementation
+    cache = install(model)
+    try:
+        with torch.inference_mode():
+            slots = [Slot() for _ in range(rows)]
+            for slot in slots:
+                step(model, cache, slot, torch.ones(1, 16, dtype=torch.long, device=device))
+            cache.rows = slots
+            ids = torch.ones(rows, 1, dtype=torch.long, device=device)
+            took = _fastest(device, lambda: [forward(model, cache, ids, ids * 16).logits.cpu() for _ in range(8)], tries=3) / 8
+    finally:
+        release(model, before)
+    return took / model.card.layers
+
+
+def _draw_seconds(device: torch.device, rows: int, vocabulary: int) -> float:
+    import torch
+
+    from drift_cli.engine.sampling import draw, uniforms
+    from drift_cli.spec import Sampling
+
+    logits = torch.randn(rows, vocabulary, device=device)
+    heat = torch.ones(rows, device=device)
+    counts = torch.arange(rows, device=device)
+    keys = torch.ones(rows, 2, dtype=torch.long, device=device)
+    return _fastest(device, lambda: draw(logits, heat, uniforms(keys, counts, counts, counts), Sampling(top_p=0.95)).tolist())
+
+
+def _fastest(device: torch.device, work: Callable[[], object], tries: int = 5) -> float:
+    import torch
+
+    best = float("inf")
+    for _ in range(tries):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return best

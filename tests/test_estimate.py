@@ -1,0 +1,45 @@
+"""What is foreseen of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from drift_cli.estimate import Fit, Work, seconds
+from drift_cli.spec import Cell, Finish, Rollout
+from drift_cli.speeds import Speeds
+from drift_cli.store.log import End
+from drift_cli.store.manifest import ModelFacts
+from drift_cli.store.run import RolloutState
+
+CELL = Cell("t", "baseline", 0.5)
+FITS = [Fit(CELL, (100, 200, 300), None, None)]
+SPEEDS = Speeds(bandwidth=1e12, flops=1e14, attention=1e13, step=1e-4, slot_step=2e-4, draw=1e-4)
+
+
+def _work(rows: int = 4) -> Work:
+    facts = ModelFacts("x", layers=10, width=1000, context=8192, parameters=10**9, end_ids=(0,), note=None)
+    return Work(facts, 50, rows, 2 * 10**9, SPEEDS)
+
+
+def _states(*done: int, ended: bool = False) -> list[RolloutState]:
+    end = End(Finish.COMPLETE, 3, None) if ended else None
+    return [RolloutState(Rollout(CELL, sample), turns, 3, end) for sample, turns in enumerate(done)]
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_nothing_left_takes_no_time_and_more_left_takes_more(engine: str) -> None:
+    assert seconds(engine, _states(3, 3, ended=True), FITS, _work()) == 0
+    times = [seconds(engine, _states(*done), FITS, _work()) for done in ((2, 2), (1, 2), (0, 0), (0, 0, 0, 0, 0))]
+    assert times == sorted(times)
+    assert times[0] > 0
+
+
+def test_rollouts_at_very_different_turns_are_estimated() -> None:
+    assert seconds("reference", [*_states(2), *_states(0)], FITS, _work()) > 0
+
+
+def test_a_decode_step_costs_the_larger_of_reading_and_starting() -> None:
+    work = _work()
+    assert work.decode(0, 1e-9) == pytest.approx(2e9 / 1e12 + 1e-4)
+    assert work.decode(0, 1.0) == pytest.approx(10.0 + 1e-4)
+    assert work.decode(10**6, 1e-9) == pytest.approx((2e9 + 4e10) / 1e12 + 1e-4)

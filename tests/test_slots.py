@@ -1,0 +1,192 @@
+"""The slots engine against the plain one, and against itself in other company."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from drift_cli import models
+from drift_cli.chat import Dialogue, chat_for
+from drift_cli.engine.contract import Incident, Job, Reply, Stopped
+from drift_cli.engine.reference import ReferenceEngine
+from drift_cli.engine.rollouts import SlotEngine
+from drift_cli.engine.sampling import noise_key
+from drift_cli.engine.slots import refusal
+from drift_cli.models import LoadedModel
+from drift_cli.spec import Cell, Condition, Finish, Placement, Rollout, Sampling
+
+USERS = ("hello there you are kind", "tell me more about that please", "what is the light", "I feel quiet")
+CONDITIONS = (Condition("baseline"), Condition("simple", "be quiet and kind", Placement.USER_SUFFIX))
+ARCHITECTURES = list(tiny.ARCHITECTURES)
+TOKENS = 12
+
+
+def _never() -> bool:
+    return False
+
+
+def _silent(incident: Incident) -> None:
+    raise AssertionError(incident)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_models: dict[str, Path]) -> dict[str, LoadedModel]:
+    return {name: models.load(models.describe(str(path)), dtype="float32", device="cpu") for name, path in tiny_models.items()}
+
+
+def _jobs(model: LoadedModel, *, samples: int = 3, temperature: float = 0.8, chat: str = "template") -> list[Job]:
+    made = []
+    for condition in CONDITIONS:
+        cell = Cell("t", condition.name, temperature)
+        for sample in range(samples):
+            dialogue = Dialogue(chat_for(model.card.tokenizer, chat), USERS, condition, model.card.end_ids)
+            made.append(Job(Rollout(cell, sample), dialogue, noise_key(3, cell, independent=False), len(made) // 4))
+    return made
+
+
+def _slots(model: LoadedModel, *, batch: int = 4, tokens: int = TOKENS) -> SlotEngine:
+    return SlotEngine(model, tuple(range(model.card.layers + 1)), Sampling(top_p=0.9), tokens, batch)
+
+
+def _plain(model: LoadedModel, *, batch: int = 4, tokens: int = TOKENS) -> ReferenceEngine:
+    return ReferenceEngine(model, tuple(range(model.card.layers + 1)), Sampling(top_p=0.9), tokens, batch)
+
+
+Key = tuple[Rollout, int]
+
+
+def _run(engine: Any, jobs: list[Job]) -> dict[Key, Reply]:
+    return {(reply.rollout, reply.turn): reply for reply in engine.run(jobs, _never, _silent)}
+
+
+def _same_bits(a: dict[Key, Reply], b: dict[Key, Reply]) -> bool:
+    return set(a) == set(b) and all(
+        x.ids == b[key].ids
+        and x.prompt == b[key].prompt
+        and (x.residual is None if b[key].residual is None else np.array_equal(x.residual, b[key].residual))
+        for key, x in a.items()
+    )
+
+
+@pytest.mark.parametrize("chat", ["template", "raw"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_slots_give_the_plain_engines_tokens_and_its_residuals(name: str, chat: str, loaded: dict[str, LoadedModel]) -> None:
+    model = loaded[name]
+    plain, slots = _run(_plain(model), _jobs(model, chat=chat)), _run(_slots(model), _jobs(model, chat=chat))
+    assert set(plain) == set(slots)
+    for key, reply in plain.items():
+        assert slots[key].ids == reply.ids
+        assert (slots[key].prompt, slots[key].text, slots[key].finish) == (reply.prompt, reply.text, reply.finish)
+        if reply.residual is None:
+            assert slots[key].residual is None
+            continue
+        error = np.linalg.norm(slots[key].residual - reply.residual, axis=1) / np.linalg.norm(reply.residual, axis=1)
+        assert error.max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_slots_are_greedy_generate(name: str, loaded: dict[str, LoadedModel]) -> None:
+    model = loaded[name]
+    plain = _run(_plain(model), _jobs(model, samples=1, temperature=0.0))
+    slots = _run(_slots(model), _jobs(model, samples=1, temperature=0.0))
+    assert {key: reply.ids for key, reply in slots.items()} == {key: reply.ids for key, reply in plain.items()}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_order_and_company_do_not_change_a_bit(name: str, loaded: dict[str, LoadedModel]) -> None:
+    model = loaded[name]
+    first = _run(_slots(model), _jobs(model))
+    assert _same_bits(first, _run(_slots(model), _jobs(model)[::-1]))
+    alone: dict[Key, Reply] = {}
+    for job in _jobs(model):
+        alone.update(_run(_slots(model), [job]))
+    assert _same_bits(first, alone)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_resumed_rollout_repeats_an_uninterrupted_one_to_the_bit(name: str, loaded: dict[str, LoadedModel]) -> None:
+    model = loaded[name]
+    first = _run(_slots(model), _jobs(model))
+    for done in range(1, len(USERS)):
+        jobs = _jobs(model)
+        for place, job in enumerate(jobs):
+            for turn in range(1, min(done + place % 2, len(USERS) - 1) + 1):
+                job.dialogue.advance(first[job.rollout, turn].ids)
+        left = {(job.rollout, turn) for job in jobs for turn in range(job.turn, len(USERS) + 1)}
+        again = _run(_slots(model), jobs)
+        assert set(again) == left
+        assert _same_bits(again, {key: first[key] for key in left})
+
+
+def test_rollouts_do_not_wait_for_each_other(loaded: dict[str, LoadedModel]) -> None:
+    model = loaded["olmo3"]
+    order = [(reply.rollout, reply.turn) for reply in _slots(model, batch=3, tokens=30).run(_jobs(model), _never, _silent)]
+    assert len(order) == 6 * len(USERS)
+    turns = [turn for _, turn in order]
+    assert any(later < earlier for earlier, later in pairwise(turns))
+    assert sorted(order) == sorted({(job.rollout, turn) for job in _jobs(model) for turn in range(1, len(USERS) + 1)})
+
+
+def test_a_conversation_that_outgrows_the_context_ends(tmp_path: Path) -> None:
+    folder = tiny.save("olmo3", tmp_path / "short", context=220)
+    model = models.load(models.describe(str(folder)), dtype="float32", device="cpu")
+    plain, slots = _run(_plain(model, tokens=40), _jobs(model)), _run(_slots(model, tokens=40), _jobs(model))
+    assert {key: reply.ids for key, reply in slots.items()} == {key: reply.ids for key, reply in plain.items()}
+    assert sum(reply.finish is Finish.CONTEXT for reply in slots.values()) == 6
+
+
+def test_stopping_ends_within_a_token(loaded: dict[str, LoadedModel]) -> None:
+    asked = iter([False] * 25 + [True] * 1000)
+    got = []
+    replies = _slots(loaded["olmo3"]).run(_jobs(loaded["olmo3"]), lambda: next(asked), _silent)
+    with pytest.raises(Stopped):
+        got.extend(replies)
+    assert len(got) < 6 * len(USERS)
+    assert loaded["olmo3"].network.config._attn_implementation != "drift_slots"
+
+
+def _failing(forward: Callable[..., Any], calls: set[int]) -> Callable[..., Any]:
+    count = 0
+
+    def limited(*args: Any, **how: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count in calls:
+            raise torch.OutOfMemoryError("not enough memory (injected)")
+        return forward(*args, **how)
+
+    return limited
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 9, 14, 20, 21, 22, 23, 24, 25, 26, 40, 60])
+def test_out_of_memory_at_any_point_loses_nothing(at: int, loaded: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded["qwen3"]
+    expected = _run(_slots(model, batch=4), _jobs(model))
+    monkeypatch.setattr(model.network, "forward", _failing(model.network.forward, {at}))
+    incidents: list[Incident] = []
+    engine = _slots(model, batch=4)
+    got = [*engine.run(_jobs(model), _never, incidents.append)]
+    assert len(got) == len(expected)
+    assert {(r.rollout, r.turn): r.ids for r in got} == {key: r.ids for key, r in expected.items()}
+    assert [incident.kind for incident in incidents] == ["out-of-memory"]
+    assert engine.batch == 2
+
+
+def test_models_that_slots_cannot_run_are_refused_by_name(loaded: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded["llama"]
+    assert refusal(model) is None
+    monkeypatch.setattr(model.card.config, "attn_logit_softcapping", 50.0, raising=False)
+    assert refusal(model) == "it soft-caps its attention"
+    monkeypatch.undo()
+    monkeypatch.setattr(type(model.network), "_is_stateful", True)
+    assert refusal(model) == "it keeps a recurrent state"
+    monkeypatch.undo()
+    monkeypatch.setattr(model.card.config, "layer_types", ["full_attention", "linear_attention"], raising=False)
+    assert refusal(model) == "it has layers of kind linear_attention"
