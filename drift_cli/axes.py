@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.spec import checked_name
+
+_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, pickle.UnpicklingError)
+"""What torch raises, among it pickle's own, on a file that is not one of its own."""
 
 FORMAT = "drift-axis-1"
 DEMO = "demo"
@@ -189,7 +193,7 @@ def import_torch(
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DriftError(f"{path} does not exist") from None
-    except Exception as error:
+    except _UNREADABLE as error:
         raise DriftError(f"{path} is not a torch file of plain tensors: {str(error).splitlines()[0]}") from error
     by_persona = isinstance(found, dict)
     convention = convention or ("hidden-states" if by_persona else "block-outputs")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from drift_cli.models import LoadedModel
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -35,6 +37,14 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     root = tmp_path_factory.mktemp("models")
     return {name: tiny.save(name, root / f"tiny-{name}") for name in tiny.ARCHITECTURES}
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_models: dict[str, Path]) -> dict[str, LoadedModel]:
+    """The tiny models in memory, float32."""
+    from drift_cli import models
+
+    return {name: models.load(models.describe(str(path)), dtype="float32", device="cpu") for name, path in tiny_models.items()}
 
 
 @pytest.fixture

@@ -13,43 +13,17 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from jobs import USERS, jobs, never, run, silent
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
 from drift_cli import models
-from drift_cli.chat import Dialogue, chat_for
 from drift_cli.engine.contract import Incident, Job, Reply, Stopped
 from drift_cli.engine.reference import ReferenceEngine
-from drift_cli.engine.sampling import noise_key
 from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Cell, Condition, Finish, Placement, Rollout, Sampling
+from drift_cli.spec import Finish, Rollout, Sampling
 
-USERS = ("hello there you are kind", "tell me more about that please", "what is the light")
-CONDITIONS = (Condition("baseline"), Condition("simple", "be quiet and kind", Placement.USER_SUFFIX))
 ARCHITECTURES = list(tiny.ARCHITECTURES)
-
-
-def _never() -> bool:
-    return False
-
-
-def _silent(incident: Incident) -> None:
-    raise AssertionError(incident)
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_models: dict[str, Path]) -> dict[str, LoadedModel]:
-    return {name: models.load(models.describe(str(path)), dtype="float32", device="cpu") for name, path in tiny_models.items()}
-
-
-def _jobs(model: LoadedModel, *, samples: int = 3, temperature: float = 0.8, size: int = 4, chat: str = "template") -> list[Job]:
-    made = []
-    for condition in CONDITIONS:
-        cell = Cell("t", condition.name, temperature)
-        for sample in range(samples):
-            dialogue = Dialogue(chat_for(model.card.tokenizer, chat), USERS, condition, model.card.end_ids)
-            made.append(Job(Rollout(cell, sample), dialogue, noise_key(3, cell, independent=False), len(made) // size))
-    return made
 
 
 def _engine(model: LoadedModel, *, batch: int = 4, tokens: int = 10, layers: tuple[int, ...] | None = None) -> ReferenceEngine:
@@ -57,14 +31,10 @@ def _engine(model: LoadedModel, *, batch: int = 4, tokens: int = 10, layers: tup
     return ReferenceEngine(model, chosen, Sampling(top_p=0.9), tokens, batch)
 
 
-def _run(engine: ReferenceEngine, jobs: list[Job]) -> dict[tuple[Rollout, int], Reply]:
-    return {(reply.rollout, reply.turn): reply for reply in engine.run(jobs, _never, _silent)}
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_batch_sizes_1_3_and_16_give_the_same_tokens(name: str, loaded: dict[str, LoadedModel]) -> None:
     model = loaded[name]
-    runs = [_run(_engine(model, batch=size), _jobs(model, size=size)) for size in (1, 3, 16)]
+    runs = [run(_engine(model, batch=size), jobs(model, size=size)) for size in (1, 3, 16)]
     assert len(runs[0]) == 2 * 3 * len(USERS)
     for key, reply in runs[0].items():
         assert reply.ids == runs[1][key].ids == runs[2][key].ids
@@ -74,10 +44,10 @@ def test_batch_sizes_1_3_and_16_give_the_same_tokens(name: str, loaded: dict[str
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_residual_means_equal_a_direct_forward_over_the_rendered_conversation(name: str, loaded: dict[str, LoadedModel]) -> None:
     model = loaded[name]
-    jobs = _jobs(model)
-    replies = _run(_engine(model), jobs)
+    todo = jobs(model)
+    replies = run(_engine(model), todo)
     checked = 0
-    for job in jobs:
+    for job in todo:
         conversation: list[int] = []
         for turn in range(1, len(USERS) + 1):
             reply = replies[job.rollout, turn]
@@ -97,13 +67,13 @@ def test_residual_means_equal_a_direct_forward_over_the_rendered_conversation(na
             error = np.linalg.norm(reply.residual - direct, axis=1) / np.linalg.norm(direct, axis=1)
             assert error.max() < 1e-5
             checked += 1
-    assert checked > len(jobs)
+    assert checked > len(todo)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_replies_are_those_of_generate(name: str, loaded: dict[str, LoadedModel]) -> None:
     model = loaded[name]
-    for (_, _), reply in _run(_engine(model, tokens=12), _jobs(model, samples=1, temperature=0.0)).items():
+    for (_, _), reply in run(_engine(model, tokens=12), jobs(model, samples=1, temperature=0.0)).items():
         config = GenerationConfig(do_sample=False, max_new_tokens=12, eos_token_id=sorted(model.card.end_ids), pad_token_id=0)
         with torch.inference_mode():
             prompt = torch.tensor([reply.prompt])
@@ -126,7 +96,7 @@ def test_settings_of_the_models_generation_config_that_are_not_ours_change_nothi
     replies = []
     for source in (tiny_models["llama"], folder):
         model = models.load(models.describe(str(source)), dtype="float32", device="cpu")
-        replies.append(_run(_engine(model), _jobs(model)))
+        replies.append(run(_engine(model), jobs(model)))
     assert {key: reply.ids for key, reply in replies[0].items()} == {key: reply.ids for key, reply in replies[1].items()}
 
 
@@ -139,8 +109,8 @@ def test_a_model_with_a_recurrent_state_is_run_one_rollout_at_a_time(tmp_path: P
     made.save_pretrained(tmp_path / "tiny-mamba")
     model = models.load(models.describe(str(tmp_path / "tiny-mamba")), dtype="float32", device="cpu")
     incidents: list[Incident] = []
-    together = {(r.rollout, r.turn): r for r in _engine(model, batch=4).run(_jobs(model), _never, incidents.append)}
-    alone = _run(_engine(model, batch=1), _jobs(model, size=1))
+    together = {(r.rollout, r.turn): r for r in _engine(model, batch=4).run(jobs(model), never, incidents.append)}
+    alone = run(_engine(model, batch=1), jobs(model, size=1))
     assert [incident.kind for incident in incidents] == ["one-at-a-time"]
     assert {key: reply.ids for key, reply in together.items()} == {key: reply.ids for key, reply in alone.items()}
     first = next(reply for reply in alone.values() if reply.residual is not None)
@@ -155,8 +125,8 @@ def test_a_model_with_a_recurrent_state_is_run_one_rollout_at_a_time(tmp_path: P
 
 def test_layers_are_pooled_in_the_order_asked_for(loaded: dict[str, LoadedModel]) -> None:
     model = loaded["llama"]
-    forward = _run(_engine(model), _jobs(model, samples=1))
-    back = _run(_engine(model, layers=(3, 0)), _jobs(model, samples=1))
+    forward = run(_engine(model), jobs(model, samples=1))
+    back = run(_engine(model, layers=(3, 0)), jobs(model, samples=1))
     for key, reply in back.items():
         whole = forward[key].residual
         if reply.residual is not None and whole is not None:
@@ -164,7 +134,7 @@ def test_layers_are_pooled_in_the_order_asked_for(loaded: dict[str, LoadedModel]
 
 
 def test_different_samples_and_turns_draw_differently(loaded: dict[str, LoadedModel]) -> None:
-    replies = _run(_engine(loaded["olmo3"]), _jobs(loaded["olmo3"], samples=4, temperature=1.5))
+    replies = run(_engine(loaded["olmo3"]), jobs(loaded["olmo3"], samples=4, temperature=1.5))
     firsts = {reply.ids for (rollout, turn), reply in replies.items() if turn == 1 and rollout.cell.condition == "baseline"}
     assert len(firsts) == 4
 
@@ -172,10 +142,10 @@ def test_different_samples_and_turns_draw_differently(loaded: dict[str, LoadedMo
 def test_a_conversation_that_outgrows_the_context_ends_and_nothing_is_truncated(tmp_path: Path) -> None:
     folder = tiny.save("olmo3", tmp_path / "short", context=220)
     model = models.load(models.describe(str(folder)), dtype="float32", device="cpu")
-    jobs = _jobs(model)
-    replies = _run(_engine(model, tokens=40), jobs)
+    todo = jobs(model)
+    replies = run(_engine(model, tokens=40), todo)
     ended = [reply for reply in replies.values() if reply.finish is Finish.CONTEXT]
-    assert {reply.rollout for reply in ended} == {job.rollout for job in jobs}
+    assert {reply.rollout for reply in ended} == {job.rollout for job in todo}
     for reply in ended:
         assert len(reply.prompt) + 40 > 220
         assert reply.ids == ()
@@ -188,7 +158,7 @@ def test_stopping_drops_the_turn_in_progress(loaded: dict[str, LoadedModel]) -> 
     asked = iter([False] * 14 + [True] * 1000)
     engine = _engine(loaded["olmo3"], batch=1, tokens=10)
     got = []
-    replies = engine.run(_jobs(loaded["olmo3"]), lambda: next(asked), _silent)
+    replies = engine.run(jobs(loaded["olmo3"]), lambda: next(asked), silent)
     with pytest.raises(Stopped):
         got.extend(replies)
     assert 1 <= len(got) <= 14
@@ -205,11 +175,11 @@ def _failing_above(rows: int, generate: Callable[..., Any]) -> Callable[..., Any
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(loaded: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded["qwen3"]
-    expected = _run(_engine(model, batch=6), _jobs(model, size=6))
+    expected = run(_engine(model, batch=6), jobs(model, size=6))
     monkeypatch.setattr(model.network, "generate", _failing_above(2, model.network.generate))
     incidents: list[Incident] = []
     engine = _engine(model, batch=6)
-    got = {(r.rollout, r.turn): r for r in engine.run(_jobs(model, size=6), _never, incidents.append)}
+    got = {(r.rollout, r.turn): r for r in engine.run(jobs(model, size=6), never, incidents.append)}
     assert {key: r.ids for key, r in got.items()} == {key: r.ids for key, r in expected.items()}
     assert [incident.kind for incident in incidents] == ["out-of-memory", "out-of-memory"]
     assert engine.batch == 1
@@ -219,7 +189,7 @@ def test_out_of_memory_with_one_rollout_says_what_to_do(loaded: dict[str, Loaded
     model = loaded["qwen3"]
     monkeypatch.setattr(model.network, "generate", _failing_above(0, model.network.generate))
     with pytest.raises(DriftError, match="--dtype bfloat16"):
-        list(_engine(model).run(_jobs(model), _never, lambda incident: None))
+        list(_engine(model).run(jobs(model), never, lambda incident: None))
 
 
 def test_logits_that_are_not_finite_are_refused_by_turn(loaded: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,12 +203,12 @@ def test_logits_that_are_not_finite_are_refused_by_turn(loaded: dict[str, Loaded
 
     monkeypatch.setattr(model.network, "forward", broken)
     with pytest.raises(DriftError, match=r"t/baseline/T0\.8/0000 turn 1: the model's logits are not finite"):
-        _run(_engine(model), _jobs(model))
+        run(_engine(model), jobs(model))
 
 
 def _resumed(model: LoadedModel, first: dict[tuple[Rollout, int], Reply], done: dict[int, int]) -> Iterator[Job]:
     """Jobs as a resumed process has them: rollout i of the first four stands after `done[i]` turns."""
-    for place, job in enumerate(_jobs(model)[:4]):
+    for place, job in enumerate(jobs(model)[:4]):
         for turn in range(1, done[place] + 1):
             job.dialogue.advance(first[job.rollout, turn].ids)
             job.last = first[job.rollout, turn].ids
@@ -249,14 +219,14 @@ def _resumed(model: LoadedModel, first: dict[tuple[Rollout, int], Reply], done: 
 @pytest.mark.parametrize("done", [{0: 1, 1: 1, 2: 0, 3: 0}, {0: 3, 1: 2, 2: 2, 3: 3}, {0: 0, 1: 1, 2: 1, 3: 1}])
 def test_a_resumed_group_keeps_its_company_and_repeats_itself_to_the_bit(done: dict[int, int], loaded: dict[str, LoadedModel]) -> None:
     model = loaded["olmo3"]
-    first = _run(_engine(model), _jobs(model)[:4])
+    first = run(_engine(model), jobs(model)[:4])
     shapes: list[int] = []
     engine = _engine(model)
     generate = model.network.generate
     again = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.network, "generate", lambda ids, **how: (shapes.append(len(ids)), generate(ids, **how))[1])
-        for reply in engine.run(_resumed(model, first, done), _never, _silent):
+        for reply in engine.run(_resumed(model, first, done), never, silent):
             again[reply.rollout, reply.turn] = reply
     assert shapes == [4] * (len(USERS) - min(done.values()))
     expected = {key: reply for key, reply in first.items() if key[1] > done[key[0].sample if key[0].cell.condition == "baseline" else 3]}
@@ -268,24 +238,24 @@ def test_a_resumed_group_keeps_its_company_and_repeats_itself_to_the_bit(done: d
 
 def test_a_machine_that_draws_otherwise_on_replay_is_reported(loaded: dict[str, LoadedModel]) -> None:
     model = loaded["olmo3"]
-    first = _run(_engine(model), _jobs(model)[:4])
-    jobs = list(_resumed(model, first, {0: 1, 1: 0, 2: 0, 3: 0}))
-    jobs[0].last = (1, 2, 3)
+    first = run(_engine(model), jobs(model)[:4])
+    todo = list(_resumed(model, first, {0: 1, 1: 0, 2: 0, 3: 0}))
+    todo[0].last = (1, 2, 3)
     incidents: list[Incident] = []
-    list(_engine(model).run(jobs, _never, incidents.append))
+    list(_engine(model).run(todo, never, incidents.append))
     assert [incident.kind for incident in incidents] == ["replay-differs"]
     assert "t/baseline/T0.8/0000 turn 1" in incidents[0].detail
 
 
 def test_raw_replies_stop_at_the_stop_string(loaded: dict[str, LoadedModel]) -> None:
     model = loaded["olmo3"]
-    for reply in _run(_engine(model, tokens=20), _jobs(model, chat="raw")).values():
+    for reply in run(_engine(model, tokens=20), jobs(model, chat="raw")).values():
         assert "\nUser:" not in reply.text
 
 
 def test_an_empty_reply_has_no_residual(loaded: dict[str, LoadedModel]) -> None:
     model = loaded["olmo3"]
     everything_ends = replace(model, card=replace(model.card, end_ids=frozenset(range(len(model.card.tokenizer)))))
-    jobs = _jobs(everything_ends)
-    replies = _run(_engine(everything_ends), jobs)
+    todo = jobs(everything_ends)
+    replies = run(_engine(everything_ends), todo)
     assert all(reply.residual is None and reply.finish is Finish.STOP and len(reply.ids) == 1 for reply in replies.values())

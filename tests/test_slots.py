@@ -11,44 +11,21 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from jobs import USERS, jobs, never, run, silent
 
 from drift_cli import models
-from drift_cli.chat import Dialogue, chat_for
-from drift_cli.engine.contract import Incident, Job, Reply, Stopped
+from drift_cli.engine import slots
+from drift_cli.engine.choice import choose
+from drift_cli.engine.contract import Incident, Reply, Stopped
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.sampling import noise_key
-from drift_cli.engine.slots import refusal
+from drift_cli.engine.slots import SlotCache, refusal
+from drift_cli.errors import DriftError, UsageError
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Cell, Condition, Finish, Placement, Rollout, Sampling
+from drift_cli.spec import Finish, Rollout, Sampling
 
-USERS = ("hello there you are kind", "tell me more about that please", "what is the light", "I feel quiet")
-CONDITIONS = (Condition("baseline"), Condition("simple", "be quiet and kind", Placement.USER_SUFFIX))
 ARCHITECTURES = list(tiny.ARCHITECTURES)
 TOKENS = 12
-
-
-def _never() -> bool:
-    return False
-
-
-def _silent(incident: Incident) -> None:
-    raise AssertionError(incident)
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_models: dict[str, Path]) -> dict[str, LoadedModel]:
-    return {name: models.load(models.describe(str(path)), dtype="float32", device="cpu") for name, path in tiny_models.items()}
-
-
-def _jobs(model: LoadedModel, *, samples: int = 3, temperature: float = 0.8, chat: str = "template") -> list[Job]:
-    made = []
-    for condition in CONDITIONS:
-        cell = Cell("t", condition.name, temperature)
-        for sample in range(samples):
-            dialogue = Dialogue(chat_for(model.card.tokenizer, chat), USERS, condition, model.card.end_ids)
-            made.append(Job(Rollout(cell, sample), dialogue, noise_key(3, cell, independent=False), len(made) // 4))
-    return made
 
 
 def _slots(model: LoadedModel, *, batch: int = 4, tokens: int = TOKENS) -> SlotEngine:
@@ -60,10 +37,6 @@ def _plain(model: LoadedModel, *, batch: int = 4, tokens: int = TOKENS) -> Refer
 
 
 Key = tuple[Rollout, int]
-
-
-def _run(engine: Any, jobs: list[Job]) -> dict[Key, Reply]:
-    return {(reply.rollout, reply.turn): reply for reply in engine.run(jobs, _never, _silent)}
 
 
 def _same_bits(a: dict[Key, Reply], b: dict[Key, Reply]) -> bool:
@@ -79,7 +52,7 @@ def _same_bits(a: dict[Key, Reply], b: dict[Key, Reply]) -> bool:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_slots_give_the_plain_engines_tokens_and_its_residuals(name: str, chat: str, loaded: dict[str, LoadedModel]) -> None:
     model = loaded[name]
-    plain, slots = _run(_plain(model), _jobs(model, chat=chat)), _run(_slots(model), _jobs(model, chat=chat))
+    plain, slots = run(_plain(model), jobs(model, chat=chat)), run(_slots(model), jobs(model, chat=chat))
     assert set(plain) == set(slots)
     for key, reply in plain.items():
         assert slots[key].ids == reply.ids
@@ -94,50 +67,95 @@ def test_slots_give_the_plain_engines_tokens_and_its_residuals(name: str, chat: 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_slots_are_greedy_generate(name: str, loaded: dict[str, LoadedModel]) -> None:
     model = loaded[name]
-    plain = _run(_plain(model), _jobs(model, samples=1, temperature=0.0))
-    slots = _run(_slots(model), _jobs(model, samples=1, temperature=0.0))
+    plain = run(_plain(model), jobs(model, samples=1, temperature=0.0))
+    slots = run(_slots(model), jobs(model, samples=1, temperature=0.0))
     assert {key: reply.ids for key, reply in slots.items()} == {key: reply.ids for key, reply in plain.items()}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_order_and_company_do_not_change_a_bit(name: str, loaded: dict[str, LoadedModel]) -> None:
     model = loaded[name]
-    first = _run(_slots(model), _jobs(model))
-    assert _same_bits(first, _run(_slots(model), _jobs(model)[::-1]))
+    first = run(_slots(model), jobs(model))
+    assert _same_bits(first, run(_slots(model), jobs(model)[::-1]))
     alone: dict[Key, Reply] = {}
-    for job in _jobs(model):
-        alone.update(_run(_slots(model), [job]))
+    for job in jobs(model):
+        alone.update(run(_slots(model), [job]))
     assert _same_bits(first, alone)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_resumed_rollout_repeats_an_uninterrupted_one_to_the_bit(name: str, loaded: dict[str, LoadedModel]) -> None:
     model = loaded[name]
-    first = _run(_slots(model), _jobs(model))
+    first = run(_slots(model), jobs(model))
     for done in range(1, len(USERS)):
-        jobs = _jobs(model)
-        for place, job in enumerate(jobs):
+        todo = jobs(model)
+        for place, job in enumerate(todo):
             for turn in range(1, min(done + place % 2, len(USERS) - 1) + 1):
                 job.dialogue.advance(first[job.rollout, turn].ids)
-        left = {(job.rollout, turn) for job in jobs for turn in range(job.turn, len(USERS) + 1)}
-        again = _run(_slots(model), jobs)
+        left = {(job.rollout, turn) for job in todo for turn in range(job.turn, len(USERS) + 1)}
+        again = run(_slots(model), todo)
         assert set(again) == left
         assert _same_bits(again, {key: first[key] for key in left})
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_one_three_and_sixteen_slots_give_the_same_tokens(name: str, loaded: dict[str, LoadedModel]) -> None:
+    model = loaded[name]
+    runs = [run(_slots(model, batch=size), jobs(model)) for size in (1, 3, 16)]
+    assert {key: reply.ids for key, reply in runs[0].items()} == {key: reply.ids for key, reply in runs[1].items()}
+    assert {key: reply.ids for key, reply in runs[0].items()} == {key: reply.ids for key, reply in runs[2].items()}
+
+
+def test_auto_takes_slots_where_they_are_exact_and_says_why_not(loaded: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    how: dict[str, Any] = {"layers": (1,), "filters": Sampling(), "max_new_tokens": 4, "batch": 2}
+    for model in loaded.values():
+        engine, said = choose("auto", model, **how)
+        assert (engine.name, said) == ("slots", None)
+    model = loaded["llama"]
+    assert choose("reference", model, **how)[0].name == "reference"
+    monkeypatch.setattr(slots, "_attend_row", lambda query, *rest: query * 0.5)
+    engine, said = choose("auto", model, **how)
+    assert engine.name == "reference"
+    assert said is not None
+    assert "its logits differ from a plain forward's by" in said
+    with pytest.raises(UsageError, match="slots engine cannot run tiny-llama"):
+        choose("slots", model, **how)
+
+
+def test_a_network_that_does_not_take_slots_falls_back_with_its_own_words(
+    loaded: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **how: object) -> None:
+        raise DriftError("attention asks for softcap, which slots do not apply")
+
+    monkeypatch.setattr(slots, "_attend_row", refuse)
+    engine, said = choose("auto", loaded["qwen3"], layers=(1,), filters=Sampling(), max_new_tokens=4, batch=2)
+    assert engine.name == "reference"
+    assert said is not None
+    assert "does not take them: attention asks for softcap" in said
+    assert loaded["qwen3"].network.config._attn_implementation != slots.ATTENTION
+
+
+def test_an_attention_argument_that_slots_do_not_know_is_refused(loaded: dict[str, LoadedModel]) -> None:
+    cache = SlotCache()
+    query = torch.zeros(1, 2, 1, 4)
+    with pytest.raises(DriftError, match="attention asks for softcap"):
+        cache.attend(torch.nn.Module(), query, query, query, None, scaling=1.0, softcap=30.0)
+
+
 def test_rollouts_do_not_wait_for_each_other(loaded: dict[str, LoadedModel]) -> None:
     model = loaded["olmo3"]
-    order = [(reply.rollout, reply.turn) for reply in _slots(model, batch=3, tokens=30).run(_jobs(model), _never, _silent)]
+    order = [(reply.rollout, reply.turn) for reply in _slots(model, batch=3, tokens=30).run(jobs(model), never, silent)]
     assert len(order) == 6 * len(USERS)
     turns = [turn for _, turn in order]
     assert any(later < earlier for earlier, later in pairwise(turns))
-    assert sorted(order) == sorted({(job.rollout, turn) for job in _jobs(model) for turn in range(1, len(USERS) + 1)})
+    assert sorted(order) == sorted({(job.rollout, turn) for job in jobs(model) for turn in range(1, len(USERS) + 1)})
 
 
 def test_a_conversation_that_outgrows_the_context_ends(tmp_path: Path) -> None:
     folder = tiny.save("olmo3", tmp_path / "short", context=220)
     model = models.load(models.describe(str(folder)), dtype="float32", device="cpu")
-    plain, slots = _run(_plain(model, tokens=40), _jobs(model)), _run(_slots(model, tokens=40), _jobs(model))
+    plain, slots = run(_plain(model, tokens=40), jobs(model)), run(_slots(model, tokens=40), jobs(model))
     assert {key: reply.ids for key, reply in slots.items()} == {key: reply.ids for key, reply in plain.items()}
     assert sum(reply.finish is Finish.CONTEXT for reply in slots.values()) == 6
 
@@ -145,7 +163,7 @@ def test_a_conversation_that_outgrows_the_context_ends(tmp_path: Path) -> None:
 def test_stopping_ends_within_a_token(loaded: dict[str, LoadedModel]) -> None:
     asked = iter([False] * 25 + [True] * 1000)
     got = []
-    replies = _slots(loaded["olmo3"]).run(_jobs(loaded["olmo3"]), lambda: next(asked), _silent)
+    replies = _slots(loaded["olmo3"]).run(jobs(loaded["olmo3"]), lambda: next(asked), silent)
     with pytest.raises(Stopped):
         got.extend(replies)
     assert len(got) < 6 * len(USERS)
@@ -168,11 +186,11 @@ def _failing(forward: Callable[..., Any], calls: set[int]) -> Callable[..., Any]
 @pytest.mark.parametrize("at", [1, 2, 5, 9, 14, 20, 21, 22, 23, 24, 25, 26, 40, 60])
 def test_out_of_memory_at_any_point_loses_nothing(at: int, loaded: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded["qwen3"]
-    expected = _run(_slots(model, batch=4), _jobs(model))
+    expected = run(_slots(model, batch=4), jobs(model))
     monkeypatch.setattr(model.network, "forward", _failing(model.network.forward, {at}))
     incidents: list[Incident] = []
     engine = _slots(model, batch=4)
-    got = [*engine.run(_jobs(model), _never, incidents.append)]
+    got = [*engine.run(jobs(model), never, incidents.append)]
     assert len(got) == len(expected)
     assert {(r.rollout, r.turn): r.ids for r in got} == {key: r.ids for key, r in expected.items()}
     assert [incident.kind for incident in incidents] == ["out-of-memory"]

@@ -11,9 +11,12 @@ from drift_cli.display import Mode, Table
 from drift_cli.errors import EXIT_FAILED, StoreError
 
 if TYPE_CHECKING:
-    from drift_cli.store.manifest import Manifest
+    from drift_cli.store.manifest import AxisEntry, Manifest
     from drift_cli.store.paths import Store
     from drift_cli.store.run import Run
+
+LAST_EVENTS = 12
+"""How many of a run's events `show` shows; `--json` has them all."""
 
 runs = typer.Typer(help="Look at runs: list, show, verify.", no_args_is_help=True)
 
@@ -64,63 +67,64 @@ def _json(manifest: Manifest) -> dict[str, Any]:
     return made
 
 
-def _shown(run: Run) -> list[Table | str]:
+def _shown(run: Run) -> list[Table]:
+    """What `show` shows, in its order; tables without rows are left out."""
     manifest = run.manifest
+    settings = [[key, _value(setting.value), setting.source] for key, setting in sorted(manifest.settings.items())]
+    epochs = [
+        [str(index), epoch.device, f"{epoch.engine}, {epoch.batch} at a time", ", ".join(f"{k} {v}" for k, v in epoch.versions.items())]
+        for index, epoch in enumerate(manifest.epochs)
+    ]
+    happened = [[str(event.get("time", "")), str(event.get("kind", "")), _details(event)] for event in run.events()[-LAST_EVENTS:]]
+    tables = [
+        Table(f"Run {run.paths.run_id}", ["", ""], _identity(manifest), [f"folder: {run.paths.root}"]),
+        Table("Conditions", ["name", "placement", "prompt", "the chat template adds"], _conditions(manifest)),
+        Table("Cells", ["cell", "rollouts>", "complete>", "turns>"], _cells(run)),
+        Table("Settings", ["setting", "value", "from"], settings),
+        Table("Software and device, by epoch", ["epoch>", "device", "engine", "versions"], epochs),
+        Table("Last events", ["time", "kind", "details"], happened),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _identity(manifest: Manifest) -> list[list[str]]:
     spec = manifest.spec
-    facts = [
+    told = f", told the date {spec.chat.date}" if spec.chat.date else ""
+    options = f", options {spec.chat.options}" if spec.chat.options != "{}" else ""
+    return [
         ["model", f"{spec.model} at {spec.revision}"],
         ["dtype", spec.dtype],
-        ["chat", f"{spec.chat.kind} {spec.chat.digest[:12]}" + (f", told the date {spec.chat.date}" if spec.chat.date else "")],
+        ["chat", f"{spec.chat.kind} {spec.chat.digest[:12]}{told}{options}"],
         ["sampling", f"top_p {spec.sampling.top_p:g}, top_k {spec.sampling.top_k}, min_p {spec.sampling.min_p:g}"],
         ["noise", "each condition its own" if spec.sampling.independent_noise else "shared by sample between conditions"],
         ["seed, longest reply", f"{spec.seed}, {spec.max_new_tokens} tokens"],
         ["residual layers", ", ".join(map(str, manifest.layers)) or "none"],
+        *(["axis", _axis(entry)] for entry in manifest.axes),
+        *(["axis added later", _axis(entry)] for entry in manifest.measured),
     ]
-    for entry in manifest.axes:
-        facts.append(
-            [
-                "axis",
-                f"{entry.name}, layer {entry.layer if entry.layer >= 0 else 'unknown'}, {entry.digest[:12]}"
-                + (f" ({entry.note})" if entry.note else ""),
-            ]
-        )
-    for entry in manifest.measured:
-        facts.append(["axis added later", f"{entry.name}, layer {entry.layer}, {entry.digest[:12]}"])
-    tables: list[Table | str] = [Table(f"Run {run.paths.run_id}", ["", ""], facts, [f"folder: {run.paths.root}"])]
+
+
+def _axis(entry: AxisEntry) -> str:
+    layer = str(entry.layer) if entry.layer >= 0 else "unknown"
+    return f"{entry.name}, layer {layer}, {entry.digest[:12]}" + (f" ({entry.note})" if entry.note else "")
+
+
+def _conditions(manifest: Manifest) -> list[list[str]]:
+    """In the order of the cells, which is the one they were asked for in."""
     order = dict.fromkeys([*(plan.cell.condition for plan in manifest.cells), *manifest.conditions])
     unsaid = "unknown" if manifest.imported is not None else "—"
-    conditions = [
-        [c.name, c.placement.value if c.system else "—", c.system or "—", manifest.template_adds.get(c.name, unsaid)]
-        for c in (manifest.conditions[name] for name in order)
-    ]
-    tables.append(Table("Conditions", ["name", "placement", "prompt", "the chat template adds"], conditions))
+    chosen = (manifest.conditions[name] for name in order)
+    return [[c.name, c.placement.value if c.system else "—", c.system or "—", manifest.template_adds.get(c.name, unsaid)] for c in chosen]
+
+
+def _cells(run: Run) -> list[list[str]]:
     states = run.states()
-    cells = []
-    for plan in manifest.cells:
-        mine = [s for s in states if s.rollout.cell == plan.cell]
-        cells.append(
-            [
-                str(plan.cell),
-                str(plan.samples),
-                str(sum(s.complete for s in mine)),
-                f"{sum(s.done for s in mine)}/{sum(s.total for s in mine)}",
-            ]
-        )
-    tables.append(Table("Cells", ["cell", "rollouts>", "complete>", "turns>"], cells))
-    if manifest.settings:
-        tables.append(
-            Table("Settings", ["setting", "value", "from"], [[k, _value(s.value), s.source] for k, s in sorted(manifest.settings.items())])
-        )
-    epochs = [
-        [str(i), e.device, f"{e.engine}, {e.batch} at a time", ", ".join(f"{k} {v}" for k, v in e.versions.items())]
-        for i, e in enumerate(manifest.epochs)
-    ]
-    if epochs:
-        tables.append(Table("Software and device, by epoch", ["epoch>", "device", "engine", "versions"], epochs))
-    happened = [[str(e.get("time", "")), str(e.get("kind", "")), _details(e)] for e in run.events()[-12:]]
-    if happened:
-        tables.append(Table("Last events", ["time", "kind", "details"], happened))
-    return tables
+    rows = []
+    for plan in run.manifest.cells:
+        mine = [state for state in states if state.rollout.cell == plan.cell]
+        turns = f"{sum(state.done for state in mine)}/{sum(state.total for state in mine)}"
+        rows.append([str(plan.cell), str(plan.samples), str(sum(state.complete for state in mine)), turns])
+    return rows
 
 
 def _value(value: Any) -> str:

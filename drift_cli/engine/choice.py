@@ -11,7 +11,7 @@ from drift_cli.engine.contract import Engine
 from drift_cli.engine.reference import REPEATABLE, ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import Slot, SlotCache, install, refusal, release, step
-from drift_cli.errors import UsageError
+from drift_cli.errors import DriftError, UsageError
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Sampling
 
@@ -19,6 +19,10 @@ _TRIAL = 48
 """Tokens of the conversation on which slots and a plain forward are compared before slots are trusted with a model."""
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 """Largest difference of logits allowed in that trial, as a share of their standard deviation: rounding is well below, another formula well above."""
+
+
+_REFUSALS = (DriftError, TypeError, AttributeError, LookupError, ValueError, RuntimeError)
+"""What a network that was not written for such a cache or attention may raise; any of them means that slots are not for it."""
 
 
 def choose(
@@ -40,21 +44,29 @@ def choose(
 
 def _disagreement(model: LoadedModel) -> str | None:
     """Run one conversation through slots, as chunks and as single tokens, and through a plain forward; say where they differ."""
-    before = model.network.config._attn_implementation
     vocabulary = int(model.card.config.get_text_config().vocab_size)
     ids = torch.randint(0, vocabulary, (1, _TRIAL), generator=torch.Generator().manual_seed(0)).to(model.device)
     with torch.inference_mode(), sdpa_kernel(list(REPEATABLE)):
         plain = model.network(input_ids=ids, use_cache=False).logits[0].float()
-        cache = install(model)
         try:
-            ours = torch.cat([step(model, cache, Slot(), ids[:, :_TRIAL]).logits[0], _in_pieces(model, cache, ids)]).float()
-        finally:
-            release(model, before)
+            ours = _through_slots(model, ids).float()
+        except _REFUSALS as error:
+            return f"its network does not take them: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     spread = plain.std(-1).mean()
     worst = (ours - torch.cat([plain, plain])).abs().max() / spread
     if not bool(torch.isfinite(worst)) or float(worst) > _TOLERANCE[model.dtype]:
         return f"its logits differ from a plain forward's by {float(worst):.2g} standard deviations"
     return None
+
+
+def _through_slots(model: LoadedModel, ids: torch.Tensor) -> torch.Tensor:
+    """Logits (2 × tokens, vocabulary) of the same tokens as one chunk, and in pieces."""
+    before = model.network.config._attn_implementation
+    cache = install(model)
+    try:
+        return torch.cat([step(model, cache, Slot(), ids).logits[0], _in_pieces(model, cache, ids)])
+    finally:
+        release(model, before)
 
 
 def _in_pieces(model: LoadedModel, cache: SlotCache, ids: torch.Tensor) -> torch.Tensor:
