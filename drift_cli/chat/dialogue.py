@@ -41,6 +41,12 @@ def messages(users: Sequence[str], replies: Sequence[str], condition: Condition)
     return made
 
 
+def given_texts(condition: Condition, transcript: Transcript) -> list[tuple[str, str]]:
+    """Every text that comes from outside the model: where it stands, in words, and the text."""
+    texts = [(f"user turn {n} of transcript {transcript.name}", text) for n, text in enumerate(transcript.users, 1)]
+    return texts if condition.system is None else [*texts, (f"the prompt of condition {condition.name}", condition.system)]
+
+
 def prompt_hash(ids: Sequence[int]) -> str:
     """SHA-256 (first 32 hex digits) of token ids as little-endian int32."""
     return hashlib.sha256(np.asarray(ids, dtype="<i4").tobytes()).hexdigest()[:32]

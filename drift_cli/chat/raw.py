@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from drift_cli.chat.dialogue import Dialogue, messages, text_of
+from drift_cli.chat.dialogue import Dialogue, given_texts, messages, text_of
 from drift_cli.errors import UsageError
 from drift_cli.spec import ChatFormat, Condition, Placement, Transcript
 
@@ -39,15 +39,14 @@ class RawChat:
         """The tokenizer's own beginning-of-text token, if it has one, and the conversation up to `Assistant:`."""
         start = [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
         text = self._turn(users[0], condition)
-        later = condition if condition.placement is not Placement.START else Condition(condition.name)
+        later = _after_first(condition)
         for reply, user in zip(replies, users[1:], strict=False):
             text += f" {reply.strip()}\n\n{self._turn(user, later)}"
         return start + self._encode(text)
 
     def extend(self, dialogue: Dialogue, reply: Sequence[int]) -> tuple[list[int], list[int]]:
         """The reply's ids as sampled, then the next turn's text: nothing is ever tokenized twice."""
-        later = dialogue.condition if dialogue.condition.placement is not Placement.START else Condition(dialogue.condition.name)
-        following = self._encode("\n\n" + self._turn(dialogue.users[dialogue.turn - 1], later))
+        following = self._encode("\n\n" + self._turn(dialogue.users[dialogue.turn - 1], _after_first(dialogue.condition)))
         prompt = [*dialogue.prompt, *reply, *following]
         return prompt, prompt
 
@@ -69,10 +68,7 @@ class RawChat:
 
     def check(self, condition: Condition, transcript: Transcript) -> None:
         """Refuse text that would itself look like another speaker's line."""
-        texts = [(f"user turn {n} of transcript {transcript.name}", text) for n, text in enumerate(transcript.users, 1)]
-        if condition.system is not None:
-            texts.append((f"the prompt of condition {condition.name}", condition.system))
-        for where, text in texts:
+        for where, text in given_texts(condition, transcript):
             for stop in RAW_STOPS:
                 if stop in text:
                     raise UsageError(
@@ -82,3 +78,8 @@ class RawChat:
     def adds(self, condition: Condition) -> str | None:
         """Raw text adds nothing."""
         return None
+
+
+def _after_first(condition: Condition) -> Condition:
+    """What a condition still adds to turns after the first: nothing where its prompt stands at the start."""
+    return condition if condition.placement is not Placement.START else Condition(condition.name)

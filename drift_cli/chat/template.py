@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from drift_cli.chat.dialogue import Dialogue, Message, common_prefix, messages
+from drift_cli.chat.dialogue import Dialogue, Message, common_prefix, given_texts, messages
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.spec import ChatFormat, Condition, Placement, Transcript
 
@@ -106,10 +106,7 @@ class TemplateChat:
         """Refuse a placement the template does not carry, and text that the tokenizer would read as control tokens."""
         self._check_date()
         self._check_placement(condition)
-        texts = [(f"user turn {n} of transcript {transcript.name}", text) for n, text in enumerate(transcript.users, 1)]
-        if condition.system is not None:
-            texts.append((f"the prompt of condition {condition.name}", condition.system))
-        for where, text in texts:
+        for where, text in given_texts(condition, transcript):
             for token in self.tokenizer.all_special_tokens:
                 if token in text:
                     raise UsageError(

@@ -7,13 +7,14 @@ batch size, order and company never change what is drawn from given logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from drift_cli.chat import Dialogue
+from drift_cli.errors import DriftError
 from drift_cli.spec import Finish, Rollout
 
 ENGINES = ("auto", "slots", "reference")
@@ -70,6 +71,27 @@ class Incident:
 def too_long(job: Job, max_new_tokens: int, context: int) -> bool:
     """Whether a job's next prompt and a full reply no longer fit."""
     return len(job.dialogue.prompt) + max_new_tokens > context
+
+
+def finish_of(ids: Sequence[int], max_new_tokens: int, end_ids: frozenset[int]) -> Finish:
+    """Why a reply of these ids, its end token included, ended."""
+    return Finish.STOP if len(ids) < max_new_tokens or ids[-1] in end_ids else Finish.LENGTH
+
+
+def not_finite(job: Job, turn: int) -> DriftError:
+    """The error for logits from which nothing can be drawn."""
+    return DriftError(
+        f"{job.rollout} turn {turn}: the model's logits are not finite",
+        mend="Use a dtype with more range (--dtype bfloat16 or float32), or check the model's weights.",
+    )
+
+
+def no_memory(for_what: str) -> DriftError:
+    """The error where not even one rollout fits."""
+    return DriftError(
+        f"out of memory with {for_what}",
+        mend="Use fewer --max-new-tokens, a smaller dtype (--dtype bfloat16), or a device with more memory.",
+    )
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -22,9 +22,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from drift_cli.engine.contract import Incident, Job, Reply, Stopped, is_out_of_memory, too_long
+from drift_cli.engine.contract import Incident, Job, Reply, Stopped, finish_of, is_out_of_memory, no_memory, not_finite, too_long
 from drift_cli.engine.sampling import draw, split_key, uniforms
-from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel
 from drift_cli.probe import pool
 from drift_cli.spec import Finish, Sampling
@@ -63,10 +62,7 @@ class _KeyedDraw(LogitsProcessor):  # type: ignore[misc]
         finite = torch.isfinite(scores.amax(-1))
         if not bool(finite.all()):
             row = self.rows[int((~finite).nonzero()[0])]
-            raise DriftError(
-                f"{row.job.rollout} turn {row.turn}: the model's logits are not finite",
-                mend="Use a dtype with more range (--dtype bfloat16 or float32), or check the model's weights.",
-            )
+            raise not_finite(row.job, row.turn)
         u = uniforms(self.keys, self.samples, self.turns, torch.full_like(self.samples, self.token))
         self.token += 1
         drawn = draw(scores, self.temperature, u, self.filters)
@@ -156,10 +152,7 @@ class ReferenceEngine:
 
     def _halve(self, rows: int, report: Callable[[Incident], None]) -> None:
         if rows <= 1:
-            raise DriftError(
-                "out of memory with a single rollout in the batch",
-                mend="Use fewer --max-new-tokens, a smaller dtype (--dtype bfloat16), or a device with more memory.",
-            )
+            raise no_memory("a single rollout in the batch")
         self.batch = max(1, rows // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -198,10 +191,10 @@ class ReferenceEngine:
 
     def _measured(self, row: _Row, ids: tuple[int, ...]) -> Reply:
         dialogue = row.job.dialogue
-        stopped = len(ids) < self.max_new_tokens or ids[-1] in self.model.card.end_ids
+        finish = finish_of(ids, self.max_new_tokens, self.model.card.end_ids)
         content = len(dialogue.content(ids))
         residual = None if row.ghost or not content else measure(self.model, [*row.prompt, *ids], len(row.prompt), content, self.layers)
-        return Reply(row.job.rollout, row.turn, row.prompt, ids, dialogue.text(ids), Finish.STOP if stopped else Finish.LENGTH, residual)
+        return Reply(row.job.rollout, row.turn, row.prompt, ids, dialogue.text(ids), finish, residual)
 
 
 def measure(model: LoadedModel, ids: Sequence[int], start: int, length: int, layers: Sequence[int]) -> NDArray[np.float32]:

@@ -21,11 +21,10 @@ from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
 from drift_cli.chat import common_prefix
-from drift_cli.engine.contract import Incident, Job, Reply, Stopped, is_out_of_memory, too_long
+from drift_cli.engine.contract import Incident, Job, Reply, Stopped, finish_of, is_out_of_memory, no_memory, not_finite, too_long
 from drift_cli.engine.reference import REPEATABLE
 from drift_cli.engine.sampling import draw, split_key, uniforms
 from drift_cli.engine.slots import Slot, SlotCache, forward, install, release, step
-from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel
 from drift_cli.probe import pool
 from drift_cli.spec import Finish, Sampling
@@ -157,11 +156,9 @@ class _Schedule:
         except (RuntimeError, Stopped):
             dialogue.restore(moment)
             raise
-        stopped = len(ids) < self.engine.max_new_tokens or ids[-1] in self.engine.model.card.end_ids
+        finish = finish_of(ids, self.engine.max_new_tokens, self.engine.model.card.end_ids)
         job.last = tuple(ids)
-        return Reply(
-            job.rollout, turn, prompt, tuple(ids), dialogue.replies[-1], Finish.STOP if stopped else Finish.LENGTH, residual
-        ), logits
+        return Reply(job.rollout, turn, prompt, tuple(ids), dialogue.replies[-1], finish, residual), logits
 
     def _turn(
         self, slot: Slot, prompt: Sequence[int], content: Sequence[int], following: Sequence[int] | None
@@ -215,10 +212,7 @@ class _Schedule:
         finite = torch.isfinite(logits.amax(-1)).tolist()
         for live, fine in zip(rows, finite, strict=True):
             if live is not None and not fine:
-                raise DriftError(
-                    f"{live.job.rollout} turn {live.job.turn}: the model's logits are not finite",
-                    mend="Use a dtype with more range (--dtype bfloat16 or float32), or check the model's weights.",
-                )
+                raise not_finite(live.job, live.job.turn)
         device = logits.device
         keys = torch.tensor([(0, 0) if live is None else split_key(live.job.key) for live in rows], device=device)
         counts = [(0, 1, 0) if live is None else (live.job.rollout.sample, live.job.turn, len(live.ids)) for live in rows]
@@ -249,10 +243,7 @@ class _Schedule:
                 raise
         rows = len(self.live)
         if rows == 1:
-            raise DriftError(
-                "out of memory with a single slot",
-                mend="Use fewer --max-new-tokens, a smaller dtype (--dtype bfloat16), or a device with more memory.",
-            )
+            raise no_memory("a single slot")
         self.engine.batch = rows // 2
         lost = [live.job for live in self.live[self.engine.batch :] if live is not None and live.job is not job]
         self.live = self.live[: self.engine.batch]
