@@ -81,13 +81,12 @@ def _slot_step_seconds(device: torch.device, dtype: str, rows: int) -> float:
     before = model.network.config._attn_implementation
     cache = install(model)
     try:
-        with torch.inference_mode():
-            slots = [Slot() for _ in range(rows)]
-            for slot in slots:
-                step(model, cache, slot, torch.ones(1, 16, dtype=torch.long, device=device))
-            cache.rows = slots
-            ids = torch.ones(rows, 1, dtype=torch.long, device=device)
-            took = _fastest(device, lambda: [forward(model, cache, ids, ids * 16).logits.cpu() for _ in range(8)], tries=3) / 8
+        slots = [Slot() for _ in range(rows)]
+        for slot in slots:
+            step(model, cache, slot, torch.ones(1, 16, dtype=torch.long, device=device))
+        cache.rows = slots
+        ids = torch.ones(rows, 1, dtype=torch.long, device=device)
+        took = _fastest(device, lambda: [forward(model, cache, ids, ids * 16).logits.cpu() for _ in range(8)], tries=3) / 8
     finally:
         release(model, before)
     return took / model.card.layers

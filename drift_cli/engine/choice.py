@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from torch.nn.attention import sdpa_kernel
 
 from drift_cli.engine.contract import Engine
-from drift_cli.engine.reference import REPEATABLE, ReferenceEngine
+from drift_cli.engine.kernels import repeatable
+from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import Slot, SlotCache, install, refusal, release, step
 from drift_cli.errors import DriftError, UsageError
@@ -46,12 +46,12 @@ def _disagreement(model: LoadedModel) -> str | None:
     """Run one conversation through slots, as chunks and as single tokens, and through a plain forward; say where they differ."""
     vocabulary = int(model.card.config.get_text_config().vocab_size)
     ids = torch.randint(0, vocabulary, (1, _TRIAL), generator=torch.Generator().manual_seed(0)).to(model.device)
-    with torch.inference_mode(), sdpa_kernel(list(REPEATABLE)):
+    with repeatable():
         plain = model.network(input_ids=ids, use_cache=False).logits[0].float()
-        try:
-            ours = _through_slots(model, ids).float()
-        except _REFUSALS as error:
-            return f"its network does not take them: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    try:
+        ours = _through_slots(model, ids).float()
+    except _REFUSALS as error:
+        return f"its network does not take them: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     spread = plain.std(-1).mean()
     worst = (ours - torch.cat([plain, plain])).abs().max() / spread
     if not bool(torch.isfinite(worst)) or float(worst) > _TOLERANCE[model.dtype]:

@@ -19,18 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from drift_cli.engine.contract import Incident, Job, Reply, Stopped, finish_of, is_out_of_memory, no_memory, not_finite, too_long
+from drift_cli.engine.kernels import repeatable
 from drift_cli.engine.sampling import draw, split_key, uniforms
 from drift_cli.models import LoadedModel
 from drift_cli.probe import pool
 from drift_cli.spec import Finish, Sampling
-
-REPEATABLE = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-"""Attention kernels that give the same bits every time. cuDNN's does not: on an H200 (torch 2.11, bfloat16) the same batch decoded four times in one
-process gave four different conversations with it, and the same one with any of these."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +168,7 @@ class ReferenceEngine:
             pad_token_id=pad,
             use_cache=True,
         )
-        with torch.inference_mode(), sdpa_kernel(list(REPEATABLE)):
+        with repeatable():
             made = self.model.network.generate(
                 ids,
                 attention_mask=mask,
@@ -199,7 +195,7 @@ class ReferenceEngine:
 
 def measure(model: LoadedModel, ids: Sequence[int], start: int, length: int, layers: Sequence[int]) -> NDArray[np.float32]:
     """Residual means (len(layers), width) float32 over tokens `start` to `start + length` of one conversation, from one plain forward pass."""
-    with torch.inference_mode(), sdpa_kernel(list(REPEATABLE)):
+    with repeatable():
         tokens = torch.tensor([list(ids)], device=model.device)
         states = model.network(input_ids=tokens, output_hidden_states=True, use_cache=False, **_few_logits(model)).hidden_states
     return pool(states, 0, (start, start + length), layers)

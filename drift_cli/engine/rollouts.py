@@ -18,11 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention import sdpa_kernel
 
 from drift_cli.chat import common_prefix
 from drift_cli.engine.contract import Incident, Job, Reply, Stopped, finish_of, is_out_of_memory, no_memory, not_finite, too_long
-from drift_cli.engine.reference import REPEATABLE
 from drift_cli.engine.sampling import draw, split_key, uniforms
 from drift_cli.engine.slots import Slot, SlotCache, forward, install, release, step
 from drift_cli.models import LoadedModel
@@ -56,8 +54,7 @@ class SlotEngine:
         before = self.model.network.config._attn_implementation
         cache = install(self.model)
         try:
-            with torch.inference_mode(), sdpa_kernel(list(REPEATABLE)):
-                yield from _Schedule(self, cache, iter(jobs), stop, report).replies()
+            yield from _Schedule(self, cache, iter(jobs), stop, report).replies()
         finally:
             release(self.model, before)
 

@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
+from drift_cli.engine.kernels import repeatable
 from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel
 
@@ -129,7 +130,8 @@ def forward(model: LoadedModel, cache: SlotCache, ids: Tensor, positions: Tensor
     kinds = getattr(model.card.config.get_text_config(), "layer_types", None)
     # Networks with several kinds of layers take a mask for each; ours are all None, since `attend` masks by position.
     mask = dict.fromkeys(kinds) if kinds else None
-    return model.network(input_ids=ids, position_ids=positions, past_key_values=cache, attention_mask=mask, use_cache=True, **how)
+    with repeatable():
+        return model.network(input_ids=ids, position_ids=positions, past_key_values=cache, attention_mask=mask, use_cache=True, **how)
 
 
 def step(model: LoadedModel, cache: SlotCache, slot: Slot, ids: Tensor, **how: Any) -> Any:
