@@ -1,0 +1,217 @@
+"""Trains the built-in model: `python3 -m drift_cli.demo_model.train --out FOLDER --seed N`.
+
+Writes `weights.safetensors` (bfloat16), `tokenizer.json` and `training.json` (what was done, and the losses). Runs on a CPU (hours) or a GPU (a minute or
+two); needs torch, transformers, tokenizers, safetensors and numpy. The same seed gives the same corpus, the same initial weights and the same order of
+batches; to the bit it gives the same weights only where the device repeats itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drift_cli.demo_model import batches, corpus, shape, tokens
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+_HELD_OUT = 10**6
+"""Added to the seed for conversations that are only used to test."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the weights depend on, apart from the device."""
+
+    seed: int
+    steps: int = 3500
+    tokens: int = 32768
+    """Per step, padding included."""
+    rate: float = 3e-3
+    warmup: int = 100
+    decay: float = 0.05
+    width: int = shape.WIDTH
+    layers: int = shape.LAYERS
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate: a linear rise, then half a cosine down to 2 %."""
+        if step < self.warmup:
+            return self.rate * (step + 1) / self.warmup
+        along = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, along))))
+
+
+class Trainer:
+    """A network, its optimizer, and what happens in a step."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Any, device: str) -> None:
+        import torch
+        from transformers import Olmo3ForCausalLM
+
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.device = recipe, device
+        made: PreTrainedModel = Olmo3ForCausalLM(
+            shape.config(tokenizer.get_vocab_size(), width=recipe.width, layers=recipe.layers)
+        )
+        self.network = made.to(device).train()
+        weights = [p for p in made.parameters() if p.ndim > 1]
+        others = [p for p in made.parameters() if p.ndim <= 1]
+        groups = [{"params": weights, "weight_decay": recipe.decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.95), fused=device.startswith("cuda"))
+
+    def step(self, batch: batches.Batch, index: int) -> torch.Tensor:
+        """One step; returns the loss."""
+        import torch
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate_at(index)
+        loss = self.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def loss(self, batch: batches.Batch) -> torch.Tensor:
+        """Weighted mean of the cross-entropies of what is to be predicted."""
+        import torch
+
+        ids = torch.from_numpy(batch.ids).to(self.device).long()
+        weights = torch.from_numpy(batch.weights).to(self.device).float()[:, 1:].flatten()
+        places = torch.nonzero(weights).squeeze(1)
+        with torch.autocast("cuda", torch.bfloat16) if self.device.startswith("cuda") else nullcontext():
+            states = self.network.model(ids[:, :-1], use_cache=False).last_hidden_state
+            logits = self.network.lm_head(states.flatten(0, 1).index_select(0, places))
+        wanted = ids[:, 1:].flatten().index_select(0, places)
+        losses = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
+        counts = weights.index_select(0, places)
+        return (losses * counts).sum() / counts.sum()
+
+
+def train(recipe: Recipe, device: str, processes: int, budget: float) -> tuple[PreTrainedModel, str, dict[str, Any]]:
+    """Returns the network, the tokenizer as JSON, and the record of the training. `budget` in seconds may shorten it; the record says so."""
+    inner = tokens.make(corpus.texts(recipe.seed, 6000), shape.VOCABULARY)
+    plan = batches.Plan(recipe.seed, recipe.tokens, inner.to_str())
+    supply = batches.stream(plan, recipe.steps, processes)
+    first = next(supply)
+    trainer = Trainer(recipe, inner, device)
+    log, started = _Log(time.monotonic()), time.monotonic()
+    for index, batch in enumerate(_chain(first, supply)):
+        if index >= trainer.recipe.steps:
+            break
+        log.take(index, trainer.recipe, trainer.step(batch, index))
+        if index == 60:
+            trainer.recipe = _shortened(trainer.recipe, time.monotonic() - started, budget)
+    supply.close()  # type: ignore[attr-defined]
+    tested = _test(trainer, plan)
+    record = {"recipe": asdict(trainer.recipe), "losses": log.losses, "held_out": tested, "seconds": round(time.monotonic() - started, 1)}
+    return trainer.network, plan.tokenizer, {**record, "device": _device_name(device), "versions": _versions()}
+
+
+def _chain(first: batches.Batch, rest: Iterator[batches.Batch]) -> Iterator[batches.Batch]:
+    yield first
+    yield from rest
+
+
+def _shortened(recipe: Recipe, seconds: float, budget: float) -> Recipe:
+    """Fewer steps where the first 60 show that all of them would take too long."""
+    steps = min(recipe.steps, int(budget / seconds * 60))
+    if steps < recipe.steps:
+        print(f"{seconds / 60:.3f} s a step: {steps} steps in place of {recipe.steps}, to stay within {budget:.0f} s", flush=True)
+    return Recipe(**{**asdict(recipe), "steps": steps})
+
+
+class _Log:
+    """Prints the mean loss now and then and keeps it."""
+
+    def __init__(self, started: float) -> None:
+        self.losses: list[tuple[int, float]] = []
+        self._started, self._since = started, []
+
+    def take(self, index: int, recipe: Recipe, loss: torch.Tensor) -> None:
+        import torch
+
+        self._since.append(loss)
+        every = max(1, recipe.steps // 40)
+        if (index + 1) % every and index != 10:
+            return
+        mean = float(torch.stack(self._since).mean())
+        self._since = []
+        self.losses.append((index + 1, round(mean, 4)))
+        print(f"step {index + 1}/{recipe.steps}  loss {mean:.4f}  {time.monotonic() - self._started:.1f} s", flush=True)
+        if not math.isfinite(mean):
+            sys.exit("the loss is not finite")
+
+
+def _test(trainer: Trainer, plan: batches.Plan, count: int = 24) -> float:
+    """Mean loss over batches of conversations that were not trained on."""
+    import torch
+
+    held = batches.Plan(plan.seed + _HELD_OUT, plan.tokens, plan.tokenizer)
+    with torch.no_grad():
+        losses = [float(trainer.loss(batch)) for batch in batches.stream(held, min(count, trainer.recipe.steps), 0)]
+    return round(sum(losses) / len(losses), 4)
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+
+
+def save(network: PreTrainedModel, tokenizer: str, record: dict[str, Any], folder: Path) -> None:
+    """Write weights (bfloat16), tokenizer and record."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in network.state_dict().items()}
+    save_file(tensors, folder / "weights.safetensors", metadata={"format": "pt"})
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train drift's built-in model.")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write to")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--tokens", type=int, default=Recipe.tokens, help="per step")
+    parser.add_argument("--rate", type=float, default=Recipe.rate)
+    parser.add_argument("--width", type=int, default=Recipe.width)
+    parser.add_argument("--layers", type=int, default=Recipe.layers)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--processes", type=int, default=max(0, min(14, (os.cpu_count() or 1) - 2)), help="that make the corpus; 0: none")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds; fewer steps are made where all would take longer")
+    given = parser.parse_args()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
+    recipe = Recipe(given.seed, given.steps, given.tokens, given.rate, width=given.width, layers=given.layers)
+    network, tokenizer, record = train(recipe, device, given.processes, given.budget)
+    save(network, tokenizer, record, given.out)
+    print(json.dumps({key: record[key] for key in ("recipe", "held_out", "seconds", "device")}))
+
+
+if __name__ == "__main__":
+    main()
