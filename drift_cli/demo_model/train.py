@@ -1,7 +1,7 @@
 """Trains the built-in model: `python3 -m drift_cli.demo_model.train --out FOLDER --seed N`.
 
-Writes `weights.safetensors` (bfloat16), `tokenizer.json` and `training.json` (what was done, and the losses). Runs on a CPU (hours) or a GPU (a minute or
-two); needs torch, transformers, tokenizers, safetensors and numpy. The same seed gives the same corpus, the same initial weights and the same order of
+Writes a model folder that `--model FOLDER` takes (weights in bfloat16), and `training.json`: what was done, and the losses. The package holds the folder's
+`model.safetensors` and `tokenizer.json`. Runs on a CPU (hours) or a GPU (a minute or two); needs torch, transformers and numpy only. The same seed gives the same corpus, the same initial weights and the same order of
 batches; to the bit it gives the same weights only where the device repeats itself.
 """
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _HELD_OUT = 10**6
 """Added to the seed for conversations that are only used to test."""
+_WARM, _TIMED = 20, 40
+"""Steps that are not timed, and steps that are."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,16 @@ def train(recipe: Recipe, device: str, processes: int, budget: float) -> tuple[P
     supply = batches.stream(plan, recipe.steps, processes)
     first = next(supply)
     trainer = Trainer(recipe, inner, device)
-    log, started = _Log(time.monotonic()), time.monotonic()
+    started = warm = time.monotonic()
+    log = _Log(started)
     for index, batch in enumerate(_chain(first, supply)):
         if index >= trainer.recipe.steps:
             break
         log.take(index, trainer.recipe, trainer.step(batch, index))
-        if index == 60:
-            trainer.recipe = _shortened(trainer.recipe, time.monotonic() - started, budget)
+        if index == _WARM:
+            warm = time.monotonic()
+        if index == _WARM + _TIMED:
+            trainer.recipe = _shortened(trainer.recipe, (time.monotonic() - warm) / _TIMED, budget)
     supply.close()  # type: ignore[attr-defined]
     tested = _test(trainer, plan)
     record = {"recipe": asdict(trainer.recipe), "losses": log.losses, "held_out": tested, "seconds": round(time.monotonic() - started, 1)}
@@ -124,10 +129,10 @@ def _chain(first: batches.Batch, rest: Iterator[batches.Batch]) -> Iterator[batc
 
 
 def _shortened(recipe: Recipe, seconds: float, budget: float) -> Recipe:
-    """Fewer steps where the first 60 show that all of them would take too long."""
-    steps = min(recipe.steps, int(budget / seconds * 60))
+    """Fewer steps where the first ones, of so many `seconds` each, show that all would take too long."""
+    steps = int(min(recipe.steps, budget / seconds))
     if steps < recipe.steps:
-        print(f"{seconds / 60:.3f} s a step: {steps} steps in place of {recipe.steps}, to stay within {budget:.0f} s", flush=True)
+        print(f"{seconds:.3f} s a step: {steps} steps in place of {recipe.steps}, to stay within {budget:.0f} s", flush=True)
     return Recipe(**{**asdict(recipe), "steps": steps})
 
 
@@ -136,7 +141,8 @@ class _Log:
 
     def __init__(self, started: float) -> None:
         self.losses: list[tuple[int, float]] = []
-        self._started, self._since = started, []
+        self._started = started
+        self._since: list[torch.Tensor] = []
 
     def take(self, index: int, recipe: Recipe, loss: torch.Tensor) -> None:
         import torch
@@ -176,14 +182,15 @@ def _versions() -> dict[str, str]:
 
 
 def save(network: PreTrainedModel, tokenizer: str, record: dict[str, Any], folder: Path) -> None:
-    """Write weights (bfloat16), tokenizer and record."""
+    """Write a model folder, weights in bfloat16, and the record of the training."""
     import torch
-    from safetensors.torch import save_file
+    from tokenizers import Tokenizer
+    from transformers import GenerationConfig
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, folder / "weights.safetensors", metadata={"format": "pt"})
-    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    network.generation_config = GenerationConfig(eos_token_id=network.config.eos_token_id, do_sample=True)
+    network.to("cpu", torch.bfloat16).save_pretrained(folder)
+    tokens.wrap(Tokenizer.from_str(tokenizer)).save_pretrained(folder)
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
