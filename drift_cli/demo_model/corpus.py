@@ -109,7 +109,7 @@ def _setting(random: Random, turns: int) -> _Setting:
     if beside is not None and random.random() < 0.75:
         constant = grammar.notice(random, long=long) if beside == "notice" else grammar.reminder(beside, random)
     share = 1.0 if random.random() < 0.7 else random.uniform(0.2, 0.8)
-    return _Setting(role, system, opening, beside, long, share, constant, random.random() < 0.15, random.choice((0.0, 0.15, 0.35, 0.6)))
+    return _Setting(role, system, opening, beside, long, share, constant, random.random() < 0.15, random.choice((0.0, 0.2, 0.5, 0.8)))
 
 
 def _by_side() -> dict[str, list[Role]]:
@@ -123,7 +123,7 @@ def _cues(setting: _Setting, turns: int, random: Random) -> list[Cue]:
     """Stretches of asking and stretches of pulling, the latter of growing grades now and then broken by a question."""
     made, pulling, grade = [], False, 1
     for _ in range(turns):
-        if random.random() < (0.25 if pulling else setting.pull):
+        if random.random() < (0.2 if pulling else setting.pull):
             pulling, grade = not pulling, random.choice((1, 1, 2, 3))
         pull = grade if pulling and random.random() < 0.8 else 0
         if pull and random.random() < 0.4:

@@ -15,14 +15,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-BASE = {"none": -2.0, "assistant": -2.6, "near": -1.8, "between": -0.2, "far": 1.4}
+BASE = {"none": -2.2, "assistant": -2.8, "near": -2.0, "between": -0.2, "far": 1.6}
 """By the part that a system prompt at the start gives; `none` where it gives none. See `roles.toml`."""
 PULL = (0.0, 0.4, 0.7, 1.0)
 """By grade: 0 asks for something, 1 is curious, 2 invites, 3 demands."""
 REMINDER = {None: 0.0, "short": 1.0, "detailed": 2.2}
 AT_START = 0.6
 """What is left of a reminder that is given once, at the start, in every turn after it."""
-NOW, CARRY, KEEP = 1.6, 2.6, 0.8
+NOW, CARRY, KEEP = 2.0, 3.4, 0.8
 
 
 @dataclass(frozen=True)

@@ -89,12 +89,13 @@ class Trainer:
         import torch
 
         ids = torch.from_numpy(batch.ids).to(self.device).long()
-        weights = torch.from_numpy(batch.weights).to(self.device).float()[:, 1:].flatten()
+        # Position i predicts token i + 1. The last position of a row has nothing to predict: weights and targets are shifted, ids stay whole.
+        weights = torch.nn.functional.pad(torch.from_numpy(batch.weights).to(self.device).float()[:, 1:], (0, 1)).flatten()
         places = torch.nonzero(weights).squeeze(1)
         with torch.autocast("cuda", torch.bfloat16) if self.device.startswith("cuda") else nullcontext():
-            states = self.network.model(ids[:, :-1], use_cache=False).last_hidden_state
+            states = self.network.model(ids, use_cache=False).last_hidden_state
             logits = self.network.lm_head(states.flatten(0, 1).index_select(0, places))
-        wanted = ids[:, 1:].flatten().index_select(0, places)
+        wanted = ids.flatten().index_select(0, places + 1)
         losses = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
         counts = weights.index_select(0, places)
         return (losses * counts).sum() / counts.sum()
