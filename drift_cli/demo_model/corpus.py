@@ -98,13 +98,19 @@ def _setting(random: Random, turns: int) -> _Setting:
     start = random.choices(("nothing", "persona", "short", "detailed", "notice"), (36, 40, 7, 7, 10) if turns > 2 else (15, 75, 3, 3, 4))[0]
     beside = random.choices((None, "short", "detailed", "notice"), (40, 18, 20, 22))[0]
     long = random.random() < 0.6
-    role = random.choice(_by_side()[random.choices(("assistant", "near", "between", "far"), (25, 15, 15, 45))[0]]) if start == "persona" else None
+    role = (
+        random.choice(_by_side()[random.choices(("assistant", "near", "between", "far"), (25, 15, 15, 45))[0]])
+        if start == "persona"
+        else None
+    )
     opening = start if start in ("short", "detailed") else None
-    system = {
-        "nothing": lambda: None,
-        "persona": lambda: grammar.persona(role, random) if role is not None else None,
-        "notice": lambda: grammar.notice(random, long=long),
-    }.get(start, lambda: grammar.reminder(start, random))()
+    system = None
+    if role is not None:
+        system = grammar.persona(role, random)
+    elif start == "notice":
+        system = grammar.notice(random, long=long)
+    elif opening is not None:
+        system = grammar.reminder(opening, random)
     constant = None
     if beside is not None and random.random() < 0.75:
         constant = grammar.notice(random, long=long) if beside == "notice" else grammar.reminder(beside, random)
@@ -147,5 +153,7 @@ def texts(seed: int, count: int, turns: Sequence[int] = (1, 4, 12)) -> list[str]
     made: list[str] = []
     for index in range(count):
         talk = converse(Random(f"{seed}/texts/{index}"), turns[index % len(turns)])
-        made += [text for text in (talk.system, *(t for turn in talk.turns for t in (turn.user, turn.system, " ".join(turn.sentences)))) if text]
+        made += [
+            text for text in (talk.system, *(t for turn in talk.turns for t in (turn.user, turn.system, " ".join(turn.sentences)))) if text
+        ]
     return made

@@ -15,7 +15,7 @@ from importlib.resources import files
 from random import Random
 from typing import Any
 
-Slots = Mapping[str, Sequence[str]]
+Slots = Mapping[str, tuple[str, ...]]
 
 _SLOT = re.compile(r"\{(\w+)\}")
 _OWN = 0.4
@@ -40,7 +40,7 @@ class Topic:
 
     def around(self, focus: Topic) -> Topic:
         """This topic, mostly about what `focus` is about."""
-        return Topic(self.name, {**self.slots, "thing": (*focus.slots["thing"] * len(self.slots["thing"]), *self.slots["thing"])})
+        return Topic(self.name, {**self.slots, "thing": focus.slots["thing"] * len(self.slots["thing"]) + self.slots["thing"]})
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def world(name: str) -> dict[str, Any]:
 @cache
 def topics() -> tuple[Topic, ...]:
     """Every topic that users ask about; the last one is `open`, for questions that have none."""
-    return tuple(Topic(name, {key.removesuffix("s"): tuple(values) for key, values in entry.items()}) for name, entry in world("topics").items())
+    return tuple(
+        Topic(name, {key.removesuffix("s"): tuple(values) for key, values in entry.items()}) for name, entry in world("topics").items()
+    )
 
 
 @cache

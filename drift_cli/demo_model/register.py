@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from random import Random
 
 from drift_cli.demo_model import grammar
@@ -59,15 +60,18 @@ class _Classifier:
 
 @cache
 def _classifier() -> _Classifier:
-    counts = {name: Counter(f for s in examples(name, _SAMPLE, f"register/{name}") for f in _features(s)) for name in (ASSISTANT, CHARACTER)}
+    counts = {
+        name: Counter(f for s in examples(name, _SAMPLE, f"register/{name}") for f in _features(s)) for name in (ASSISTANT, CHARACTER)
+    }
     known = {*counts[ASSISTANT], *counts[CHARACTER]}
     totals = {name: sum(count.values()) + 0.5 * len(known) for name, count in counts.items()}
     odds = {
-        f: math.log((counts[ASSISTANT][f] + 0.5) / totals[ASSISTANT]) - math.log((counts[CHARACTER][f] + 0.5) / totals[CHARACTER]) for f in known
+        f: math.log((counts[ASSISTANT][f] + 0.5) / totals[ASSISTANT]) - math.log((counts[CHARACTER][f] + 0.5) / totals[CHARACTER])
+        for f in known
     }
     return _Classifier(odds)
 
 
 def _features(sentence: str) -> list[str]:
     words = ["^", *_WORD.findall(sentence.lower())]
-    return [*words[1:], *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))]
+    return [*words[1:], *(f"{a} {b}" for a, b in pairwise(words))]

@@ -42,7 +42,11 @@ def wrap(inner: Tokenizer) -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token=END, additional_special_tokens=list(SPECIALS[1:]), chat_template=TEMPLATE, model_max_length=CONTEXT
+        tokenizer_object=inner,
+        eos_token=END,
+        additional_special_tokens=list(SPECIALS[1:]),
+        chat_template=TEMPLATE,
+        model_max_length=CONTEXT,
     )
 
 
@@ -61,7 +65,7 @@ class Encoder:
     def __init__(self, inner: Tokenizer) -> None:
         self._inner = inner
         self._known: dict[str, list[int]] = {}
-        self._roles = {role: inner.token_to_id(role) for role in SPECIALS}
+        self._roles = {role: place for place, role in enumerate(SPECIALS)}
 
     def pieces(self, conversation: Conversation) -> list[Piece]:
         """One for each message."""

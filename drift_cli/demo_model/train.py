@@ -1,8 +1,8 @@
 """Trains the built-in model: `python3 -m drift_cli.demo_model.train --out FOLDER --seed N`.
 
 Writes a model folder that `--model FOLDER` takes (weights in bfloat16), and `training.json`: what was done, and the losses. The package holds the folder's
-`model.safetensors` and `tokenizer.json`. Runs on a CPU (hours) or a GPU (a minute or two); needs torch, transformers and numpy only. The same seed gives the same corpus, the same initial weights and the same order of
-batches; to the bit it gives the same weights only where the device repeats itself.
+`model.safetensors` and `tokenizer.json`. Runs on a CPU (hours) or a GPU (a minute or two); needs torch, transformers and numpy only. The same seed gives the
+same corpus, the same initial weights and the same order of batches; to the bit it gives the same weights only where the device repeats itself.
 """
 
 from __future__ import annotations
@@ -62,9 +62,7 @@ class Trainer:
 
         torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, device
-        made: PreTrainedModel = Olmo3ForCausalLM(
-            shape.config(tokenizer.get_vocab_size(), width=recipe.width, layers=recipe.layers)
-        )
+        made: PreTrainedModel = Olmo3ForCausalLM(shape.config(tokenizer.get_vocab_size(), width=recipe.width, layers=recipe.layers))
         self.network = made.to(device).train()
         weights = [p for p in made.parameters() if p.ndim > 1]
         others = [p for p in made.parameters() if p.ndim <= 1]
