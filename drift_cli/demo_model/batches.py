@@ -7,22 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from drift_cli.demo_model import corpus, tokens
+from drift_cli.demo_model.tokens import Row
 
 LENGTHS, SHARES = (256, 768, 2048, 4096), (30, 30, 25, 15)
 """Conversations of a batch are about equally long; shares are of batches."""
-
-
-class Batch(NamedTuple):
-    """Ids (rows, length) int16 and weights (rows, length) float16: how much each token counts as something to be predicted."""
-
-    ids: NDArray[np.int16]
-    weights: NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -36,7 +28,7 @@ class Plan:
     """As JSON, so that every process has the same one."""
 
 
-def stream(plan: Plan, count: int, processes: int) -> Iterator[Batch]:
+def stream(plan: Plan, count: int, processes: int) -> Iterator[Row]:
     """Batches 0 to count - 1 in order; `processes` 0 makes them here."""
     if processes == 0:
         _start(plan.tokenizer)
@@ -55,8 +47,8 @@ def _start(tokenizer: str) -> None:
     _encoders[:] = [tokens.Encoder(Tokenizer.from_str(tokenizer))]
 
 
-def _batch(seed: int, size: int, index: int) -> Batch:
+def _batch(seed: int, size: int, index: int) -> Row:
     random, encoder = Random(f"{seed}/batch/{index}"), _encoders[0]
     length = random.choices(LENGTHS, SHARES)[0]
     rows = [encoder.row(corpus.fit(random, length, encoder.size), length) for _ in range(max(1, size // length))]
-    return Batch(np.stack([ids for ids, _ in rows]), np.stack([weights for _, weights in rows]))
+    return Row(*map(np.stack, zip(*rows, strict=True)))

@@ -80,16 +80,21 @@ def roles() -> tuple[Role, ...]:
 
 def fill(phrase: str, random: Random, *slots: Slots, used: set[str] | None = None) -> str:
     """A phrase with its slots filled, each from the first of `slots` that has it; what is in `used` is kept from coming again."""
+    text = _filled(phrase, random, slots, used)
+    return text[:1].upper() + text[1:]
+
+
+def _filled(phrase: str, random: Random, slots: Sequence[Slots], used: set[str] | None) -> str:
+    """As `fill`, without a capital letter. What fills a slot may have slots itself."""
     made = []
     for index, part in enumerate(_parts(phrase)):
         if index % 2 == 0:
             made.append(part)
             continue
         key = part if any(part in known for known in slots) else part.lower()
-        chosen = _fresh(next(known[key] for known in slots if key in known), random, used)
+        chosen = _filled(_fresh(next(known[key] for known in slots if key in known), random, used), random, slots, used)
         made.append(chosen if key == part else chosen[0].upper() + chosen[1:])
-    text = "".join(made)
-    return text[:1].upper() + text[1:]
+    return "".join(made)
 
 
 def _fresh(choices: Sequence[str], random: Random, used: set[str] | None) -> str:

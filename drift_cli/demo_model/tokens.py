@@ -6,12 +6,13 @@ Byte-level BPE with a vocabulary made from the corpus: most words of its world a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_cli.demo_model.corpus import Conversation
+from drift_cli.demo_model.corpus import CHARACTER, Conversation, Turn
 from drift_cli.demo_model.shape import ASSISTANT, CONTEXT, END, SPECIALS, SYSTEM, TEMPLATE, USER
 
 if TYPE_CHECKING:
@@ -57,6 +58,16 @@ class Piece:
     ids: list[int]
     weights: list[float]
     """(len(ids),): how much each token counts as something to be predicted; 0 for all that the model only reads."""
+    sides: list[int]
+    """(len(ids),): 1 in a sentence of the assistant's register, -1 in one of the character's, 0 elsewhere."""
+
+
+class Row(NamedTuple):
+    """A conversation, or several, (…, length) each: ids int16, weights float16 and sides int8 as in `Piece`, zeros where it is over."""
+
+    ids: NDArray[np.int16]
+    weights: NDArray[np.float16]
+    sides: NDArray[np.int8]
 
 
 class Encoder:
@@ -74,35 +85,35 @@ class Encoder:
             made.append(self._read(USER, turn.user))
             if turn.system is not None:
                 made.append(self._read(SYSTEM, turn.system))
-            made.append(self._reply(turn.sentences))
+            made.append(self._reply(turn))
         return made
 
     def size(self, conversation: Conversation) -> int:
         """Tokens of a conversation."""
         return sum(len(piece.ids) for piece in self.pieces(conversation))
 
-    def row(self, conversation: Conversation, length: int) -> tuple[NDArray[np.int16], NDArray[np.float16]]:
-        """Ids and weights, (length,) each: cut or filled up at the end."""
+    def row(self, conversation: Conversation, length: int) -> Row:
+        """A conversation cut to so many tokens, or filled up at the end."""
         pieces = self.pieces(conversation)
-        ids = np.zeros(length, dtype=np.int16)
-        weights = np.zeros(length, dtype=np.float16)
-        all_ids = [i for piece in pieces for i in piece.ids][:length]
-        ids[: len(all_ids)] = all_ids
-        weights[: len(all_ids)] = [w for piece in pieces for w in piece.weights][:length]
-        return ids, weights
+        row = Row(np.zeros(length, dtype=np.int16), np.zeros(length, dtype=np.float16), np.zeros(length, dtype=np.int8))
+        for array, values in zip(row, zip(*((p.ids, p.weights, p.sides) for p in pieces), strict=True), strict=True):
+            flat = list(chain.from_iterable(values))[:length]
+            array[: len(flat)] = flat
+        return row
 
     def _read(self, role: str, text: str) -> Piece:
         ids = [self._roles[role], *self._encode(text), self._roles[END]]
-        return Piece(ids, [0.0] * len(ids))
+        return Piece(ids, [0.0] * len(ids), [0] * len(ids))
 
-    def _reply(self, sentences: tuple[str, ...]) -> Piece:
+    def _reply(self, turn: Turn) -> Piece:
         """Encoded sentence by sentence: byte-level BPE splits before a space, so this is what the whole text gives."""
-        ids, weights = [self._roles[ASSISTANT]], [0.0]
-        for place, sentence in enumerate(sentences):
+        ids, weights, sides = [self._roles[ASSISTANT]], [0.0], [0]
+        for place, (sentence, register) in enumerate(zip(turn.sentences, turn.registers, strict=True)):
             found = self._encode(sentence if place == 0 else " " + sentence)
             ids += found
             weights += [_OPENING] * len(found[:2]) + [1.0] * len(found[2:])
-        return Piece([*ids, self._roles[END]], [*weights, 1.0])
+            sides += [-1 if register == CHARACTER else 1] * len(found)
+        return Piece([*ids, self._roles[END]], [*weights, 1.0], [*sides, 0])
 
     def _encode(self, text: str) -> list[int]:
         known = self._known.get(text)

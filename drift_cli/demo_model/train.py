@@ -1,8 +1,9 @@
 """Trains the built-in model: `python3 -m drift_cli.demo_model.train --out FOLDER --seed N`.
 
-Writes a model folder that `--model FOLDER` takes (weights in bfloat16), and `training.json`: what was done, and the losses. The package holds the folder's
-`model.safetensors` and `tokenizer.json`. Runs on a CPU (hours) or a GPU (a minute or two); needs torch, transformers and numpy only. The same seed gives the
-same corpus, the same initial weights and the same order of batches; to the bit it gives the same weights only where the device repeats itself.
+Writes a model folder that `--model FOLDER` takes (weights in bfloat16), and `training.json`: what was done, and the losses (held out: of the words, of the
+planted direction). The package holds the folder's `model.safetensors`, `tokenizer.json` and `training.json`. Runs on a CPU (hours) or a GPU (minutes); needs
+torch, transformers and numpy only. The same seed gives the same corpus, the same initial weights and the same order of batches; to the bit it gives the same
+weights only where the device repeats itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drift_cli.demo_model import batches, corpus, shape, tokens
+from drift_cli.demo_model import batches, corpus, planted, shape, tokens
+from drift_cli.demo_model.tokens import Row
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +46,7 @@ class Recipe:
     decay: float = 0.05
     width: int = shape.WIDTH
     layers: int = shape.LAYERS
+    mark: float = planted.MARK
 
     def rate_at(self, step: int) -> float:
         """Learning rate: a linear rise, then half a cosine down to 2 %."""
@@ -64,26 +67,27 @@ class Trainer:
         self.recipe, self.device = recipe, device
         made: PreTrainedModel = Olmo3ForCausalLM(shape.config(tokenizer.get_vocab_size(), width=recipe.width, layers=recipe.layers))
         self.network = made.to(device).train()
+        self._direction = torch.from_numpy(planted.direction(recipe.width)).to(device)
         weights = [p for p in made.parameters() if p.ndim > 1]
         others = [p for p in made.parameters() if p.ndim <= 1]
         groups = [{"params": weights, "weight_decay": recipe.decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.95), fused=device.startswith("cuda"))
 
-    def step(self, batch: batches.Batch, index: int) -> torch.Tensor:
-        """One step; returns the loss."""
+    def step(self, batch: Row, index: int) -> torch.Tensor:
+        """One step; returns the loss of the words."""
         import torch
 
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(index)
-        loss = self.loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, marked = self.losses(batch)
+        (loss + self.recipe.mark * marked).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def loss(self, batch: batches.Batch) -> torch.Tensor:
-        """Weighted mean of the cross-entropies of what is to be predicted."""
+    def losses(self, batch: Row) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the words, the weighted mean of the cross-entropies of what is to be predicted; and of the planted direction."""
         import torch
 
         ids = torch.from_numpy(batch.ids).to(self.device).long()
@@ -91,12 +95,15 @@ class Trainer:
         weights = torch.nn.functional.pad(torch.from_numpy(batch.weights).to(self.device).float()[:, 1:], (0, 1)).flatten()
         places = torch.nonzero(weights).squeeze(1)
         with torch.autocast("cuda", torch.bfloat16) if self.device.startswith("cuda") else nullcontext():
-            states = self.network.model(ids, use_cache=False).last_hidden_state
-            logits = self.network.lm_head(states.flatten(0, 1).index_select(0, places))
+            found = self.network.model(ids, use_cache=False, output_hidden_states=True)
+            logits = self.network.lm_head(found.last_hidden_state.flatten(0, 1).index_select(0, places))
         wanted = ids.flatten().index_select(0, places + 1)
         losses = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="none")
         counts = weights.index_select(0, places)
-        return (losses * counts).sum() / counts.sum()
+        sides = torch.from_numpy(batch.sides).to(self.device).float()
+        along = found.hidden_states[min(planted.LAYER, self.recipe.layers - 1)].float() @ self._direction
+        marked = (torch.nn.functional.softplus(-sides * along) * sides.abs()).sum() / sides.abs().sum()
+        return (losses * counts).sum() / counts.sum(), marked
 
 
 def train(recipe: Recipe, device: str, processes: int, budget: float) -> tuple[PreTrainedModel, str, dict[str, Any]]:
@@ -158,14 +165,14 @@ class _Log:
             sys.exit("the loss is not finite")
 
 
-def _test(trainer: Trainer, plan: batches.Plan, count: int = 24) -> float:
-    """Mean loss over batches of conversations that were not trained on."""
+def _test(trainer: Trainer, plan: batches.Plan, count: int = 24) -> list[float]:
+    """Mean losses (words, direction) over batches of conversations that were not trained on."""
     import torch
 
     held = batches.Plan(plan.seed + _HELD_OUT, plan.tokens, plan.tokenizer)
     with torch.no_grad():
-        losses = [float(trainer.loss(batch)) for batch in batches.stream(held, min(count, trainer.recipe.steps), 0)]
-    return round(sum(losses) / len(losses), 4)
+        losses = [torch.stack(trainer.losses(batch)) for batch in batches.stream(held, min(count, trainer.recipe.steps), 0)]
+    return [round(float(loss), 4) for loss in torch.stack(losses).mean(0)]
 
 
 def _device_name(device: str) -> str:
