@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drift_cli.demo_model.shape import LAYERS
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from drift_cli.models import ModelCard
 
-__all__ = ["LAYERS", "NOTE", "card", "network"]
+__all__ = ["LAYERS", "NOTE", "axis_path", "card", "network"]
 
 NOTE = "built-in, with planted drift: a positive control for the instrument, which says nothing about other models"
-_FOLDER = files(__package__)
+_FOLDER = Path(__file__).parent
 
 
 def card() -> ModelCard:
@@ -47,6 +47,11 @@ def network() -> PreTrainedModel:
     made = Olmo3ForCausalLM(shape.config(len(weights["lm_head.weight"])))
     made.load_state_dict(weights)
     return made
+
+
+def axis_path() -> Path:
+    """The file of its axis, which `drift axis build --model demo` made."""
+    return _FOLDER / "axis.safetensors"
 
 
 @cache
