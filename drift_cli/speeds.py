@@ -36,17 +36,21 @@ def measure_speeds(device: torch.device, dtype: torch.dtype, rows: int = 8, voca
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    large = torch.zeros(64 << 20, dtype=torch.uint8, device=device)
-    square = torch.randn(1024, 1024, device=device).to(dtype)
+    # Large enough that caches and launches do not count, small enough to take a moment.
+    gpu = device.type == "cuda"
+    large = torch.zeros((2 << 30) if gpu else (64 << 20), dtype=torch.uint8, device=device)
+    side = 8192 if gpu else 1024
+    square = torch.randn(side, side, device=device).to(dtype)
     heads, tokens, width = 4, 1024, 64
     query = torch.randn(1, heads, tokens, width, device=device).to(dtype)
     mask = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()[None, None]
-    copy = _fastest(device, large.clone)
+    into = torch.empty_like(large)
+    copy = _fastest(device, lambda: into.copy_(large))
     product = _fastest(device, lambda: square @ square)
     attention = _fastest(device, lambda: scaled_dot_product_attention(query, query, query, attn_mask=mask))
     return Speeds(
         bandwidth=2 * large.numel() / copy,
-        flops=2 * 1024**3 / product,
+        flops=2 * side**3 / product,
         attention=4 * tokens**2 * heads * width / attention,
         step=_step_seconds(device, dtype),
         slot_step=_slot_step_seconds(device, str(dtype).removeprefix("torch."), rows),
@@ -72,7 +76,6 @@ def _step_seconds(device: torch.device, dtype: torch.dtype) -> float:
 
 def _slot_step_seconds(device: torch.device, dtype: str, rows: int) -> float:
     """The same for a step of `rows` slots, each row with an attention of its own."""
-    import torch
 
     from drift_cli import models
     from drift_cli.engine.plain_slots import PlainSlots

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import plain_kernels
 import pytest
 import tiny
 import torch
-from jobs import USERS, jobs, never, run, silent
+from jobs import jobs, run
 
 from drift_cli import models
 from drift_cli.engine import paged_network, paged_slots
-from drift_cli.engine.contract import Incident, Job, Reply
-from drift_cli.engine.pages import Pages
+from drift_cli.engine.plain_slots import PlainSlots
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import Slots
 from drift_cli.models import LoadedModel
@@ -39,13 +36,11 @@ def models_here(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedMod
 def _kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if not GPU:
         monkeypatch.setattr(paged_network, "_kernels", lambda: plain_kernels)
-    yield
+    return
 
 
 class Paged(SlotEngine):
     """Slots with pages whatever the device."""
-
-    counted: int | None = None
 
     def prepare(self, report: object) -> Slots:
         if self.slots is None:
@@ -56,6 +51,15 @@ class Paged(SlotEngine):
         return self.slots
 
 
+class Plain(SlotEngine):
+    """Slots without pages whatever the device."""
+
+    def prepare(self, report: object) -> Slots:
+        if self.slots is None:
+            self.slots = PlainSlots(self.model, self.layers, self.filters, self.batch)
+        return self.slots
+
+
 def _engine(kind: type[SlotEngine], model: LoadedModel, *, batch: int = 4, tokens: int = TOKENS) -> SlotEngine:
     return kind(model, tuple(range(model.card.layers + 1)), Sampling(top_p=0.9), tokens, batch, 1024)
 
@@ -63,7 +67,7 @@ def _engine(kind: type[SlotEngine], model: LoadedModel, *, batch: int = 4, token
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_paged_slots_give_the_plain_slots_tokens_and_residuals(name: str, models_here: dict[str, LoadedModel]) -> None:
     model = models_here[name]
-    plain, paged = run(_engine(SlotEngine, model), jobs(model)), run(_engine(Paged, model), jobs(model))
+    plain, paged = run(_engine(Plain, model), jobs(model)), run(_engine(Paged, model), jobs(model))
     assert {key: reply.ids for key, reply in paged.items()} == {key: reply.ids for key, reply in plain.items()}
     for key, reply in plain.items():
         assert (paged[key].prompt, paged[key].text, paged[key].finish) == (reply.prompt, reply.text, reply.finish)

@@ -50,9 +50,12 @@ class PassingCache(Cache):  # type: ignore[misc]
 
 def refuse_unknown(attention_mask: object, given: dict[str, Any]) -> None:
     """Refuse what slots do not apply: a mask, or an argument whose meaning is not known here."""
-    unknown = sorted(name for name, value in given.items() if value is not None and name not in _HARMLESS)
-    if attention_mask is not None or unknown:
-        raise DriftError(f"attention asks for {', '.join(unknown) or 'a mask'}, which slots do not apply", mend="Use --engine reference.")
+    unknown = [] if attention_mask is None else ["a mask"]
+    for name in given:
+        if name not in _HARMLESS and given[name] is not None:
+            unknown.append(name)
+    if unknown:
+        raise DriftError(f"attention asks for {', '.join(unknown)}, which slots do not apply", mend="Use --engine reference.")
 
 
 @contextmanager

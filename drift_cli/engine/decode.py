@@ -6,7 +6,8 @@ tokens it draws into a log; a row whose reply has ended stands still. `Begin` se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -61,14 +62,17 @@ class Rows:
         return stops | (counts >= numbers[:, 4])
 
 
-def step(model: LoadedModel, pages: Pages, rows: Rows, filters: Sampling, every: Tensor) -> None:
-    """One token for every row that goes on. `every` is (rows,) int32, counting."""
+Uniforms = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def step(model: LoadedModel, pages: Pages, rows: Rows, filters: Sampling, every: Tensor, fused: Uniforms | None = None) -> None:
+    """One token for every row that goes on. `every` is (rows,) int32, counting; `fused` is `uniforms` as one kernel, where there is one."""
     active = rows.log[:, ACTIVE] > 0
     places = torch.where(active, rows.places, -1).int()
     with on(Items(pages, every, places)):
         logits = forward(model, rows.ids, rows.places[:, None]).logits[:, -1]
     counts = rows.log[:, COUNT].long()
-    u = uniforms(rows.numbers[:, :2], rows.numbers[:, 2], rows.numbers[:, 3], counts)
+    u = (fused or uniforms)(rows.numbers[:, :2], rows.numbers[:, 2], rows.numbers[:, 3], counts)
     tokens = draw(logits, rows.temperature, u, filters)
     tokens = torch.where(active, tokens, rows.ids[:, 0])
     column = torch.where(active, counts + IDS, IDS + rows.tokens - 1).clamp(max=IDS + rows.tokens - 1)[:, None]
@@ -119,17 +123,31 @@ class Begin:
 
 
 @contextmanager
-def compiled(model: LoadedModel) -> Iterator[None]:
-    """The network's blocks are compiled within, on a GPU: once for each kind of block, not once for each."""
+def compiled(model: LoadedModel, *, dynamic: bool) -> Iterator[None]:
+    """The network's blocks are compiled within, on a GPU: once for each kind of block, not once for each; `dynamic` for any number of tokens."""
     if model.device.type != "cuda":
         yield
         return
     found = blocks(model.network)
-    kinds = {type(block): torch.compile(type(block).forward, dynamic=False, fullgraph=True) for block in found}
-    for block in found:
-        block.forward = kinds[type(block)].__get__(block)
+    kinds = {type(block): torch.compile(type(block).forward, dynamic=dynamic, fullgraph=True) for block in found}
+    with _without_hooks(found):
+        for block in found:
+            block.forward = kinds[type(block)].__get__(block)
+        try:
+            yield
+        finally:
+            for block in found:
+                del block.forward
+
+
+@contextmanager
+def _without_hooks(found: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """transformers leaves hooks on modules whose output it was once asked for. Those inside a block do nothing here, and do not compile."""
+    held = [(module, module._forward_hooks) for block in found for module in block.modules() if module is not block]
+    for module, _ in held:
+        module._forward_hooks = OrderedDict()
     try:
         yield
     finally:
-        for block in found:
-            del block.forward
+        for module, hooks in held:
+            module._forward_hooks = hooks

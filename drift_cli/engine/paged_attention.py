@@ -20,6 +20,11 @@ from drift_cli.engine.slots import PAGE
 
 SPLIT = 1024
 """Keys of one split of a decode step."""
+QUERIES = 64
+"""Queries of one tile of a chunk."""
+DECODE = {"num_warps": 4, "num_stages": 3}
+CHUNK = {"num_warps": 4, "num_stages": 2}
+"""How kernels are compiled; chosen by measurement, never tried out while running, so that the same kernels run every time."""
 
 
 @triton.jit
@@ -217,7 +222,7 @@ def decode(query: Tensor, pool: Tensor, address: Tensor, table: Tensor, places: 
         query, pool, address, table, places, part, top, total, query.stride(0), query.stride(1),
         group_stride=table.stride(0), width=table.shape[2], scale=scale * _LOG2E, splits=splits, WINDOW=window, GROUP=group,
         QUERIES=max(16, triton.next_power_of_2(group)), KEYS=_keys(pool), SPLIT=SPLIT, PRECISION=_precision(pool),
-        num_warps=4, num_stages=3, **how,
+        **DECODE, **how,
     )  # fmt: skip
     out = torch.empty((rows, heads, dim), dtype=query.dtype, device=query.device)
     _decode_join[(rows, heads)](
@@ -237,10 +242,10 @@ def chunk(query: Tensor, pool: Tensor, address: Tensor, table: Tensor, rows: Ten
     """
     tokens, heads, dim = query.shape
     out = torch.empty((tokens, heads, dim), dtype=query.dtype, device=query.device)
-    queries = 64 if pool.dtype != torch.float32 else 32
+    queries = QUERIES if pool.dtype != torch.float32 else 32
     _chunk[(triton.cdiv(tokens, queries), heads)](
         query, pool, address, table, rows, bounds, out, query.stride(0), query.stride(1),
         group_stride=table.stride(0), width=table.shape[2], scale=scale * _LOG2E, tokens=tokens, WINDOW=window, GROUP=heads // pool.shape[3],
-        QUERIES=queries, KEYS=_keys(pool), PRECISION=_precision(pool), num_warps=4, num_stages=2, **_how(pool),
+        QUERIES=queries, KEYS=_keys(pool), PRECISION=_precision(pool), **CHUNK, **_how(pool),
     )  # fmt: skip
     return out

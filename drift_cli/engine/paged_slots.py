@@ -6,11 +6,13 @@ A row that ended in step n stands still in step n + 1.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from drift_cli.engine.encode import LARGEST, Arriving, Encoder, arriving, pieces
 from drift_cli.engine.paged_network import paged
 from drift_cli.engine.pages import Pages, grouping, page_numbers
 from drift_cli.engine.plain_slots import layout_of
+from drift_cli.engine.sampling import uniforms
 from drift_cli.engine.slots import PAGE, Draw, Layout
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Sampling
@@ -66,6 +69,8 @@ class PagedSlots:
     begin_graph: Graph
     held: ExitStack
     """What is undone at the end."""
+    remark: str | None
+    """What about these slots is not as one might hope."""
     begun: dict[int, _Row] = field(default_factory=dict)
     queued: int = 0
     """Steps queued so far."""
@@ -163,9 +168,19 @@ def paged_slots(
         if made is not None:
             took, held = time.monotonic() - started, made.pages.count * made.pages.pool[0].nbytes
             report(Incident("set-up", f"{rows} slots over {held / 1e9:.1f} GB of pages, ready in {took:.0f} s"))
+            if made.remark is not None:
+                report(Incident("not-compiled", made.remark))
             return made
+    _forget()
     report(Incident("plain-slots", f"decoding without CUDA graphs, which is slower: {why}"))
     return None
+
+
+def _forget() -> None:
+    """Give back what a failed attempt still holds: its traceback may keep tensors alive in a cycle."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _made(
@@ -178,7 +193,7 @@ def _made(
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 return None, str(error).strip().splitlines()[0]
-        torch.cuda.empty_cache()
+        _forget()
         share *= 0.9
     raise torch.OutOfMemoryError("out of memory while CUDA graphs were captured")
 
@@ -196,9 +211,11 @@ def _capture(
     held = ExitStack()
     held.enter_context(paged(model, pages))
     try:
-        encoder.capture()
-        with compiled(model):
-            step_graph = captured(lambda: step(model, pages, state, filters, every), device, memory, warm=2)
+        said = _capturing(model, encoder.capture, dynamic=True)
+        graphs: list[Graph] = []
+        fused = torch.compile(uniforms, dynamic=False) if device.type == "cuda" else None
+        work = partial(step, model, pages, state, filters, every, fused)
+        said = _capturing(model, lambda: graphs.append(captured(work, device, memory, warm=2)), dynamic=False) or said
         begin_graph = captured(begins.run, device, memory)
     except RuntimeError:
         held.close()
@@ -207,7 +224,20 @@ def _capture(
         held.close()  # a captured graph needs the network no more
     state.log.zero_()
     pages.pool[0].zero_()
-    return PagedSlots(model, layers, rows, layout, pages, state, begins, encoder, step_graph, begin_graph, held)
+    return PagedSlots(model, layers, rows, layout, pages, state, begins, encoder, graphs[0], begin_graph, held, said)
+
+
+def _capturing(model: LoadedModel, capture: Callable[[], None], *, dynamic: bool) -> str | None:
+    """Capture compiled blocks where they compile, else as they are, with a sentence why."""
+    try:
+        with compiled(model, dynamic=dynamic):
+            capture()
+        return None
+    except torch._dynamo.exc.TorchDynamoException as error:
+        why = str(error).strip().splitlines()[0]
+    _forget()
+    capture()
+    return f"its blocks do not compile ({why}): it runs as it is, somewhat slower"
 
 
 def _page_count(model: LoadedModel, layout: Layout, rows: int, longest: int, share: float) -> int:
