@@ -21,10 +21,12 @@ _BLOCK = 8192
 def _ordered(x, BITS: tl.constexpr):
     """A logit as a whole number that orders as the logit does (-0 just below +0)."""
     if BITS == 16:
-        raw = x.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-        return tl.where(raw >= 0x8000, 0xFFFF - raw, raw + 0x8000).to(tl.int64)
-    raw = x.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
-    return tl.where(raw >= 0x80000000, 0xFFFFFFFF - raw, raw + 0x80000000)
+        short = x.to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+        code = tl.where(short >= 0x8000, 0xFFFF - short, short + 0x8000).to(tl.int64)
+    else:
+        long = x.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
+        code = tl.where(long >= 0x80000000, 0xFFFFFFFF - long, long + 0x80000000)
+    return code
 
 
 @triton.jit

@@ -143,7 +143,8 @@ def layout_of(model: LoadedModel) -> Layout:
     """What the network keeps of a token, learnt by watching its attention on a single one."""
     keeper = Keeper()
     with installed(model, ATTENTION, keeper.attend):
-        put(model, keeper, Slot(), torch.zeros((1, 1), dtype=torch.long, device=model.device))
+        # Hidden states are asked for so that transformers puts its hooks in place now rather than while blocks are being compiled.
+        put(model, keeper, Slot(), torch.zeros((1, 1), dtype=torch.long, device=model.device), output_hidden_states=True)
     seen = [keeper.seen[layer] for layer in sorted(keeper.seen)]
     return Layout(tuple(s[0] for s in seen), tuple(s[1] for s in seen), tuple(s[2] for s in seen))
 
