@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from queue import Queue
+from threading import Thread
 
 from drift_cli.axes import Axis
 from drift_cli.chat import Chat, Dialogue, prompt_hash
-from drift_cli.display import Display
+from drift_cli.display import Display, Progress
 from drift_cli.engine.contract import Engine, Incident, Job, Reply, Stopped
 from drift_cli.engine.sampling import noise_key
 from drift_cli.errors import StoreError
@@ -21,6 +23,9 @@ from drift_cli.probe import project
 from drift_cli.spec import Finish, Rollout, Turn
 from drift_cli.store.log import End, RolloutLog
 from drift_cli.store.run import RolloutState, Run
+
+_AHEAD = 256
+"""Replies that may wait for the disk."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,6 @@ class _Session:
         if reply.finish is Finish.CONTEXT:
             log.end(End(Finish.CONTEXT, reply.turn, len(reply.prompt)))
             self.run.event("context", rollout=str(reply.rollout), turn=reply.turn, prompt_length=len(reply.prompt))
-            self.display.note(
-                f"{reply.rollout} ends before turn {reply.turn}: its prompt of {len(reply.prompt)} tokens and a reply do not fit"
-            )
         else:
             log.append(self._turn(reply))
             if reply.turn < self.totals[reply.rollout]:
@@ -129,6 +131,53 @@ class _Session:
         self.logs.clear()
 
 
+@dataclass
+class _Writer:
+    """Commits replies in a thread of its own, in order, so that the engine never waits for a disk.
+
+    What it has committed comes back through `committed`, and what went wrong through `check`; at most `_AHEAD` replies wait.
+    """
+
+    session: _Session
+    waiting: Queue[Reply | None] = field(default_factory=lambda: Queue(_AHEAD))
+    done: Queue[Reply] = field(default_factory=Queue)
+    failure: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        self.thread = Thread(target=self._work, name="drift-writer", daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
+        while (reply := self.waiting.get()) is not None:
+            if self.failure is None:
+                try:
+                    self.session.commit(reply)
+                    self.done.put(reply)
+                except BaseException as error:  # whatever it is, it is raised again in the main thread
+                    self.failure = error
+
+    def put(self, reply: Reply) -> None:
+        """Hand a reply over; waits where the disk is far behind."""
+        self.check()
+        self.waiting.put(reply)
+
+    def check(self) -> None:
+        """Raise what went wrong."""
+        if self.failure is not None:
+            raise self.failure
+
+    def committed(self) -> Iterator[Reply]:
+        """Replies that have been committed since this was last asked."""
+        while not self.done.empty():
+            yield self.done.get()
+
+    def finish(self) -> None:
+        """Wait until everything handed over is committed. May be called again."""
+        if self.thread.is_alive():
+            self.waiting.put(None)
+            self.thread.join()
+
+
 def run_rollouts(
     run: Run,
     engine: Engine,
@@ -146,7 +195,7 @@ def run_rollouts(
     states = run.states()
     total, done = sum(state.total for state in states), sum(state.total if state.ended else state.done for state in states)
     session = _Session(run, chat, axis, end_ids, display)
-    started, turns, interrupted = time.monotonic(), 0, False
+    started, interrupted = time.monotonic(), False
 
     def report(incident: Incident) -> None:
         display.note(incident.detail)
@@ -154,22 +203,46 @@ def run_rollouts(
 
     with ExitStack() as stack:
         stack.callback(session.close)
-        progress = stack.enter_context(display.progress(total, done))
+        shown = _Shown(session, stack.enter_context(display.progress(total, done)))
+        writer = _Writer(session)
+        stack.callback(writer.finish)
 
         def asked() -> bool:
-            progress.tick()
+            shown.update(writer)
             return stop()
 
         try:
             for reply in engine.run(session.jobs(states, engine.batch, company=engine.needs_company), asked, report):
-                session.commit(reply)
-                if reply.finish is Finish.CONTEXT:
-                    progress.skip(session.totals[reply.rollout] - reply.turn + 1)
-                else:
-                    turns += 1
-                    progress.step(f"{reply.rollout} turn {reply.turn}")
-                if stop():
+                writer.put(reply)
+                if asked():
                     raise Stopped
         except Stopped:
             interrupted = True
-    return Outcome(turns, time.monotonic() - started, interrupted)
+        writer.finish()
+        shown.update(writer)
+        writer.check()
+    return Outcome(shown.turns, time.monotonic() - started, interrupted)
+
+
+@dataclass
+class _Shown:
+    """What the person at the terminal has been told. A turn is counted when it is on disk."""
+
+    session: _Session
+    progress: Progress
+    turns: int = 0
+
+    def update(self, writer: _Writer) -> None:
+        """Count what was committed since; raise what went wrong with it."""
+        self.progress.tick()
+        for reply in writer.committed():
+            if reply.finish is Finish.CONTEXT:
+                length = len(reply.prompt)
+                self.session.display.note(
+                    f"{reply.rollout} ends before turn {reply.turn}: its prompt of {length} tokens and a reply do not fit"
+                )
+                self.progress.skip(self.session.totals[reply.rollout] - reply.turn + 1)
+            else:
+                self.turns += 1
+                self.progress.step(f"{reply.rollout} turn {reply.turn}")
+        writer.check()

@@ -36,17 +36,21 @@ def measure_speeds(device: torch.device, dtype: torch.dtype, rows: int = 8, voca
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    large = torch.zeros(64 << 20, dtype=torch.uint8, device=device)
-    square = torch.randn(1024, 1024, device=device).to(dtype)
+    # Large enough that caches and launches do not count, small enough to take a moment.
+    gpu = device.type == "cuda"
+    large = torch.zeros((2 << 30) if gpu else (64 << 20), dtype=torch.uint8, device=device)
+    side = 8192 if gpu else 1024
+    square = torch.randn(side, side, device=device).to(dtype)
     heads, tokens, width = 4, 1024, 64
     query = torch.randn(1, heads, tokens, width, device=device).to(dtype)
     mask = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()[None, None]
-    copy = _fastest(device, large.clone)
+    into = torch.empty_like(large)
+    copy = _fastest(device, lambda: into.copy_(large))
     product = _fastest(device, lambda: square @ square)
     attention = _fastest(device, lambda: scaled_dot_product_attention(query, query, query, attn_mask=mask))
     return Speeds(
         bandwidth=2 * large.numel() / copy,
-        flops=2 * 1024**3 / product,
+        flops=2 * side**3 / product,
         attention=4 * tokens**2 * heads * width / attention,
         step=_step_seconds(device, dtype),
         slot_step=_slot_step_seconds(device, str(dtype).removeprefix("torch."), rows),
@@ -72,23 +76,21 @@ def _step_seconds(device: torch.device, dtype: torch.dtype) -> float:
 
 def _slot_step_seconds(device: torch.device, dtype: str, rows: int) -> float:
     """The same for a step of `rows` slots, each row with an attention of its own."""
-    import torch
 
     from drift_cli import models
-    from drift_cli.engine.slots import Slot, forward, install, release, step
+    from drift_cli.engine.plain_slots import PlainSlots
+    from drift_cli.engine.slots import Draw
+    from drift_cli.spec import Cell, Rollout, Sampling
 
     model = models.load(models.describe(models.DEMO), dtype=dtype, device=str(device))
-    before = model.network.config._attn_implementation
-    cache = install(model)
+    slots = PlainSlots(model, (), Sampling(), rows)
     try:
-        slots = [Slot() for _ in range(rows)]
-        for slot in slots:
-            step(model, cache, slot, torch.ones(1, 16, dtype=torch.long, device=device))
-        cache.rows = slots
-        ids = torch.ones(rows, 1, dtype=torch.long, device=device)
-        took = _fastest(device, lambda: [forward(model, cache, ids, ids * 16).logits.cpu() for _ in range(8)], tries=3) / 8
+        for row in range(rows):
+            slots.encode(row, [1] * 16, 0, 0)
+            slots.begin(row, Draw(Rollout(Cell("t", "c", 0.0), row), 1, 0, 16, 10**6, True))
+        took = _fastest(device, lambda: [slots.step() for _ in range(8)], tries=3) / 8
     finally:
-        release(model, before)
+        slots.close()
     return took / model.card.layers
 
 

@@ -73,7 +73,8 @@ def split_key(key: int) -> tuple[int, int]:
 
 
 def filtered(logits: Tensor, temperature: Tensor, filters: Sampling) -> Tensor:
-    """Unnormalized probabilities after temperature, top-k, top-p and min-p, in this order (the order of transformers' `generate`).
+    """Unnormalized probabilities after temperature, top-k, top-p and min-p, in this order (the order of transformers' `generate`). Of tokens that are
+    equally likely, top-p keeps all or none, where transformers lets the order of a sort decide.
 
     Args:
         logits: (n, vocabulary), any float dtype.
@@ -88,10 +89,10 @@ def filtered(logits: Tensor, temperature: Tensor, filters: Sampling) -> Tensor:
         scaled = scaled.masked_fill(scaled < threshold, -torch.inf)
     probabilities = torch.softmax(scaled, -1)
     if filters.top_p < 1.0:
-        ordered, order = probabilities.sort(stable=True, dim=-1, descending=True)
-        before = ordered.cumsum(-1) - ordered
-        drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= filters.top_p)
-        probabilities = probabilities.masked_fill(drop, 0.0)
+        ordered = probabilities.sort(dim=-1, descending=True).values
+        # Tokens as likely as the last one that is kept are kept too: which of them come first must not matter.
+        kept = (ordered.cumsum(-1) - ordered < filters.top_p).sum(-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < ordered.gather(-1, kept - 1), 0.0)
     if filters.min_p > 0.0:
         limit = probabilities.amax(-1, keepdim=True) * filters.min_p
         probabilities = probabilities.masked_fill(probabilities < limit, 0.0)
@@ -109,6 +110,10 @@ def draw(logits: Tensor, temperature: Tensor, uniform: Tensor, filters: Sampling
     Returns:
         (n,) int64 token ids.
     """
+    if logits.device.type == "cuda" and logits.stride(-1) == 1:
+        from drift_cli.engine import draw_kernel
+
+        return draw_kernel.draw(logits, temperature, uniform, filters)
     greedy = temperature <= 0.0
     probabilities = filtered(logits, torch.where(greedy, 1.0, temperature), filters)
     cumulative = probabilities.double().cumsum(-1)
