@@ -1,7 +1,7 @@
 """Pairs of conditions on one measure per rollout, within a transcript and temperature, or over transcripts.
 
 Differences are `a` minus `b`: the condition that comes later in the run minus the earlier one, or every other condition minus the one that is named. p
-values are given as they are, and adjusted by Holm's step-down procedure (1979; `statsmodels.stats.multitest`) over all comparisons of the same measure.
+values are given as they are, and adjusted by Holm's step-down procedure (1979) over all comparisons of the same measure.
 Sharing a turn or a sample index is not pairing; only `paired` pairs, and only runs whose samples share their random numbers have pairs.
 """
 
@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from drift_cli.analysis import effects, mixed, tests
 from drift_cli.analysis.measures import LEAST_TURNS, Sample, both, lacking_note
-from drift_cli.analysis.results import Comparison, Difference, Measure, Options, Test
+from drift_cli.analysis.results import Comparison, Correction, Difference, Measure, Options, Test
 from drift_cli.analysis.summary import constant, percent, plain
 from drift_cli.analysis.table import FloatArray, Group
 
@@ -49,7 +50,7 @@ def compare(found: Sequence[Pair], measure: Measure, options: Options) -> tuple[
         return over_transcripts(found, measure, options)
     observed = [_observed(measure, pair, options.test) for pair in found]
     results = differences(observed, options)
-    corrected = adjust([result.p for result in results], "holm")
+    corrected = adjust([result.p for result in results], Correction.HOLM)
     return tuple(_named(*row, measure=measure) for row in zip(found, results, corrected, strict=True))
 
 
@@ -66,7 +67,7 @@ def over_transcripts(found: Sequence[Pair], measure: Measure, options: Options) 
         result = run(groups, options.level, options.equivalence)
         said = {**vars(result), "note": _joined(result.note, *(lacking_note(*pair) for pair in several))}
         rows.append(Comparison(**said, a=a, b=b, transcript=None, temperature=temperature, measure=measure, transcripts=len(groups)))
-    corrected = adjust([row.p for row in rows], "holm")
+    corrected = adjust([row.p for row in rows], Correction.HOLM)
     return tuple(replace(row, p_adjusted=p) for row, p in zip(rows, corrected, strict=True))
 
 
@@ -82,16 +83,26 @@ def differences(observed: Sequence[Observed], options: Options) -> list[Differen
     return [results[index] for index in range(len(observed))]
 
 
-def adjust(p: Sequence[float | None], method: str) -> list[float | None]:
-    """Adjusted p values in the order given, by a method of `statsmodels.stats.multitest` (`holm`, `fdr_bh`); None stays None and does not count."""
-    from statsmodels.stats.multitest import multipletests
-
+def adjust(p: Sequence[float | None], method: Correction) -> list[float | None]:
+    """p values adjusted by `holm` or `bh`, in the order given; None stays None and does not count."""
     known = [index for index, value in enumerate(p) if value is not None]
     found: list[float | None] = [None] * len(p)
     if known:
-        for index, value in zip(known, multipletests([p[i] for i in known], method=method)[1], strict=True):
-            found[index] = float(value)
+        values = np.array([p[index] for index in known], dtype=np.float64)
+        adjusted = holm(values) if method is Correction.HOLM else stats.false_discovery_control(values)
+        for index, value in zip(known, adjusted.tolist(), strict=True):
+            found[index] = value
     return found
+
+
+def holm(p: FloatArray) -> FloatArray:
+    """Holm's step-down p (…, T), over the last axis. (statsmodels has it too, but runs a garbage collection in every call, ~80 ms; tests compare.)"""
+    order = np.argsort(p, axis=-1)
+    sizes = p.shape[-1] - np.arange(p.shape[-1])
+    stepped = np.minimum(np.maximum.accumulate(np.take_along_axis(p, order, axis=-1) * sizes, axis=-1), 1.0)
+    adjusted = np.empty_like(stepped)
+    np.put_along_axis(adjusted, order, stepped, axis=-1)
+    return adjusted
 
 
 def _observed(measure: Measure, pair: Pair, test: Test) -> Observed:

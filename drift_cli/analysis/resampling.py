@@ -25,7 +25,7 @@ CHUNK = 1 << 16
 """Numbers in one resampled array: few enough to stay in the processor's cache, enough to keep the products fast."""
 _TIE = 1e-9
 """Statistics that differ relatively by less are equal: sums come out differently rounded in another order."""
-_EXACT_SIGNS = 1 << 16
+_EXACT_SIGNS = 1 << 15
 """Sign flips are enumerated up to here whatever `resamples` says: the products are that cheap."""
 
 
@@ -39,12 +39,7 @@ class Resamplings:
     def p(self, at_least: NDArray[np.int64]) -> FloatArray:
         """p values from how many resampled statistics are at least as large as the observed one."""
         count = len(self.matrix)
-        return at_least / count if self.exact else (at_least + 1.0) / (count + 1.0)
-
-    def critical(self, statistics: FloatArray, level: float) -> FloatArray:
-        """The value that `level` of the statistics (B, …) do not exceed, down the first axis."""
-        found: FloatArray = np.quantile(statistics, level, axis=0, method="inverted_cdf")
-        return found
+        return np.asarray(at_least / count if self.exact else (at_least + 1.0) / (count + 1.0), dtype=np.float64)
 
 
 @lru_cache(maxsize=8)
@@ -111,9 +106,9 @@ def bootstrap_t(a: FloatArray, b: FloatArray, weights_a: FloatArray, weights_b: 
     return _ratio(total_a / len(x) - total_b / len(y), error)
 
 
-def chunks(width: int, count: int) -> Iterator[slice]:
-    """Slices over `count` rows (or columns) of `width` numbers such that one slice has about `CHUNK` numbers."""
-    step = max(16, CHUNK // max(width, 1))
+def chunks(width: int, count: int, least: int = 16) -> Iterator[slice]:
+    """Slices over `count` rows (or columns) of `width` numbers such that one slice has about `CHUNK` numbers, and at least `least` rows."""
+    step = max(least, CHUNK // max(width, 1))
     return (slice(start, start + step) for start in range(0, count, step))
 
 

@@ -3,7 +3,7 @@
 Turns of a rollout go with one another, and there are many of them: tested one by one at 5 %, some turn of 18 "differs" between equal conditions in 45 % of
 experiments. `maxt` permutes whole rollouts between the two conditions and compares each turn's Welch t with the largest |t| over all turns (Westfall &
 Young 1993, single-step maxT): the chance of any false turn is at most 5 %, and what the turns share costs no power. `holm` and `bh` adjust Welch's p per
-turn (`statsmodels.stats.multitest`; Benjamini & Hochberg 1995 bounds the share of false turns among those found, not the chance of any).
+turn (`scipy.stats.false_discovery_control`; Benjamini & Hochberg 1995 bounds the share of false turns among those found, not the chance of any).
 
 Bands are difference ± c standard errors at every turn, c the quantile of the largest |t*| over turns when each condition's deviations from its own turn
 means are permuted: a band holds the whole curve of differences with the level's probability. For `paired`, signs of whole pairs are flipped instead.
@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.analysis.compare import Pair, adjust, differences
+from drift_cli.analysis.maxt import errors, joint
 from drift_cli.analysis.measures import Sample, lacking_note
-from drift_cli.analysis.resampling import Resamplings, at_least, chunks, labels, one_sample_t, signs, welch_t
 from drift_cli.analysis.results import Correction, Difference, Options, PairTurns, Test, TurnComparison
 from drift_cli.analysis.summary import moments, percent, plain
 from drift_cli.analysis.table import FloatArray
@@ -38,50 +38,6 @@ class Band:
     note: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """What is resampled: rollouts of both conditions, or pairs' differences, as rows (N, T); `n` of them in the first condition, all for pairs."""
-
-    values: FloatArray
-    n: int
-
-    @property
-    def paired(self) -> bool:
-        return self.n == len(self.values)
-
-    def ways(self, options: Options) -> Resamplings:
-        if self.paired:
-            return signs(self.n, options.resamples, options.seed)
-        return labels(self.n, len(self.values) - self.n, options.resamples, options.seed)
-
-    def statistic(self, matrix: FloatArray) -> FloatArray:
-        """(B, T)."""
-        return one_sample_t(self.values, matrix) if self.paired else welch_t(self.values, matrix)
-
-    def observed(self) -> FloatArray:
-        """(T,)."""
-        first = np.zeros((1, len(self.values)))
-        first[0, : self.n] = 1.0
-        return self.statistic(first)[0]
-
-    def parts(self) -> list[FloatArray]:
-        """The conditions' rows."""
-        return [part for part in (self.values[: self.n], self.values[self.n :]) if len(part)]
-
-    def errors(self) -> FloatArray:
-        """Standard errors of the difference (T,), without assuming equal variances."""
-        squares = [moments(part).sem ** 2 for part in self.parts()]
-        errors: FloatArray = np.sqrt(np.sum(squares, axis=0))
-        return errors
-
-    def deviations(self) -> _Rows:
-        """The rows less their own condition's means."""
-        return _Rows(np.concatenate([part - moments(part).mean for part in self.parts()]), self.n)
-
-    def of(self, tested: NDArray[np.bool_]) -> _Rows:
-        return _Rows(self.values[:, tested], self.n)
-
-
 def by_turn(pair: Pair, options: Options) -> PairTurns:
     """Compare two conditions at every turn; paired, if the test that is asked for is."""
     a, b = _values(pair, options)
@@ -89,9 +45,9 @@ def by_turn(pair: Pair, options: Options) -> PairTurns:
     plainly = replace(options, test=Test.PAIRED if pairing else Test.WELCH, equivalence=None)
     results = differences([_column(x, y, pairing) for x, y in zip(a.T, b.T, strict=True)], plainly)
     tested = np.array([result.p is not None for result in results], dtype=np.bool_)
-    rows = _Rows(a - b if pairing else np.concatenate([a, b]), len(a))
-    joint = _joint(rows, tested, options) if tested.any() else None
-    corrected = _corrected(results, joint, tested, options)
+    rows = a - b if pairing else np.concatenate([a, b])
+    found = _joint(rows, len(a), tested, options) if tested.any() else None
+    corrected = _corrected(results, found, tested, options)
     first, second = (sample.cell for sample in pair)
     return PairTurns(
         a=first.condition,
@@ -100,10 +56,12 @@ def by_turn(pair: Pair, options: Options) -> PairTurns:
         temperature=first.temperature,
         level=options.level,
         correction=options.correction,
-        turns=tuple(_turn(*row) for row in zip(pair[0].turns, results, corrected, _halves(rows.errors(), joint, tested), strict=True)),
-        critical=None if joint is None else joint.critical,
+        turns=tuple(
+            _turn(*row) for row in zip(pair[0].turns, results, corrected, _halves(errors(rows, len(a)), found, tested), strict=True)
+        ),
+        critical=None if found is None else found.critical,
         method=method(options),
-        note=" ".join(filter(None, (joint.note if joint else None, lacking_note(*pair)))) or None,
+        note=" ".join(filter(None, (found.note if found else None, lacking_note(*pair)))) or None,
     )
 
 
@@ -115,9 +73,9 @@ def band(values: FloatArray, options: Options) -> Band:
     there = values[np.isfinite(values).any(axis=1)]
     if not tested.any():
         return Band(per.mean, per.low, per.high, None, "No turn has two different rollouts.")
-    joint = _joint(_Rows(there, len(there)), tested, options)
-    half = np.full(len(error), np.nan) if joint.critical is None else joint.critical * error
-    return Band(per.mean, per.mean - half, per.mean + half, joint.critical, joint.note)
+    found = _joint(there, len(there), tested, options)
+    half = np.full(len(error), np.nan) if found.critical is None else found.critical * error
+    return Band(per.mean, per.mean - half, per.mean + half, found.critical, found.note)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,23 +87,14 @@ class _Joint:
     note: str | None
 
 
-def _joint(rows: _Rows, tested: NDArray[np.bool_], options: Options) -> _Joint:
-    rows = rows.of(tested)
-    ways = rows.ways(options)
-    largest = _largest(rows, ways.matrix)
-    p = ways.p(at_least(largest[:, None], rows.observed()))
-    least = (2 if rows.paired or 2 * rows.n == len(rows.values) else 1) / len(ways.matrix)
-    if least > 1 - options.level:
-        return _Joint(p, None, f"With so few rollouts no resampled p is below {least:.3f}, and there is no simultaneous band.")
-    return _Joint(p, float(np.quantile(_largest(rows.deviations(), ways.matrix), options.level)), None)
-
-
-def _largest(rows: _Rows, matrix: FloatArray) -> FloatArray:
-    """The largest |t| over turns (B,) of each resampling."""
-    largest = np.zeros(len(matrix))
-    for part in chunks(rows.values.shape[1], len(matrix)):
-        largest[part] = np.abs(rows.statistic(matrix[part])).max(axis=1)
-    return largest
+def _joint(rows: FloatArray, n: int, tested: NDArray[np.bool_], options: Options) -> _Joint:
+    """The tested turns of `rows` (N, T), the first `n` of one condition."""
+    found = joint(rows[:, None, tested], n, options.level, options.resamples, options.seed)
+    if found.least > 1 - options.level:
+        return _Joint(
+            found.p[0], None, f"With so few rollouts no resampled p is below {found.least:.3f}, and there is no simultaneous band."
+        )
+    return _Joint(found.p[0], float(found.critical[0]), None)
 
 
 def _values(pair: Pair, options: Options) -> tuple[FloatArray, FloatArray]:
@@ -170,23 +119,23 @@ def _column(a: FloatArray, b: FloatArray, pairing: bool) -> tuple[FloatArray, Fl
     return a[np.isfinite(a)], b[np.isfinite(b)]
 
 
-def _corrected(results: list[Difference], joint: _Joint | None, tested: NDArray[np.bool_], options: Options) -> list[float | None]:
+def _corrected(results: list[Difference], found: _Joint | None, tested: NDArray[np.bool_], options: Options) -> list[float | None]:
     if options.correction is Correction.MAXT:
         p = np.full(len(tested), np.nan)
-        if joint is not None:
-            p[tested] = joint.p
+        if found is not None:
+            p[tested] = found.p
         return [plain(value) for value in p]
     raw = [result.p for result in results]
     if options.correction is Correction.NONE:
         return raw
-    return adjust(raw, {Correction.HOLM: "holm", Correction.BH: "fdr_bh"}[options.correction])
+    return adjust(raw, options.correction)
 
 
-def _halves(errors: FloatArray, joint: _Joint | None, tested: NDArray[np.bool_]) -> list[float | None]:
+def _halves(error: FloatArray, found: _Joint | None, tested: NDArray[np.bool_]) -> list[float | None]:
     """Half the simultaneous band's width at each turn."""
-    if joint is None or joint.critical is None:
-        return [None] * len(errors)
-    return [plain(half) for half in np.where(tested, joint.critical * errors, np.nan)]
+    if found is None or found.critical is None:
+        return [None] * len(error)
+    return [plain(half) for half in np.where(tested, found.critical * error, np.nan)]
 
 
 def _turn(turn: float, result: Difference, corrected: float | None, half: float | None) -> TurnComparison:
