@@ -40,7 +40,7 @@ def joint(values: FloatArray, n: int, level: float, resamples: int, seed: int) -
     largest = _largest(values, n, ways.matrix)
     statistic = _statistic(values, n, observed)[0]
     p = np.stack([ways.p(at_least(largest[:, [e]], statistic[e])) for e in range(values.shape[1])])
-    critical = np.quantile(_largest(deviations(values, n), n, ways.matrix), level, axis=0)
+    critical = np.quantile(_largest(deviations(values, n), n, ways.matrix), level, axis=0, method="higher")
     same = 2 if n == len(values) or 2 * n == len(values) else 1
     return Joint(p, np.asarray(critical), same / len(ways.matrix))
 
@@ -53,7 +53,7 @@ def deviations(values: FloatArray, n: int) -> FloatArray:
 def errors(values: FloatArray, n: int) -> FloatArray:
     """Standard errors (T,) of the difference of the conditions' means, for `values` (N, T); of the mean, if there is one condition."""
     squares = [moments(part).sem ** 2 for part in (values[:n], values[n:]) if len(part)]
-    error: FloatArray = np.sqrt(np.sum(squares, axis=0))
+    error: FloatArray = np.sqrt(np.sum(squares, axis=0)) if squares else np.full(values.shape[1], np.nan)
     return error
 
 

@@ -78,13 +78,14 @@ def _stacked(groups: Sequence[Group]) -> tuple[FloatArray, FloatArray, FloatArra
 def _fit(y: FloatArray, x: FloatArray, transcript: FloatArray) -> tuple[float, float, list[str]]:
     """The condition's effect, its standard error, and what there is to say about the fit."""
     from statsmodels.regression.mixed_linear_model import MixedLM, MixedLMParams
-    from statsmodels.tools.sm_exceptions import ConvergenceWarning
+    from statsmodels.tools.sm_exceptions import ConvergenceWarning, SingularMatrixWarning
 
     design = np.column_stack([np.ones_like(x), x])
     model = MixedLM(y, design, groups=transcript, exog_re=design)
     with warnings.catch_warnings():
         # It warns on its way from one optimizer to the next, and where a variance is estimated as 0; what became of it is said below.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+        for kind in (ConvergenceWarning, SingularMatrixWarning):
+            warnings.simplefilter("ignore", kind)
         fit = model.fit(reml=True, free=MixedLMParams.from_components(np.ones(2), np.eye(2)))
     sentences = []
     if not fit.converged:

@@ -12,6 +12,8 @@ from enum import StrEnum
 class Test(StrEnum):
     """How two conditions are compared; `tests.py` and `mixed.py` say what each assumes."""
 
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
     WELCH = "welch"
     BOOTSTRAP = "bootstrap"
     PERMUTATION = "permutation"

@@ -94,7 +94,7 @@ def _joint(rows: FloatArray, n: int, tested: NDArray[np.bool_], options: Options
         return _Joint(
             found.p[0], None, f"With so few rollouts no resampled p is below {found.least:.3f}, and there is no simultaneous band."
         )
-    return _Joint(found.p[0], float(found.critical[0]), None)
+    return _Joint(found.p[0], plain(found.critical[0]), None)
 
 
 def _values(pair: Pair, options: Options) -> tuple[FloatArray, FloatArray]:

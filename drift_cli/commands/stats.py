@@ -38,7 +38,7 @@ def stats(
     ] = None,
     flagged: Annotated[str, typer.Option(help="Suspect replies: include, exclude or both.")] = "both",
     turns: Annotated[str | None, typer.Option(help="Only these turns count, such as 1-14 (default: all).", show_default=False)] = None,
-    per_turn: Annotated[bool, typer.Option("--per-turn/--no-per-turn", help="Show the tables of every turn.")] = True,
+    per_turn: Annotated[bool, typer.Option("--per-turn/--no-per-turn", help="Show every turn, each pair with its bands.")] = False,
     power: Annotated[bool, typer.Option("--power", help="Instead: what more rollouts would show.")] = False,
     half_width: Annotated[
         list[float] | None, typer.Option(help="With --power: the n that an interval of ± this needs; may be repeated.", show_default=False)
