@@ -201,7 +201,7 @@ def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[
             yield Finding(path, f"{rollout} is not in the run's plan", fatal=False)
         elif path == paths.residuals(rollout) and path.stat().st_size and not paths.rollout(rollout).exists():
             yield Finding(paths.rollout(rollout), "missing, though there are residual means of its turns", fatal=True)
-    elif path not in (paths.manifest, paths.manifest_lock, paths.events) and folder not in ("axes", "reference"):
+    elif path not in (paths.manifest, paths.manifest_lock, paths.events) and folder not in ("axes", "reference", "traces"):
         yield Finding(path, "not part of the run", fatal=False)
 
 
