@@ -1,10 +1,10 @@
 """A rollout's token traces: the projection of every token of its replies on one axis at one layer. Derived from what is stored, by a forward pass: they can
 be deleted and measured again.
 
-One file per rollout and axis, written whole: a line of JSON, then for each turn float16 projections, then uint16 lengths of its tokens' texts in characters,
-both little-endian. The line says what the file belongs to (run, rollout, axis, layer, digest) and of each turn its tokens' number, the checksum of the ids
-that were measured, and the power of two that its float16s are multiplied with; its last key is the checksum of everything else. float16 keeps 11
-significant bits: enough for a colour, not for statistics, which stand on the residual means.
+One file per rollout and axis, written whole: a line of JSON, then for each turn float16 projections, then lengths of its tokens' texts in characters (uint8,
+uint16 or uint32), little-endian. The line says what the file belongs to (run, rollout, axis, layer, digest) and of each turn its tokens' number, the checksum
+of the ids that were measured, the power of two that its float16s are multiplied with, and the bytes of a length; its last key is the checksum of everything
+else. float16 keeps 11 significant bits: enough for a colour, not for statistics, which stand on the residual means.
 """
 
 from __future__ import annotations
@@ -57,6 +57,13 @@ class _Head:
     tokens: int
     ids: str
     scale: float
+    length: int
+    """Bytes of each length."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the turn's projections and lengths."""
+        return self.tokens * (2 + self.length)
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,10 @@ def write_traces(paths: RunPaths, rollout: Rollout, axis: AxisEntry, turns: Sequ
         if turn.index != trace.turn or sum(trace.lengths) != len(turn.text) or len(trace.lengths) != len(trace.values):
             raise ValueError(f"{rollout}: the traces of turn {trace.turn} do not fit the reply")
         scale = _scale(trace.values)
-        heads.append(_Head(turn.index, len(trace.lengths), _ids(turn), scale))
-        body += [(trace.values / scale).astype("<f2").tobytes(), np.asarray(trace.lengths, dtype="<u2").tobytes()]
+        longest = max(trace.lengths, default=0)
+        length = 1 if longest < 1 << 8 else 2 if longest < 1 << 16 else 4
+        heads.append(_Head(turn.index, len(trace.lengths), _ids(turn), scale, length))
+        body += [(trace.values / scale).astype("<f2").tobytes(), np.asarray(trace.lengths, dtype=f"<u{length}").tobytes()]
     header = _Header(FORMAT, paths.run_id, str(rollout), axis.name, axis.layer, axis.digest, tuple(heads))
     path, data = paths.traces(rollout, axis.name), b"".join(body)
     line = orjson.dumps(asdict(header))[:-1]
@@ -125,14 +134,14 @@ def _check(header: _Header, paths: RunPaths, rollout: Rollout, axis: AxisEntry) 
 
 
 def _turns(header: _Header, body: bytes, turns: Sequence[Turn]) -> Iterator[TokenTrace]:
-    if len(body) != sum(4 * head.tokens for head in header.turns):
+    if any(head.tokens < 0 or head.length not in (1, 2, 4) for head in header.turns) or len(body) != sum(head.size for head in header.turns):
         raise Malformed("its length is not what its header says")
     by_index = {turn.index: turn for turn in turns}
     offset = 0
     for head in header.turns:
         values = np.frombuffer(body, "<f2", head.tokens, offset).astype(np.float32) * np.float32(head.scale)
-        lengths = np.frombuffer(body, "<u2", head.tokens, offset + 2 * head.tokens)
-        offset += 4 * head.tokens
+        lengths = np.frombuffer(body, f"<u{head.length}", head.tokens, offset + 2 * head.tokens)
+        offset += head.size
         turn = by_index.get(head.turn)
         if turn is None or _ids(turn) != head.ids or int(lengths.sum()) != len(turn.text):
             raise Malformed(f"turn {head.turn} is not the one that was measured")
