@@ -1,6 +1,6 @@
 // The trajectory: means with bands, single rollouts thin, the reference dashed. Hover or slide to read a turn; click a line to pick its rollout.
 
-const BOX = { width: 1000, height: 430, left: 62, right: 14, top: 12, bottom: 42 };
+const BOX = { width: 1000, height: 430, left: 72, right: 14, top: 12, bottom: 42 };
 let scaleX, scaleY;
 
 function scales() {
@@ -76,6 +76,8 @@ function drawChart() {
     if (turn === 1 || turn % every === 0) parts.push(drawn("text", { x: scaleX(turn), y: bottom + 18, "text-anchor": "middle" }, String(turn)));
   }
   parts.push(drawn("text", { x: (BOX.left + BOX.width) / 2, y: BOX.height - 4, "text-anchor": "middle" }, "turn"));
+  const middle = (BOX.top + bottom) / 2;
+  parts.push(drawn("text", { x: 14, y: middle, "text-anchor": "middle", transform: `rotate(-90 14 ${middle})` }, `projection on ${D.axis}`));
   for (const cell of shownCells()) parts.push(...drawCell(cell));
   if (group().reference) parts.push(drawn("path", { class: "reference", d: path(group().reference) }));
   parts.push(drawn("line", { class: "guide", id: "guide", y1: BOX.top, y2: bottom }));
