@@ -12,6 +12,7 @@ Nothing here is ever NaN: what cannot be computed is None, and a `note` says why
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,14 +130,17 @@ def moments(values: FloatArray, *, ddof: int = 1, level: float = LEVEL) -> Momen
     return Moments(n=n, mean=mean, sd=sd, sem=_divide(sd, root, n > 0), low=mean - half, high=mean + half)
 
 
-def constant(values: FloatArray) -> NDArray[np.bool_]:
-    """(T,): columns of `values` (n, T) whose finite values, if any, are all the same number up to rounding."""
+def constant(values: FloatArray, scale: FloatArray | float = 0.0) -> NDArray[np.bool_]:
+    """(T,): columns of `values` (n, T) whose finite values, if any, are all the same number up to rounding.
+
+    `scale` is the size of the numbers that they were computed from, where that was larger.
+    """
     there = np.isfinite(values)
     high = np.where(there, values, -np.inf).max(axis=0, initial=-np.inf)
     low = np.where(there, values, np.inf).min(axis=0, initial=np.inf)
     spread = np.where(high >= low, high, 0.0) - np.where(high >= low, low, 0.0)
     largest = np.abs(np.where(there, values, 0.0)).max(axis=0, initial=0.0)
-    same: NDArray[np.bool_] = spread <= _CONSTANT * largest
+    same: NDArray[np.bool_] = spread <= _CONSTANT * np.maximum(largest, scale)
     return same
 
 
@@ -147,9 +151,14 @@ def rollout_means(values: FloatArray) -> FloatArray:
     return _divide(np.where(there, values, 0.0).sum(axis=1), n, n > 0)
 
 
+def percent(level: float) -> str:
+    """A level for a sentence: `95 %`."""
+    return f"{100 * level:g} %"
+
+
 def plain(number: float | np.floating | np.integer) -> float | None:
     """The number for a table or JSON: None where it is not finite."""
-    return float(number) if np.isfinite(number) else None
+    return float(number) if math.isfinite(number) else None
 
 
 def _divide(a: FloatArray, b: NDArray[np.int64] | FloatArray, where: NDArray[np.bool_]) -> FloatArray:
