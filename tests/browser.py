@@ -13,7 +13,9 @@ import pytest
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 ).split()
-EXECUTABLE = os.environ.get("DRIFT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EXECUTABLE = (
+    os.environ.get("DRIFT_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 needs_chromium = pytest.mark.skipif(
     EXECUTABLE is None, reason="no Chromium here: `make test` installs Debian's where it may (root and apt); or set DRIFT_CHROMIUM"

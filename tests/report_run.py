@@ -11,10 +11,11 @@ import numpy as np
 
 from drift_cli.analysis.table import load
 from drift_cli.analysis.tokens import load_traces
+from drift_cli.display import Table
 from drift_cli.figures.curves import pointwise
-from drift_cli.report.document import Contents, Sentence, document
+from drift_cli.report.document import Contents, document
 from drift_cli.report.html import page
-from drift_cli.report.tables import Sheet
+from drift_cli.report.verdict import Sentence
 from drift_cli.spec import Cell, ChatFormat, Condition, Finish, Placement, Rollout, RunSpec, Sampling, Transcript, Turn
 from drift_cli.store.line import End
 from drift_cli.store.manifest import AxisEntry, CellPlan, Epoch, Imported, Manifest, Setting
@@ -32,7 +33,13 @@ def say(condition: str, sample: int, turn: int) -> str:
 
 
 def make_run(
-    folder: Path, *, conditions: tuple[str, ...] = CONDITIONS, samples: int = 4, turns: int = 5, scripts: tuple[str, ...] = ("talk",), text: Say = say
+    folder: Path,
+    *,
+    conditions: tuple[str, ...] = CONDITIONS,
+    samples: int = 4,
+    turns: int = 5,
+    scripts: tuple[str, ...] = ("talk",),
+    text: Say = say,
 ) -> Run:
     """A finished run; the last rollout of the last condition is out of context at its last turn."""
     cells = tuple(CellPlan(Cell(script, condition, 0.7), samples) for script in scripts for condition in conditions)
@@ -40,7 +47,10 @@ def make_run(
     manifest = Manifest(
         spec=RunSpec("made", "somebody/model", "r1", "float32", ChatFormat("template", "00"), Sampling(), 20, 7),
         layers=(),
-        conditions={name: Condition(name, None if place == 0 else f"Be {name}, please.", Placement.EVERY_TURN) for place, name in enumerate(conditions)},
+        conditions={
+            name: Condition(name, None if place == 0 else f"Be {name}, please.", Placement.EVERY_TURN)
+            for place, name in enumerate(conditions)
+        },
         transcripts={script: Transcript(script, users) for script in scripts},
         cells=cells,
         axes=(AXIS,),
@@ -85,7 +95,7 @@ def trace_run(run: Run, samples: int = 1) -> None:
 
 def made_document(run: Run, **changes: Any) -> dict[str, Any]:
     table = load(run)
-    sheet = Sheet("Means of rollouts", ["condition", "mean>"], [["baseline", "+1.000"]], ["One script."])
+    sheet = Table("Means of rollouts", ["condition", "mean>"], [["baseline", "+1.000"]], ["One script."])
     verdict = [Sentence("complex stays closer to the assistant than baseline."), Sentence("One script only.", caution=True)]
     line = {"talk": np.linspace(3, 1, table.length("talk"))} if "talk" in run.manifest.transcripts else {}
     contents = Contents(run, table, pointwise(), load_traces(run, table), line, verdict, [sheet])
@@ -104,5 +114,7 @@ def grown(made: dict[str, Any], samples: int, text: Callable[[int], str]) -> dic
     for group in bigger["groups"]:
         for cell in group["cells"]:
             first = cell["rollouts"][0]
-            cell["rollouts"] = [{**first, "sample": s, "turns": [{**turn, "text": text(s)} for turn in first["turns"]]} for s in range(samples)]
+            cell["rollouts"] = [
+                {**first, "sample": s, "turns": [{**turn, "text": text(s)} for turn in first["turns"]]} for s in range(samples)
+            ]
     return bigger

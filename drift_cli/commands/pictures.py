@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
+    from drift_cli.figures.curves import Bands
     from drift_cli.figures.trajectory import Mark
     from drift_cli.spec import Rollout
     from drift_cli.store.run import Run
@@ -42,7 +44,7 @@ class Picture:
     reply: str | None = None
     """What `tokens` shows: `condition/sample/turn-N`."""
     reference: Path | None = None
-    bands: str = "pointwise"
+    bands: str = "simultaneous"
     level: float = 0.95
 
     @cached_property
@@ -51,6 +53,22 @@ class Picture:
         from drift_cli.analysis.table import load
 
         return load(self.run, self.axis)
+
+    @cached_property
+    def study(self) -> Study:
+        """All pairs of conditions."""
+        from drift_cli.analysis.results import Options
+        from drift_cli.analysis.study import analyze
+
+        return analyze(self.table, Options(level=self.level))
+
+    @cached_property
+    def from_baseline(self) -> Study:
+        """Every condition against the baseline."""
+        from drift_cli.analysis.results import Options
+        from drift_cli.analysis.study import analyze
+
+        return analyze(self.table, Options(level=self.level, against=self.baseline))
 
     @property
     def baseline(self) -> str:
@@ -94,18 +112,44 @@ def references(run: Run, table: RunTable, given: Path | None) -> dict[str, NDArr
 
 
 def _trajectory(picture: Picture) -> Figure:
-    from drift_cli.figures.curves import pointwise
     from drift_cli.figures.palette import style_named
     from drift_cli.figures.trajectory import trajectory
 
+    # Differences belong to the picture where they fit it: several scripts have a figure of their own for them.
+    differences = picture.from_baseline.turns if len(picture.table.groups) == 1 and len(picture.table.conditions) > 1 else ()
     return trajectory(
         picture.table,
         reference=references(picture.run, picture.table, picture.reference),
+        differences=differences,
         title=picture.title,
-        bands=pointwise(picture.level),
+        bands=bands_of(picture.table, picture.bands, picture.level),
         marks=_marks(picture),
+        scope=picture.from_baseline.scope,
         style=style_named(picture.style),
     )
+
+
+def bands_of(table: RunTable, name: str, level: float) -> Bands:
+    """The bands of mean curves: `simultaneous` or `pointwise`; `UsageError` for another name."""
+    from drift_cli.figures.curves import pointwise, simultaneous
+
+    if name not in ("simultaneous", "pointwise"):
+        raise UsageError(f"there are no {name!r} bands", mend="Use simultaneous (all turns together) or pointwise (each turn by itself).")
+    return simultaneous(table, level) if name == "simultaneous" else pointwise(level)
+
+
+def _difference(picture: Picture) -> Figure:
+    from drift_cli.figures.difference import difference
+    from drift_cli.figures.palette import style_named
+
+    return difference(picture.table, picture.from_baseline, title=picture.title, style=style_named(picture.style))
+
+
+def _forest(picture: Picture) -> Figure:
+    from drift_cli.figures.forest import forest
+    from drift_cli.figures.palette import style_named
+
+    return forest(picture.table, picture.study, title=picture.title, style=style_named(picture.style))
 
 
 def _marks(picture: Picture) -> list[Mark]:
@@ -160,8 +204,8 @@ def _tokens(picture: Picture) -> Figure:
     from drift_cli.analysis.layers import Unavailable
     from drift_cli.analysis.tokens import load_traces
     from drift_cli.figures.palette import style_named
+    from drift_cli.figures.panel import axis_label
     from drift_cli.figures.tokens import tokens
-    from drift_cli.figures.trajectory import axis_label
 
     traces = load_traces(picture.run, picture.table)
     run_id, axis = picture.run.paths.run_id, picture.table.axis
@@ -223,6 +267,8 @@ def _lowest(picture: Picture, traced: Sequence[Rollout]) -> tuple[Rollout, int]:
 
 _DRAW: dict[str, Callable[[Picture], Figure]] = {
     "trajectory": _trajectory,
+    "difference": _difference,
+    "forest": _forest,
     "heatmap": _heatmap,
     "ridgeline": _ridgeline,
     "layers": _layers,

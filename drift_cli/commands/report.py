@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from drift_cli.commands.options import DisplayOption, JsonOption, MeasuredAxisOption, RunArgument, StoreOption, make_display, open_run
+from drift_cli.commands.pictures import Picture
 from drift_cli.display import Mode
 from drift_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from drift_cli.report.document import Contents
-    from drift_cli.store.run import Run
 
 
 def report(
@@ -33,43 +33,62 @@ def report(
     A summary in words, the trajectory to play with, the statistics, and every conversation to read and search. The file needs no network and no server,
     and nothing in it can load anything: send it, or open it from a shared folder.
     """
-    found = open_run(store, run)
-    path = write(found, axis=axis, against=against, level=level, reference=reference, title=title, output=output)
-    document = {"run": found.paths.run_id, "file": str(path), "bytes": path.stat().st_size}
+    picture = Picture(open_run(store, run), axis, title=title, against=against, reference=reference, level=level)
+    path = write(picture, output)
+    document = {"run": picture.run.paths.run_id, "file": str(path), "bytes": path.stat().st_size}
     make_display(display, as_json).result(document, f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
-def write(run: Run, *, axis: str | None, against: str | None, level: float, reference: Path | None, title: str | None, output: Path | None) -> Path:
+def write(picture: Picture, output: Path | None) -> Path:
     """Write a run's report; returns its path."""
     from drift_cli import __version__
     from drift_cli.config import home
-    from drift_cli.report.html import page
     from drift_cli.report.document import document
+    from drift_cli.report.html import page
     from drift_cli.store.files import atomic_write, create_folder
 
-    path = output or home() / "images" / f"{run.paths.run_id}-report.html"
+    run_id = picture.run.paths.run_id
+    path = output or home() / "images" / f"{run_id}-report.html"
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{path} is no HTML file's name", mend="End it in .html.")
-    data = page(document(gather(run, axis, against, level, reference)), title=title or run.paths.run_id, generator=f"drift {__version__}")
+    data = page(document(gather(picture)), title=picture.title or run_id, generator=f"drift {__version__}")
     create_folder(path.parent)
     atomic_write(path, data)
     return path
 
 
-def gather(run: Run, axis: str | None, against: str | None, level: float, reference: Path | None) -> Contents:
-    """Everything the report says."""
-    from drift_cli.analysis.summary import summarize
+def gather(picture: Picture) -> Contents:
+    """Everything the report says of a run."""
+    from drift_cli.analysis.results import Options
+    from drift_cli.analysis.study import analyze
     from drift_cli.analysis.tokens import load_traces
-    from drift_cli.commands.pictures import Picture, references
-    from drift_cli.figures.curves import pointwise
+    from drift_cli.commands.pictures import bands_of, references
     from drift_cli.report.document import Contents
-    from drift_cli.report.tables import summary_sheet, turns_sheets
+    from drift_cli.report.verdict import verdict
+    from drift_cli.tables.study import study_tables
 
-    picture = Picture(run, axis, against=against, level=level, reference=reference)
-    table = picture.table
-    summary = summarize(table, level=level)
-    sheets = [summary_sheet(summary), *turns_sheets(summary)]
-    return Contents(run, table, pointwise(level), load_traces(run, table), references(run, table, reference) or {}, [], sheets)
+    run, table, study = picture.run, picture.table, picture.study
+    short = study_tables(study, turns=False)
+    folded = study_tables(study)[len(short) :]
+    if table.flags.suspect.any():
+        folded += study_tables(
+            analyze(table.without_suspect(), Options(level=picture.level)), turns=False, which=", without flagged replies"
+        )
+    model = run.manifest.model
+    return Contents(
+        run=run,
+        table=table,
+        bands=bands_of(table, picture.bands, picture.level),
+        traces=load_traces(run, table),
+        references=references(run, table, picture.reference) or {},
+        verdict=verdict(
+            picture.from_baseline,
+            picture.baseline,
+            () if model is None or model.note is None else (f"{run.manifest.spec.model}: {model.note}.",),
+        ),
+        tables=short,
+        folded=folded,
+    )
 
 
 def register(app: typer.Typer) -> None:

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from drift_cli.analysis.results import Options
 from drift_cli.analysis.summary import LEVEL, moments
 from drift_cli.analysis.table import FloatArray, Group, RunTable
+from drift_cli.analysis.turns import band
 from drift_cli.figures.palette import LineStyle, Style
 
 
@@ -29,14 +31,29 @@ class Bands:
     of: Callable[[FloatArray], Interval]
 
 
-def pointwise(level: float = LEVEL) -> Bands:
+def pointwise(level: float = LEVEL, why: str = "") -> Bands:
     """The t interval of each turn by itself."""
 
     def of(values: FloatArray) -> Interval:
         found = moments(values, level=level)
         return Interval(found.low, found.high)
 
-    return Bands(f"{100 * level:g} % band of the mean, pointwise", of)
+    return Bands(f"{100 * level:g} % band of the mean, pointwise{why}", of)
+
+
+def simultaneous(table: RunTable, level: float = LEVEL, seed: int = 0) -> Bands:
+    """The band that holds a mean's whole curve with the level's probability; pointwise, and labelled so, where some cell has too few rollouts for one."""
+    options = Options(level=level, seed=seed)
+    for cell in table.cells:
+        values = table.projections[table.rows(cell)]
+        if np.isfinite(moments(values).low).any() and band(values, options).critical is None:
+            return pointwise(level, " (too few rollouts for all turns together)")
+
+    def of(values: FloatArray) -> Interval:
+        found = band(values, options)
+        return Interval(found.low, found.high)
+
+    return Bands(f"{100 * level:g} % band of the mean, all turns", of)
 
 
 @dataclass(frozen=True, eq=False)

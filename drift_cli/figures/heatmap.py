@@ -25,7 +25,7 @@ from drift_cli.figures.layout import Panel, blank, color_bar, compose
 from drift_cli.figures.legend import Entry, put_legend
 from drift_cli.figures.lettering import wrapped
 from drift_cli.figures.palette import PAPER, Style
-from drift_cli.figures.trajectory import axis_label, check_drawable, turn_ticks
+from drift_cli.figures.panel import axis_label, check_drawable, turn_ticks
 from drift_cli.spec import Cell
 
 COLORMAP = "cividis"

@@ -23,7 +23,7 @@ from drift_cli.figures.canvas import looks
 from drift_cli.figures.layout import Panel, blank, color_bar, compose
 from drift_cli.figures.lettering import wrapped
 from drift_cli.figures.palette import PAPER, Style
-from drift_cli.figures.trajectory import check_drawable, turn_ticks
+from drift_cli.figures.panel import check_drawable, turn_ticks
 
 ACROSS = 3
 _LIMIT = 99.0

@@ -6,7 +6,7 @@ in two formats moves nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
@@ -22,6 +23,8 @@ from drift_cli.analysis.table import Group
 from drift_cli.figures.lettering import wrapped
 from drift_cli.figures.palette import Style
 
+_BELOW = 0.62
+"""Height of a panel below another, in that one's height."""
 _GAP = 0.06
 """Inches on paper, between what stands above one another."""
 
@@ -47,7 +50,16 @@ def blank(rows: int, columns: int, panel: Panel, style: Style, **sharing: Any) -
     return fig, {(place[0], place[1]): ax for place, ax in axes.items()}
 
 
-def group_panels(groups: Sequence[Group], style: Style) -> tuple[Figure, dict[Group, Axes]]:
+@dataclass(frozen=True)
+class Panels:
+    """A figure's panels by group; `below` has the smaller ones under them, where asked for."""
+
+    fig: Figure
+    of: Mapping[Group, Axes]
+    below: Mapping[Group, Axes]
+
+
+def group_panels(groups: Sequence[Group], style: Style, *, below: bool = False) -> Panels:
     """A figure with a panel per group: transcripts down and temperatures across where both vary, else two abreast."""
     down, across = list(dict.fromkeys(g.transcript for g in groups)), list(dict.fromkeys(g.temperature for g in groups))
     if len(down) > 1 and len(across) > 1:
@@ -57,10 +69,32 @@ def group_panels(groups: Sequence[Group], style: Style) -> tuple[Figure, dict[Gr
         columns = min(2, len(groups))
         rows = -(-len(groups) // columns)
         places = {group: divmod(index, columns) for index, group in enumerate(groups)}
-    fig, axes = blank(rows, columns, PANEL if len(groups) == 1 else SMALL_PANEL, style, sharey=True)
-    for empty in axes.keys() - places.values():
-        fig.delaxes(axes[empty])
-    return fig, {group: axes[place] for group, place in places.items()}
+    panel = PANEL if len(groups) == 1 else SMALL_PANEL
+    shares = (1.0, _BELOW) if below else (1.0,)
+    size = (style.inches(columns * panel.width), style.inches(rows * sum(shares) * panel.height))
+    fig = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(fig)
+    grid = fig.add_gridspec(rows * len(shares), columns, height_ratios=shares * rows)
+    upper = _shared(fig, grid, {group: (row * len(shares), column) for group, (row, column) in places.items()})
+    lower = _shared(fig, grid, {group: (row * 2 + 1, column) for group, (row, column) in places.items()}) if below else {}
+    return Panels(fig, upper, lower)
+
+
+def _shared(fig: Figure, grid: GridSpec, places: Mapping[Group, tuple[int, int]]) -> dict[Group, Axes]:
+    """Panels that share their vertical scale."""
+    axes: dict[Group, Axes] = {}
+    for group, place in places.items():
+        axes[group] = fig.add_subplot(grid[place], sharey=next(iter(axes.values()), None))
+        if place[1]:
+            axes[group].tick_params(labelleft=False)
+    return axes
+
+
+def inches_of(ax: Axes) -> Panel:
+    """About how wide and high a panel is, before the layout is made."""
+    fig, box = ax.get_figure(root=True), ax.get_position()
+    assert fig is not None
+    return Panel(box.width * fig.get_figwidth(), box.height * fig.get_figheight())
 
 
 def color_bar(fig: Figure, mesh: ScalarMappable, panels: Sequence[Axes], label: str, style: Style, *, extend: str = "neither") -> None:

@@ -18,6 +18,7 @@ from drift_cli.figures.palette import LineStyle, Style
 
 LINE = 42
 """Characters of a legend entry before it is broken."""
+MOST_COLUMNS = 4
 _HANDLE = 0.55
 """Inches on paper of an entry's handle and gaps."""
 
@@ -29,27 +30,17 @@ Entry = tuple[Handle, str]
 def put_legend(fig: Figure, entries: Sequence[Entry], style: Style) -> Legend:
     """Give the figure a legend of these entries, as many abreast as fit its width; `layout.compose` puts it in its place."""
     width = max(20, style.characters(fig.get_figwidth() - _HANDLE * style.text, 8))
-    labels = ["\n".join(textwrap.fill(line, min(LINE, width)) for line in label.split("\n")) for _, label in entries]
+    labels = [
+        "\n".join(textwrap.fill(line, min(LINE, width)) for line in label.split("\n")).replace(_NO_BREAK, " ") for _, label in entries
+    ]
     # Handles in tuples are drawn over one another, which matplotlib allows and its annotations do not know.
     handles: list[Any] = [handle for handle, _ in entries]
-    columns = _columns(labels, fig.get_figwidth(), style)
-    return fig.legend(
-        handles,
-        [label.replace(_NO_BREAK, " ") for label in labels],
-        ncols=columns,
-        columnspacing=1.4,
-        labelspacing=0.35,
-        borderaxespad=0,
-        borderpad=0.2,
-    )
-
-
-def _columns(labels: Sequence[str], width: float, style: Style) -> int:
-    """The most columns that fit `width` (inches), filled top to bottom as matplotlib fills them."""
-    character = 0.068 * style.text
-    widths = [character * max(map(len, label.split("\n"))) + _HANDLE * style.text for label in labels]
-    fits = (n for n in range(len(labels), 1, -1) if sum(max(column) for column in np.array_split(widths, n)) <= width)
-    return next(fits, 1)
+    for columns in range(min(len(entries), MOST_COLUMNS), 0, -1):
+        legend = fig.legend(handles, labels, ncols=columns, columnspacing=1.4, labelspacing=0.35, borderaxespad=0, borderpad=0.2)
+        if columns == 1 or legend.get_window_extent().width <= fig.bbox.width:
+            break
+        legend.remove()
+    return legend
 
 
 def curve_entries(curves: Sequence[Curve], style: Style) -> list[Entry]:
@@ -90,6 +81,6 @@ def mark_entries(curves: Sequence[Curve], style: Style, *, reference: bool, band
     if any(len(curve.values) > 1 for curve in curves):
         yield Line2D([], [], color=style.neutral, lw=points(0.6)), "single rollouts"
     if any((curve.suspect & np.isfinite(curve.values)).any() for curve in curves):
-        yield Line2D([], [], color=style.neutral, ls="", marker="x", ms=points(3.5), mew=points(0.7)), "flagged reply"
+        yield Line2D([], [], color=style.neutral, ls="", marker="x", ms=points(3.5), mew=points(0.7)), "flagged reply (band hatched)"
     if reference:
         yield Line2D([], [], color=style.reference.color, ls=style.reference.linestyle, lw=points(1.1)), "reference"

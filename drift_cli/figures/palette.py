@@ -67,7 +67,7 @@ class Style:
 
     def characters(self, inches: float, points: float = 8.0) -> int:
         """Average characters of DejaVu Sans, of a size on paper, that fit into a width of this style's figure (inches)."""
-        return max(8, int(inches / (0.0085 * self.points(points))))
+        return max(8, int(inches / (0.0075 * self.points(points))))
 
     def of(self, index: int) -> LineStyle:
         """The looks of the condition at `index` (0 for the first). They repeat after 21."""

@@ -19,7 +19,7 @@ from drift_cli.figures.layout import Panel, blank, compose
 from drift_cli.figures.legend import line_handle, put_legend
 from drift_cli.figures.lettering import wrapped
 from drift_cli.figures.palette import PAPER, LineStyle, Style
-from drift_cli.figures.trajectory import axis_label, check_drawable, turn_ticks
+from drift_cli.figures.panel import axis_label, check_drawable, turn_ticks
 
 OVERLAP = 1.6
 """Height of the highest density, in distances between turns."""

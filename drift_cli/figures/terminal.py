@@ -10,7 +10,8 @@ import numpy as np
 from drift_cli.analysis.summary import moments
 from drift_cli.analysis.table import FloatArray, Group, RunTable
 from drift_cli.figures.palette import PAPER
-from drift_cli.figures.trajectory import Reference, axis_label, check_drawable, references
+from drift_cli.figures.panel import axis_label, check_drawable
+from drift_cli.figures.trajectory import Reference, references
 
 SYMBOLS = "ox+*#@%"
 """One per condition, in turn, where there are no colours."""

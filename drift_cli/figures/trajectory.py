@@ -15,17 +15,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from drift_cli.analysis.results import PairTurns
 from drift_cli.analysis.summary import moments
-from drift_cli.analysis.table import FloatArray, Group, RunTable
-from drift_cli.errors import StoreError, UsageError
-from drift_cli.figures.canvas import looks, save
+from drift_cli.analysis.table import FloatArray, RunTable
+from drift_cli.errors import UsageError
+from drift_cli.figures.bands import draw_band
+from drift_cli.figures.canvas import looks
 from drift_cli.figures.curves import Bands, Curve, curves, isolated, pointwise
+from drift_cli.figures.difference import difference_marks, draw_differences
 from drift_cli.figures.layout import compose, group_panels
 from drift_cli.figures.legend import curve_entries, mark_entries, put_legend
-from drift_cli.figures.lettering import shortened, wrapped
+from drift_cli.figures.lettering import shortened
 from drift_cli.figures.palette import PAPER, Style
-
-__all__ = ["Mark", "pulls", "save", "trajectory", "turn_ticks"]
+from drift_cli.figures.panel import check_drawable, dress
 
 Reference = FloatArray | Mapping[str, FloatArray]
 QUOTED = 150
@@ -46,13 +48,16 @@ def trajectory(
     table: RunTable,
     *,
     reference: Reference | None = None,
+    differences: Sequence[PairTurns] = (),
     title: str | None = None,
     bands: Bands | None = None,
     marks: Sequence[Mark] = (),
+    scope: str | None = None,
     style: Style = PAPER,
 ) -> Figure:
     """Draw the table, with 95 % pointwise t intervals unless other `bands` are given.
 
+    `differences` of conditions from a baseline are drawn in panels below; `scope` is said below the figure.
     `reference` is somebody else's replies projected on the same axis, (T,) with NaN for missing turns; by transcript name where there are several.
     Raises `StoreError` for a table without a turn, `UsageError` for a reference that does not fit.
     """
@@ -60,19 +65,28 @@ def trajectory(
     lines = references(table, reference)
     bands = bands or pointwise()
     with looks(style):
-        fig, panels = group_panels(table.groups, style)
-        drawn = {group: list(curves(table, group, bands, style)) for group in panels}
-        for group, ax in panels.items():
+        panels = group_panels(table.groups, style, below=bool(differences))
+        drawn = {group: list(curves(table, group, bands, style)) for group in panels.of}
+        for group, ax in panels.of.items():
             for curve in drawn[group]:
                 _draw_curve(ax, curve, style)
             _draw_reference(ax, lines.get(group.transcript), style)
             _draw_marks(ax, [mark for mark in marks if mark.transcript == group.transcript], style)
-            dress(ax, table, group, style, note=_lacks_intervals(drawn[group]))
-        every = [curve for group in panels for curve in drawn[group]]
+            dress(ax, table, group, style, note=_lacks_intervals(drawn[group]), bare=bool(differences))
+        for group, ax in panels.below.items():
+            draw_differences(ax, differences, group, style.each(table.conditions), style)
+            dress(ax, table, group, style, label=f"less {differences[0].b}", untitled=True)
+        every = [curve for group in panels.of for curve in drawn[group]]
         entries = [*curve_entries(every, style), *mark_entries(every, style, reference=bool(lines), band=bands.label)]
-        put_legend(fig, entries, style)
-        compose(fig, style, heading=title, notes=_quotes(marks, len({group.transcript for group in panels})))
-    return fig
+        entries += difference_marks(differences, style)
+        put_legend(panels.fig, entries, style)
+        compose(
+            panels.fig,
+            style,
+            heading=title,
+            notes=[*_quotes(marks, len({group.transcript for group in panels.of})), *([scope] if scope else [])],
+        )
+    return panels.fig
 
 
 def pulls(table: RunTable, transcript: str, most: int = 3) -> list[int]:
@@ -82,44 +96,6 @@ def pulls(table: RunTable, transcript: str, most: int = 3) -> list[int]:
     falls = np.diff(moments(means).mean)
     steepest = np.argsort(np.where(np.isfinite(falls), falls, np.inf), kind="stable")[:most]
     return sorted(int(place) + 2 for place in steepest if np.isfinite(falls[place]) and falls[place] < 0)
-
-
-def check_drawable(table: RunTable) -> None:
-    """Raise `StoreError` for a table without a turn."""
-    if not np.isfinite(table.projections).any():
-        raise StoreError(f"run {table.run_id} has no committed turn to draw", mend=f"drift resume {table.run_id}")
-
-
-def dress(ax: Axes, table: RunTable, group: Group, style: Style, *, note: str = "", label: str | None = None) -> None:
-    """Title, turns and labels of a panel of a group."""
-    turns = table.length(group.transcript)
-    fig = ax.get_figure(root=True)
-    assert fig is not None
-    columns = ax.get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
-    width = fig.get_figwidth() / columns
-    ax.set_title(wrapped(f"{group}{note}", style.characters(width - style.inches(0.7), 9)), loc="left")
-    ax.set_xlim(0.5, turns + 0.5)
-    ax.set_xticks(turn_ticks(turns, most=style.characters(width - style.inches(0.7), 24)))
-    ax.set_xlabel("turn")
-    if ax.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-        height = fig.get_figheight() / ax.get_subplotspec().get_gridspec().nrows  # type: ignore[union-attr]
-        ax.set_ylabel(wrapped(label or axis_label(table), style.characters(height - style.inches(0.5), 9)))
-    if not any(
-        np.isfinite(table.projections[table.rows(cell)]).any() for cell in table.cells if (cell.transcript, cell.temperature) == group
-    ):
-        ax.text(0.5, 0.5, "no turn yet", transform=ax.transAxes, ha="center", va="center", color=style.neutral)
-
-
-def turn_ticks(turns: int, most: int = 20) -> list[int]:
-    """Turns to label on an axis of 1 … `turns`, at most about `most` of them: every one, every other, or 1 and the multiples of 5, 10, 20, …"""
-    steps = (step * 10**power for power in range(10) for step in (1, 2, 5))
-    step = next(step for step in steps if turns <= step * most)
-    return list(range(1, turns + 1, step)) if step <= 2 else [1, *range(step, turns + 1, step)]
-
-
-def axis_label(table: RunTable) -> str:
-    """ "projection on <axis> (layer <l>)"."""
-    return f"projection on {table.axis}" + ("" if table.layer is None else f" (layer\u00a0{table.layer})")
 
 
 def references(table: RunTable, reference: Reference | None) -> Mapping[str, FloatArray]:
@@ -166,6 +142,7 @@ def _draw_curve(ax: Axes, curve: Curve, style: Style) -> None:
             curve.x[columns], flagged, gid=f"flagged-{curve.condition}", color=color, ls="", marker="x", ms=points(3.5), mew=points(0.7)
         )
     draw_band(ax, curve.x, curve.interval.low, curve.interval.high, curve.condition, curve.look.color, style)
+    _hatch_flagged(ax, curve)
     size = points(3.2 if len(curve.x) <= 24 else 1.8)
     look = curve.look
     looks_of_mean: dict[str, Any] = {
@@ -179,16 +156,15 @@ def _draw_curve(ax: Axes, curve: Curve, style: Style) -> None:
     ax.plot(curve.x, curve.mean, gid=f"mean-{curve.condition}", zorder=3, **looks_of_mean)
 
 
-def draw_band(ax: Axes, x: FloatArray, low: FloatArray, high: FloatArray, name: str, color: str, style: Style) -> None:
-    """An interval (T,) around a curve: an area, and bars at turns whose neighbours have none."""
-    banded = np.isfinite(low) & np.isfinite(high)
-    if not banded.any():
-        return
-    ax.fill_between(x, low, high, where=banded.tolist(), gid=f"band-{name}", color=color, alpha=0.25, lw=0, zorder=2)
-    alone = isolated(x, low)
-    if len(alone.x):
-        at = np.isin(x, alone.x)
-        ax.vlines(alone.x, low[at], high[at], gid=f"bar-{name}", color=color, alpha=0.35, lw=style.points(5), zorder=2)
+def _hatch_flagged(ax: Axes, curve: Curve) -> None:
+    """Hatch the band where flagged replies are among those it stands on: half a turn to each side."""
+    flagged = (curve.suspect & np.isfinite(curve.values)).any(axis=0) & curve.banded
+    there = np.flatnonzero(curve.banded)
+    for turn in curve.x[flagged]:
+        x = np.array([max(turn - 0.5, curve.x[there[0]]), turn, min(turn + 0.5, curve.x[there[-1]])])
+        low, high = (np.interp(x, curve.x[there], bound[there]) for bound in curve.interval)
+        gid = f"hatched-{curve.condition}"
+        ax.fill_between(x, low, high, gid=gid, facecolor="none", edgecolor=curve.look.color, hatch="/////", lw=0, zorder=2.5)
 
 
 def _draw_reference(ax: Axes, reference: FloatArray | None, style: Style) -> None:

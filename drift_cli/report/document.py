@@ -7,7 +7,7 @@ kind and the details are kept, not the machine; of settings that are paths, the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,10 @@ from drift_cli.analysis.flags import Flag
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import FloatArray, Group, RunTable
 from drift_cli.analysis.tokens import Traces
+from drift_cli.display import Table
 from drift_cli.figures.curves import Bands, curves
 from drift_cli.figures.palette import DARK, PAPER
-from drift_cli.report.tables import Sheet
+from drift_cli.report.verdict import Sentence
 from drift_cli.spec import Cell, Finish, Rollout, Turn
 from drift_cli.store.traces import TokenTrace
 
@@ -42,14 +43,6 @@ _QUANTUM = 100
 
 
 @dataclass(frozen=True)
-class Sentence:
-    """One sentence of the verdict; `caution` for what limits it."""
-
-    text: str
-    caution: bool = False
-
-
-@dataclass(frozen=True)
 class Contents:
     """Everything a report is made from."""
 
@@ -60,7 +53,9 @@ class Contents:
     references: Mapping[str, FloatArray]
     """By transcript, (T,) with NaN."""
     verdict: Sequence[Sentence]
-    sheets: Sequence[Sheet]
+    tables: Sequence[Table]
+    folded: Sequence[Table] = ()
+    """Tables that most readers will not want to see at once."""
 
 
 def document(contents: Contents) -> dict[str, Any]:
@@ -81,7 +76,8 @@ def document(contents: Contents) -> dict[str, Any]:
         "suspect": [flag.value for flag in FLAGS],
         "flags": {flag.value: said for flag, said in FLAGS.items()},
         "finish": {finish.value: said for finish, said in FINISH.items()},
-        "tables": [{"title": s.title, "heads": list(s.heads), "rows": [list(row) for row in s.rows], "notes": list(s.notes)} for s in contents.sheets],
+        "tables": [asdict(shown) for shown in contents.tables],
+        "folded": [asdict(shown) for shown in contents.folded],
         "manifest": _shareable(orjson.loads(run.manifest.to_json())),
         "events": [_event(event) for event in run.events()],
     }
@@ -97,7 +93,10 @@ def _facts(run: Run, table: RunTable) -> Iterator[tuple[str, str]]:
         if entry.name == table.axis and entry.note:
             yield "axis", entry.note
     sampling = spec.sampling
-    yield "sampling", f"top-p {sampling.top_p:g}, top-k {sampling.top_k}, min-p {sampling.min_p:g}, up to {spec.max_new_tokens} tokens, seed {spec.seed}"
+    yield (
+        "sampling",
+        f"top-p {sampling.top_p:g}, top-k {sampling.top_k}, min-p {sampling.min_p:g}, up to {spec.max_new_tokens} tokens, seed {spec.seed}",
+    )
     yield "rollouts", f"{int((table.turns > 0).sum())} of {len(table.sample)} begun, {int(table.turns.sum())} replies"
     if run.manifest.imported is not None:
         yield "imported from", run.manifest.imported.source

@@ -134,7 +134,9 @@ def _check(header: _Header, paths: RunPaths, rollout: Rollout, axis: AxisEntry) 
 
 
 def _turns(header: _Header, body: bytes, turns: Sequence[Turn]) -> Iterator[TokenTrace]:
-    if any(head.tokens < 0 or head.length not in (1, 2, 4) for head in header.turns) or len(body) != sum(head.size for head in header.turns):
+    if any(head.tokens < 0 or head.length not in (1, 2, 4) for head in header.turns) or len(body) != sum(
+        head.size for head in header.turns
+    ):
         raise Malformed("its length is not what its header says")
     by_index = {turn.index: turn for turn in turns}
     offset = 0

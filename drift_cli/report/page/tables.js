@@ -16,7 +16,8 @@ function drawSummary() {
 }
 
 function drawTables() {
-  byId("tables").replaceChildren(...D.tables.flatMap((table) => drawTable(table)));
+  const more = D.folded.length ? [folded("Turn by turn, and without flagged replies", ...D.folded.flatMap(drawTable))] : [];
+  byId("tables").replaceChildren(...D.tables.flatMap(drawTable), ...more);
 }
 
 // A head that ends in ">" is a column of numbers.
@@ -29,8 +30,9 @@ function drawTable(table) {
   return [element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": visible(table.title) }, made), notes.length ? element("ul", { class: "notes" }, notes) : null].filter(Boolean);
 }
 
+const folded = (title, ...inside) => element("details", {}, element("summary", {}, title), inside);
+
 function drawProvenance() {
-  const folded = (title, ...inside) => element("details", {}, element("summary", {}, title), inside);
   byId("manifest").replaceChildren(
     folded("Manifest (run.json)", element("pre", { tabindex: "0" }, visible(JSON.stringify(D.manifest, null, 2)))),
     folded(`Events (${D.events.length})`, ...drawTable({ title: "What happened", heads: ["time", "what", "details"], rows: D.events, notes: [] })),
