@@ -44,7 +44,8 @@ def difference(table: RunTable, study: Study, *, title: str | None = None, style
             dress(ax, table, group, style, label=f"{axis_label(table)}, less that of {baseline}")
         shown = dict.fromkeys(pair.a for pair in study.turns)
         entries = [(line_handle(look_of[name], style, banded=True), f"{name} − {baseline}") for name in shown]
-        entries.append((Patch(facecolor=style.neutral, alpha=0.35, lw=0), band_label(study.turns)))
+        if any(turn.low is not None for pair in study.turns for turn in pair.turns):
+            entries.append((Patch(facecolor=style.neutral, alpha=0.35, lw=0), band_label(study.turns)))
         put_legend(panels.fig, [*entries, *difference_marks(study.turns, style)], style)
         compose(panels.fig, style, heading=title, notes=[study.turns[0].method + ".", study.scope])
     return panels.fig
@@ -68,6 +69,9 @@ def draw_differences(ax: Axes, pairs: Sequence[PairTurns], group: Group, look_of
         look = look_of[pair.a]
         draw_band(ax, x, low, high, pair.a, look.color, style)
         ax.plot(x, values[0], gid=f"difference-{pair.a}", color=look.color, ls=look.linestyle, lw=style.points(1.3), zorder=3)
+        if not tested(pairs):
+            ax.plot(x, values[0], gid=f"point-{pair.a}", color=look.color, marker=look.marker, ms=style.points(2.6), ls="", zorder=3.5)
+            continue
         differs = np.isin([turn.turn for turn in pair.turns], pair.significant)
         size = style.points(4.2 if len(x) <= 24 else 2.6)
         for marked, face, name in ((differs, look.color, "differs"), (~differs, style.ground, "alike")):
@@ -75,9 +79,14 @@ def draw_differences(ax: Axes, pairs: Sequence[PairTurns], group: Group, look_of
             ax.plot(x[marked], values[0][marked], gid=f"{name}-{pair.a}", ls="", zorder=3.5, **looks_of)
 
 
+def tested(pairs: Sequence[PairTurns]) -> bool:
+    """Whether any turn could be tested: one rollout a side cannot."""
+    return any(turn.p_adjusted is not None for pair in pairs for turn in pair.turns)
+
+
 def difference_marks(pairs: Sequence[PairTurns], style: Style) -> Iterator[Entry]:
     """Legend entries: what filled and hollow turns are, and the band."""
-    if not pairs:
+    if not tested(pairs):
         return
     looks_of: dict[str, Any] = {"color": style.neutral, "marker": "o", "ms": style.points(4.2), "ls": "", "mew": style.points(0.9)}
     alpha = f"{1 - pairs[0].level:.3g}".lstrip("0")

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from drift_cli.analysis.layers import Unavailable
 from drift_cli.analysis.results import Comparison
@@ -19,14 +20,17 @@ from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import percent
 from drift_cli.analysis.table import RunTable
 from drift_cli.figures.canvas import looks
-from drift_cli.figures.layout import Panel, blank, compose, inches_of
+from drift_cli.figures.layout import Panel, blank, compose
 from drift_cli.figures.legend import put_legend
-from drift_cli.figures.lettering import wrapped
+from drift_cli.figures.lettering import shortened, wrapped
 from drift_cli.figures.palette import PAPER, Style
 from drift_cli.figures.panel import axis_label, check_drawable
 
 MOST = 45
 """Pairs that fit a page; those with the smallest p are kept, in their order."""
+
+_NAMES = 2.2
+"""Inches on paper for the pairs' names."""
 
 
 def forest(table: RunTable, study: Study, *, title: str | None = None, style: Style = PAPER) -> Figure:
@@ -40,14 +44,16 @@ def forest(table: RunTable, study: Study, *, title: str | None = None, style: St
     shown = _clearest(known)
     level = percent(study.options.level)
     with looks(style):
-        names = [_name(pair, study) for pair in shown]
-        fig, axes = blank(1, 2, Panel(3.0, 0.75 + 0.22 * style.text / style.size * len(shown)), style, sharey=True)
+        names = [_name(pair, study, style.characters(style.inches(_NAMES), 8)) for pair in shown]
+        row = (0.34 if any("\n" in name for name in names) else 0.22) * style.text / style.size
+        fig, axes = blank(1, 2, Panel(3.1, 0.85 + row * len(shown)), style, sharey=True)
         left, right = axes[0, 0], axes[0, 1]
         _draw(left, shown, [(p.difference, p.low, p.high) for p in shown], table, style)
         _draw(right, shown, [(p.hedges_g, p.g_low, p.g_high) for p in shown], table, style)
-        left.set_yticks(np.arange(len(shown)), [wrapped(name, style.characters(style.inches(2.6), 8), lines=2) for name in names])
+        left.set_yticks(np.arange(len(shown)), names)
         left.set_ylim(len(shown) - 0.5, -0.5)
-        wide = style.characters(0.8 * inches_of(right).width, 9)
+        letters = max(len(line) for name in names for line in name.split("\n"))
+        wide = style.characters((fig.get_figwidth() - 0.0075 * style.points(8) * letters) / 2 - style.inches(0.25), 9)
         left.set_xlabel(wrapped(f"difference in {axis_label(table)}", wide))
         right.set_xlabel(wrapped("Hedges' g (differences in SDs)", wide))
         alpha = f"{1 - study.options.level:.3g}".lstrip("0")
@@ -69,10 +75,12 @@ def _clearest(pairs: Sequence[Comparison]) -> list[Comparison]:
     return [pairs[place] for place in sorted(ranked[:MOST])]
 
 
-def _name(pair: Comparison, study: Study) -> str:
+def _name(pair: Comparison, study: Study, width: int) -> str:
+    """Both conditions in lines of at most `width` characters; where they do not fit one line, each has its own."""
     several = len({(p.transcript, p.temperature) for p in study.comparisons}) > 1
-    where = f" ({pair.transcript}, T\u00a0{pair.temperature:g})" if several and pair.temperature is not None else ""
-    return f"{pair.a} − {pair.b}{where}"
+    where = f" ({pair.transcript}, T {pair.temperature:g})" if several and pair.temperature is not None else ""
+    whole = f"{pair.a} − {pair.b}{where}"
+    return whole if len(whole) <= width else f"{shortened(pair.a, width - 2)} −\n{shortened(pair.b + where, width)}"
 
 
 def _draw(
@@ -84,6 +92,7 @@ def _draw(
     ax.grid(visible=True, axis="x")
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     for place, (pair, (middle, low, high)) in enumerate(zip(pairs, numbers, strict=True)):
         look = look_of[pair.a]
         if low is not None and high is not None:

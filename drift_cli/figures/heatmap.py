@@ -98,7 +98,7 @@ def _draw_cell(ax: Axes, table: RunTable, cell: Cell, scale: Normalize, style: S
         if mask.any():
             _hatch(ax, mask, scale(values_there), hatch, f"{flag.value}-{cell.condition}", style)
     several = len({(c.transcript, c.temperature) for c in table.cells}) > 1
-    name = f"{cell.condition}, {cell.transcript}, T {cell.temperature:g}" if several else cell.condition
+    name = f"{cell.condition}, {cell.transcript}, T\u00a0{cell.temperature:g}" if several else cell.condition
     fig = ax.get_figure(root=True)
     assert fig is not None
     width = (fig.get_figwidth() - style.inches(0.9)) / columns - style.inches(0.3)

@@ -25,6 +25,8 @@ from drift_cli.figures.palette import Style
 
 _BELOW = 0.62
 """Height of a panel below another, in that one's height."""
+DPI = 200
+"""Of PNG files, and of what layouts are measured at: letters are a little larger, in proportion, the coarser the grid."""
 _GAP = 0.06
 """Inches on paper, between what stands above one another."""
 
@@ -44,7 +46,7 @@ SMALL_PANEL = Panel(3.7, 2.5)
 
 def blank(rows: int, columns: int, panel: Panel, style: Style, **sharing: Any) -> tuple[Figure, dict[tuple[int, int], Axes]]:
     """A figure with `rows` × `columns` panels, by their place."""
-    fig = Figure(figsize=(style.inches(columns * panel.width), style.inches(rows * panel.height)), layout="constrained")
+    fig = Figure(figsize=(style.inches(columns * panel.width), style.inches(rows * panel.height)), layout="constrained", dpi=DPI)
     FigureCanvasAgg(fig)
     axes = dict(np.ndenumerate(fig.subplots(rows, columns, squeeze=False, **sharing)))
     return fig, {(place[0], place[1]): ax for place, ax in axes.items()}
@@ -72,7 +74,7 @@ def group_panels(groups: Sequence[Group], style: Style, *, below: bool = False) 
     panel = PANEL if len(groups) == 1 else SMALL_PANEL
     shares = (1.0, _BELOW) if below else (1.0,)
     size = (style.inches(columns * panel.width), style.inches(rows * sum(shares) * panel.height))
-    fig = Figure(figsize=size, layout="constrained")
+    fig = Figure(figsize=size, layout="constrained", dpi=DPI)
     FigureCanvasAgg(fig)
     grid = fig.add_gridspec(rows * len(shares), columns, height_ratios=shares * rows)
     upper = _shared(fig, grid, {group: (row * len(shares), column) for group, (row, column) in places.items()})

@@ -37,7 +37,7 @@ def put_legend(fig: Figure, entries: Sequence[Entry], style: Style) -> Legend:
     handles: list[Any] = [handle for handle, _ in entries]
     for columns in range(min(len(entries), MOST_COLUMNS), 0, -1):
         legend = fig.legend(handles, labels, ncols=columns, columnspacing=1.4, labelspacing=0.35, borderaxespad=0, borderpad=0.2)
-        if columns == 1 or legend.get_window_extent().width <= fig.bbox.width:
+        if columns == 1 or legend.get_window_extent().width <= 0.97 * fig.bbox.width:
             break
         legend.remove()
     return legend
