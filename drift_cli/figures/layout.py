@@ -120,7 +120,8 @@ def compose(fig: Figure, style: Style, *, heading: str | None = None, notes: Seq
     for note in notes:
         text = wrapped(note, style.characters(width - 2 * gap, 7.2))
         bottom.append(fig.text(gap / width, 0, text, fontsize=style.points(7), color=style.soft, va="top", linespacing=1.15))
-    heights = {artist: artist.get_window_extent().height / fig.dpi for artist in (*top, *bottom)}
+    # A little more than measured: on a coarser grid than DPI letters are larger.
+    heights = {artist: 1.04 * artist.get_window_extent().height / fig.dpi for artist in (*top, *bottom)}
     above, below = (sum(heights[artist] + gap for artist in artists) for artists in (top, bottom))
     height = fig.get_figheight() + above + below
     fig.set_figheight(height)

@@ -106,22 +106,11 @@ def _draw(
         color = _SHARE * np.array(colors(float(scale(values[piece.token])))[:3]) + (1 - _SHARE) * ground
         ax.add_patch(Rectangle((column, piece.line), len(piece.text), 0.94, color=tuple(color), lw=0, gid=f"token-{piece.token}"))
         ink = "#111111" if float(color @ [0.299, 0.587, 0.114]) > 0.45 else "#f4f4f4"
-        # Each character in a cell of its own, so that letters and grounds agree whatever the font's hinting does.
-        if not _joins(piece.text):
-            for place, character in enumerate(piece.text):
-                if character != " ":
-                    ax.text(column + place + 0.5, piece.line + 0.74, character, color=ink, **_letters(style), ha="center")
-        else:
-            ax.text(column + len(piece.text) / 2, piece.line + 0.74, piece.text, color=ink, **_letters(style), ha="center")
+        ax.text(column + len(piece.text) / 2, piece.line + 0.74, piece.text, color=ink, **_letters(style), ha="center")
 
 
 def _letters(style: Style) -> dict[str, Any]:
     return {"family": ["DejaVu Sans Mono", "DejaVu Sans"], "fontsize": style.points(7.5), "va": "baseline"}
-
-
-def _joins(text: str) -> bool:
-    """Whether letters of the text must be shaped together: right-to-left scripts, combining marks."""
-    return any(unicodedata.bidirectional(c) in {"R", "AL"} or unicodedata.combining(c) for c in text)
 
 
 def _runs_from_right(text: str) -> bool:
