@@ -70,7 +70,8 @@ class _Rows:
 
     def errors(self) -> FloatArray:
         """Standard errors of the difference (T,), without assuming equal variances."""
-        squares = [moments(part).sem ** 2 for part in self.parts()]
+        # Two conditions that have no rollout yet have no parts: their errors are NaN at every turn all the same.
+        squares = [moments(part).sem ** 2 for part in self.parts()] or [np.full(self.values.shape[1], np.nan)]
         errors: FloatArray = np.sqrt(np.sum(squares, axis=0))
         return errors
 
