@@ -179,6 +179,14 @@ def test_several_scripts_have_links_of_their_own(watched: Watched, tmp_path: Pat
     assert page.evaluate("location.hash") == "#talk/simple/T0.7/0/turn-1"
 
 
+def test_a_run_of_one_reply_opens_too(watched: Watched, tmp_path: Path) -> None:
+    page = watched.open(write_page(made_document(make_run(tmp_path, conditions=("baseline",), samples=1, turns=1)), tmp_path / "one.html"))
+    assert page.locator(".reply").count() == 1
+    for key in "jklhc/":
+        page.keyboard.press(key)
+    assert page.locator("#chart .mean").count() == 1
+
+
 def test_hostile_conversations_are_text_and_nothing_else(watched: Watched, tmp_path: Path) -> None:
     def text(condition: str, sample: int, turn: int) -> str:
         return HOSTILE[turn]

@@ -80,6 +80,9 @@ class Picture:
 
     def draw(self, kind: str) -> Figure:
         """One of `KINDS` but `text`. Raises `Unavailable` where the run has nothing of the kind."""
+        from drift_cli.figures.panel import check_drawable
+
+        check_drawable(self.table)
         return _DRAW[kind](self)
 
     def text(self, *, color: bool) -> str:

@@ -63,11 +63,14 @@ def gather(picture: Picture) -> Contents:
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.tokens import load_traces
     from drift_cli.commands.pictures import bands_of, references
+    from drift_cli.figures.panel import check_drawable
     from drift_cli.report.document import Contents
     from drift_cli.report.verdict import verdict
     from drift_cli.tables.study import study_tables
 
-    run, table, study = picture.run, picture.table, picture.study
+    run, table = picture.run, picture.table
+    check_drawable(table)
+    study = picture.study
     short = study_tables(study, turns=False)
     folded = study_tables(study)[len(short) :]
     if table.flags.suspect.any():

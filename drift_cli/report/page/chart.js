@@ -2,6 +2,7 @@
 
 const BOX = { width: 1000, height: 430, left: 72, right: 14, top: 12, bottom: 42 };
 let scaleX, scaleY;
+let reading = 1; // the turn that is read out
 
 function scales() {
   const turns = group().users.length;
@@ -87,7 +88,7 @@ function drawChart() {
   picture.addEventListener("click", (event) => pickAt(picture, event));
   byId("chart").replaceChildren(picture);
   byId("chart-turn").max = String(turns);
-  readTurn(Math.min(state.turn, turns));
+  readTurn(Math.min(reading, turns));
 }
 
 function drawCell(cell) {
@@ -145,6 +146,7 @@ function pick(picked) {
 }
 
 function readTurn(turn) {
+  reading = turn;
   byId("chart-turn").value = String(turn);
   const x = scaleX(turn);
   byId("guide").setAttribute("x1", x);
