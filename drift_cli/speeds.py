@@ -75,20 +75,19 @@ def _slot_step_seconds(device: torch.device, dtype: str, rows: int) -> float:
     import torch
 
     from drift_cli import models
-    from drift_cli.engine.slots import Slot, forward, install, release, step
+    from drift_cli.engine.plain_slots import PlainSlots
+    from drift_cli.engine.slots import Draw
+    from drift_cli.spec import Cell, Rollout, Sampling
 
     model = models.load(models.describe(models.DEMO), dtype=dtype, device=str(device))
-    before = model.network.config._attn_implementation
-    cache = install(model)
+    slots = PlainSlots(model, (), Sampling(), rows)
     try:
-        slots = [Slot() for _ in range(rows)]
-        for slot in slots:
-            step(model, cache, slot, torch.ones(1, 16, dtype=torch.long, device=device))
-        cache.rows = slots
-        ids = torch.ones(rows, 1, dtype=torch.long, device=device)
-        took = _fastest(device, lambda: [forward(model, cache, ids, ids * 16).logits.cpu() for _ in range(8)], tries=3) / 8
+        for row in range(rows):
+            slots.encode(row, [1] * 16, 0, 0)
+            slots.begin(row, Draw(Rollout(Cell("t", "c", 0.0), row), 1, 0, 16, 10**6, True))
+        took = _fastest(device, lambda: [slots.step() for _ in range(8)], tries=3) / 8
     finally:
-        release(model, before)
+        slots.close()
     return took / model.card.layers
 
 

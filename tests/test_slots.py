@@ -14,12 +14,13 @@ import torch
 from jobs import USERS, jobs, never, run, silent
 
 from drift_cli import models
-from drift_cli.engine import slots
+from drift_cli.engine import plain_slots
 from drift_cli.engine.choice import choose
 from drift_cli.engine.contract import Incident, Reply, Stopped
+from drift_cli.engine.plain_slots import Keeper
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.slots import SlotCache, refusal
+from drift_cli.engine.slots import refusal
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Finish, Rollout, Sampling
@@ -113,7 +114,7 @@ def test_auto_takes_slots_where_they_are_exact_and_says_why_not(loaded: dict[str
         assert (engine.name, said) == ("slots", None)
     model = loaded["llama"]
     assert choose("reference", model, **how)[0].name == "reference"
-    monkeypatch.setattr(slots, "_attend_row", lambda query, *rest: query * 0.5)
+    monkeypatch.setattr(plain_slots, "_attend_row", lambda query, *rest: query * 0.5)
     engine, said = choose("auto", model, **how)
     assert engine.name == "reference"
     assert said is not None
@@ -128,16 +129,16 @@ def test_a_network_that_does_not_take_slots_falls_back_with_its_own_words(
     def refuse(*args: object, **how: object) -> None:
         raise DriftError("attention asks for softcap, which slots do not apply")
 
-    monkeypatch.setattr(slots, "_attend_row", refuse)
+    monkeypatch.setattr(plain_slots, "_attend_row", refuse)
     engine, said = choose("auto", loaded["qwen3"], layers=(1,), filters=Sampling(), max_new_tokens=4, batch=2)
     assert engine.name == "reference"
     assert said is not None
     assert "does not take them: attention asks for softcap" in said
-    assert loaded["qwen3"].network.config._attn_implementation != slots.ATTENTION
+    assert loaded["qwen3"].network.config._attn_implementation != plain_slots.ATTENTION
 
 
 def test_an_attention_argument_that_slots_do_not_know_is_refused(loaded: dict[str, LoadedModel]) -> None:
-    cache = SlotCache()
+    cache = Keeper()
     query = torch.zeros(1, 2, 1, 4)
     with pytest.raises(DriftError, match="attention asks for softcap"):
         cache.attend(torch.nn.Module(), query, query, query, None, scaling=1.0, softcap=30.0)

@@ -6,11 +6,13 @@ from itertools import pairwise
 
 import torch
 
+from drift_cli.engine.attention import installed
 from drift_cli.engine.contract import Engine
 from drift_cli.engine.kernels import repeatable
+from drift_cli.engine.plain_slots import ATTENTION, Keeper, Slot, put
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.slots import Slot, SlotCache, install, refusal, release, step
+from drift_cli.engine.slots import refusal
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Sampling
@@ -26,7 +28,14 @@ _REFUSALS = (DriftError, TypeError, AttributeError, LookupError, ValueError, Run
 
 
 def choose(
-    asked: str, model: LoadedModel, *, layers: tuple[int, ...], filters: Sampling, max_new_tokens: int, batch: int
+    asked: str,
+    model: LoadedModel,
+    *,
+    layers: tuple[int, ...],
+    filters: Sampling,
+    max_new_tokens: int,
+    batch: int,
+    longest: int | None = None,
 ) -> tuple[Engine, str | None]:
     """The engine (one of `contract.ENGINES`) for a model, and a sentence where the choice is not what `auto` hopes for.
 
@@ -39,7 +48,7 @@ def choose(
     if asked == "reference" or reason is not None:
         said = None if reason is None else f"the slots engine cannot run {model.card.name} ({reason}): using the slower reference engine"
         return ReferenceEngine(model, layers, filters, max_new_tokens, batch), said
-    return SlotEngine(model, layers, filters, max_new_tokens, batch), None
+    return SlotEngine(model, layers, filters, max_new_tokens, batch, longest), None
 
 
 def _disagreement(model: LoadedModel) -> str | None:
@@ -61,15 +70,12 @@ def _disagreement(model: LoadedModel) -> str | None:
 
 def _through_slots(model: LoadedModel, ids: torch.Tensor) -> torch.Tensor:
     """Logits (2 × tokens, vocabulary) of the same tokens as one chunk, and in pieces."""
-    before = model.network.config._attn_implementation
-    cache = install(model)
-    try:
-        return torch.cat([step(model, cache, Slot(), ids).logits[0], _in_pieces(model, cache, ids)])
-    finally:
-        release(model, before)
+    keeper = Keeper()
+    with installed(model, ATTENTION, keeper.attend):
+        return torch.cat([put(model, keeper, Slot(), ids).logits[0], _in_pieces(model, keeper, ids)])
 
 
-def _in_pieces(model: LoadedModel, cache: SlotCache, ids: torch.Tensor) -> torch.Tensor:
+def _in_pieces(model: LoadedModel, keeper: Keeper, ids: torch.Tensor) -> torch.Tensor:
     """Logits (tokens, vocabulary) of the same tokens as a chunk, single tokens and another chunk on one slot."""
     slot, bounds = Slot(), [0, 20, 21, 22, 23, 24, _TRIAL]
-    return torch.cat([step(model, cache, slot, ids[:, a:b]).logits[0] for a, b in pairwise(bounds)])
+    return torch.cat([put(model, keeper, slot, ids[:, a:b]).logits[0] for a, b in pairwise(bounds)])

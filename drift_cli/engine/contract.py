@@ -38,6 +38,8 @@ class Job:
     """Ids of the reply committed last, so that an engine can recompute that turn for the sake of its company."""
     ended: bool = False
     """True where nothing is left to do; such a job is only company."""
+    lengths: tuple[int, ...] | None = None
+    """Where given, each turn's reply has exactly so many ids, whatever they are: for benchmarks, where random weights do not know when to end."""
 
     @property
     def turn(self) -> int:
@@ -78,10 +80,10 @@ def finish_of(ids: Sequence[int], max_new_tokens: int, end_ids: frozenset[int]) 
     return Finish.STOP if len(ids) < max_new_tokens or ids[-1] in end_ids else Finish.LENGTH
 
 
-def not_finite(job: Job, turn: int) -> DriftError:
+def not_finite(rollout: Rollout, turn: int) -> DriftError:
     """The error for logits from which nothing can be drawn."""
     return DriftError(
-        f"{job.rollout} turn {turn}: the model's logits are not finite",
+        f"{rollout} turn {turn}: the model's logits are not finite",
         mend="Use a dtype with more range (--dtype bfloat16 or float32), or check the model's weights.",
     )
 

@@ -58,7 +58,7 @@ class _KeyedDraw(LogitsProcessor):  # type: ignore[misc]
         finite = torch.isfinite(scores.amax(-1))
         if not bool(finite.all()):
             row = self.rows[int((~finite).nonzero()[0])]
-            raise not_finite(row.job, row.turn)
+            raise not_finite(row.job.rollout, row.turn)
         u = uniforms(self.keys, self.samples, self.turns, torch.full_like(self.samples, self.token))
         self.token += 1
         drawn = draw(scores, self.temperature, u, self.filters)

@@ -4,28 +4,85 @@ A rollout lives in a slot. Its reply is decoded a token at a time in one batch o
 ends, its ids and the next user turn are encoded as one chunk on top of the slot's cache. That chunk replaces the keys and values that decoding wrote, yields
 the residual means that are measured, and gives the logits of the next reply's first token. A resumed rollout encodes the same chunks again, so what follows
 does not depend on whether it was interrupted, nor on the order, the company or the number of its neighbours beyond the fixed number of rows.
+
+On a GPU the device runs ahead: a step is queued before the one before it has been looked at, chunks are queued behind steps, and a reply is handed over when
+its residual means have arrived.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from drift_cli.chat import common_prefix
-from drift_cli.engine.contract import Incident, Job, Reply, Stopped, finish_of, is_out_of_memory, no_memory, not_finite, too_long
-from drift_cli.engine.sampling import draw, split_key, uniforms
-from drift_cli.engine.slots import Slot, SlotCache, forward, install, release, step
+from drift_cli.engine.contract import Incident, Job, Reply, Stopped, finish_of, is_out_of_memory, no_memory, too_long
+from drift_cli.engine.slots import Draw, NoRoom, Residual, Slots
 from drift_cli.models import LoadedModel
-from drift_cli.probe import pool
 from drift_cli.spec import Finish, Sampling
+
+
+@dataclass
+class SlotEngine:
+    """See the module's docstring. `layers` are the residual layers to pool; `batch` is the number of slots, and of rows of every decode step; `longest` the
+    most tokens that a conversation may come to have, where that is known to be less than the context.
+    """
+
+    model: LoadedModel
+    layers: tuple[int, ...]
+    filters: Sampling
+    max_new_tokens: int
+    batch: int = 8
+    longest: int | None = None
+    name: str = field(default="slots", init=False)
+    needs_company: bool = field(default=False, init=False)
+    slots: Slots | None = field(default=None, init=False)
+
+    def prepare(self, report: Callable[[Incident], None]) -> Slots:
+        """Make the slots now rather than at the first reply: compiled and captured where the device is a GPU."""
+        while self.slots is None:
+            try:
+                self.slots = make_slots(self, report)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.halve(report)
+        return self.slots
+
+    def halve(self, report: Callable[[Incident], None]) -> None:
+        """Go on with half as many slots, which are yet to be made."""
+        self.close()
+        if self.batch == 1:
+            raise no_memory("a single slot")
+        self.batch //= 2
+        report(Incident("out-of-memory", f"out of memory with {self.batch * 2} slots or more: going on with {self.batch}"))
+
+    def run(self, jobs: Iterable[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
+        """See `contract.Engine.run`."""
+        try:
+            yield from _Schedule(self, iter(jobs), stop, report, self.prepare(report)).replies()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give the slots' memory back, and the network its own attention."""
+        if self.slots is not None:
+            self.slots.close()
+            self.slots = None
+
+
+def make_slots(engine: SlotEngine, report: Callable[[Incident], None]) -> Slots:
+    """Paged slots where they can be had, else plain ones, with a sentence saying why."""
+    from drift_cli.engine.plain_slots import PlainSlots
+
+    if engine.model.device.type == "cuda":
+        from drift_cli.engine.paged_slots import paged_slots
+
+        made = paged_slots(engine.model, engine.layers, engine.filters, engine.max_new_tokens, engine.batch, engine.longest, report)
+        if made is not None:
+            return made
+    return PlainSlots(engine.model, engine.layers, engine.filters, engine.batch)
 
 
 @dataclass
@@ -33,219 +90,193 @@ class _Live:
     """A job in a slot, in the middle of a reply."""
 
     job: Job
-    slot: Slot
-    ids: list[int] = field(default_factory=list)
-
-
-@dataclass
-class SlotEngine:
-    """See the module's docstring. `layers` are the residual layers to pool; `batch` is the number of slots, and of rows of every decode step."""
-
-    model: LoadedModel
-    layers: tuple[int, ...]
-    filters: Sampling
-    max_new_tokens: int
-    batch: int = 8
-    name: str = field(default="slots", init=False)
-    needs_company: bool = field(default=False, init=False)
-
-    def run(self, jobs: Iterable[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
-        """See `contract.Engine.run`."""
-        before = self.model.network.config._attn_implementation
-        cache = install(self.model)
-        try:
-            yield from _Schedule(self, cache, iter(jobs), stop, report).replies()
-        finally:
-            release(self.model, before)
+    checked: int = 0
+    """Ids of the reply that were looked at for a stop string."""
+    cut: int | None = None
+    """How many of them to keep where there was one."""
 
 
 @dataclass
 class _Schedule:
-    """One call of `run`: the slots in use, and what waits."""
+    """One call of `run`: the slots in use, what waits, and replies whose residual means are still on their way."""
 
     engine: SlotEngine
-    cache: SlotCache
     jobs: Iterator[Job]
     stop: Callable[[], bool]
     report: Callable[[Incident], None]
-    live: list[_Live | None] = field(init=False)
+    slots: Slots
+    live: dict[int, _Live] = field(default_factory=dict)
     waiting: deque[Job] = field(default_factory=deque)
     """Jobs that lost their slot to a lack of memory; they come before new ones."""
-
-    def __post_init__(self) -> None:
-        self.live = [None] * self.engine.batch
+    done: deque[tuple[Reply, Residual | None]] = field(default_factory=deque)
 
     def replies(self) -> Iterator[Reply]:
         """Fill free slots, decode a token, finish what ended, until nothing is left."""
         while True:
-            yield from self._admit()
-            if not any(self.live):
+            self._remembering(self._admit)
+            if self.live:
+                self._remembering(self._step)
+                self._remembering(self._finish_ended)
+            yield from self._arrived(wait=not self.live)
+            if not self.live and not self.done and not self._more():
                 return
-            self._remembering(self._decode)
-            for place, live in enumerate(list(self.live)):
-                if live is not None and self._holds(place, live) and self._ended(live):
-                    yield from self._finish(place, live)
 
-    def _admit(self) -> Iterator[Reply]:
-        for place in range(len(self.live)):
-            while place < len(self.live) and self.live[place] is None:
-                job = self.waiting.popleft() if self.waiting else next(self.jobs, None)
-                if job is None:
-                    return
+    def _more(self) -> bool:
+        if not self.waiting:
+            self.waiting.extend(job for job in [next(self.jobs, None)] if job is not None)
+        return bool(self.waiting)
+
+    def _arrived(self, *, wait: bool) -> Iterator[Reply]:
+        """Replies in the order in which they were made, as far as their residual means are there."""
+        while self.done and (wait or self.done[0][1] is None or self.done[0][1].ready()):
+            reply, residual = self.done.popleft()
+            yield reply if residual is None else replace(reply, residual=residual.value())
+
+    def _asked(self) -> None:
+        if self.stop():
+            raise Stopped
+
+    def _admit(self) -> None:
+        for row in range(self.slots.rows):
+            while row not in self.live and self._more():
+                job = self.waiting[0]
                 if job.ended:
-                    continue
-                if too_long(job, self.engine.max_new_tokens, self.engine.model.card.context):
-                    yield self._context(job)
-                    continue
-                live = self._remembering(partial(self._start, job), job)
-                if live is not None:
-                    self.live[place] = live
-                    if self._ended(live):
-                        yield from self._finish(place, live)
+                    self.waiting.popleft()
+                elif too_long(job, self.engine.max_new_tokens, self.engine.model.card.context):
+                    self._end_for_context(self.waiting.popleft())
+                elif not self._start(row, job):
+                    return
 
-    def _start(self, job: Job) -> _Live:
-        """Encode a conversation so far, chunk by chunk as it was made, and draw the first token of its next reply."""
-        live = _Live(job, Slot())
-        prompts = [*(prompt for prompt, _ in job.dialogue.past), tuple(job.dialogue.prompt)]
-        logits = self._encode(live.slot, prompts[0], 0)[1]
-        for (prompt, content), following in zip(job.dialogue.past, prompts[1:], strict=True):
-            logits = self._turn(live.slot, prompt, content, following)[1]
-        self._first(live, logits)
-        return live
-
-    def _finish(self, place: int, live: _Live) -> Iterator[Reply]:
-        """Measure a reply that ended, hand it over, and go on to the next user turn or free the slot."""
-        done = self._remembering(partial(self._measured, live), live.job)
-        if done is None:
-            self._free(place, live)
-            return
-        reply, logits = done
-        yield reply
-        job = live.job
-        if job.turn > job.dialogue.total:
-            job.ended = True
-        elif too_long(job, self.engine.max_new_tokens, self.engine.model.card.context):
-            yield self._context(job)
-        else:
-            live.ids = []
-            self._first(live, logits)
-            if self._ended(live):
-                yield from self._finish(place, live)
-            return
-        self._free(place, live)
-
-    def _holds(self, place: int, live: _Live) -> bool:
-        """Whether a rollout is still in its slot: a lack of memory may have taken it."""
-        return place < len(self.live) and self.live[place] is live
-
-    def _free(self, place: int, live: _Live) -> None:
-        if self._holds(place, live):
-            self.live[place] = None
-
-    def _measured(self, live: _Live) -> tuple[Reply, Tensor]:
-        """The reply with its residual means, and the logits of the next reply's first token. Where it fails, nothing has changed."""
-        job, ids = live.job, self._kept(live)
-        dialogue, moment = job.dialogue, job.dialogue.snapshot()
-        dialogue.advance(ids)
-        turn, (prompt, content) = moment.turn, dialogue.past[-1]
+    def _start(self, row: int, job: Job) -> bool:
+        """Encode a conversation so far, chunk by chunk as it was made, and begin its next reply. False where there is no room for it now."""
         try:
-            residual, logits = self._turn(live.slot, prompt, content, dialogue.prompt if job.turn <= dialogue.total else None)
-        except (RuntimeError, Stopped):
-            dialogue.restore(moment)
-            raise
-        finish = finish_of(ids, self.engine.max_new_tokens, self.engine.model.card.end_ids)
-        job.last = tuple(ids)
-        return Reply(job.rollout, turn, prompt, tuple(ids), dialogue.replies[-1], finish, residual), logits
+            self._encode_past(row, job)
+            self._begin(row, job)
+        except NoRoom:
+            self.slots.free(row)
+            if not self.live:
+                self._end_for_context(self.waiting.popleft())
+                return True
+            return False
+        self.waiting.popleft()
+        self.live[row] = _Live(job)
+        return True
 
-    def _turn(
-        self, slot: Slot, prompt: Sequence[int], content: Sequence[int], following: Sequence[int] | None
-    ) -> tuple[NDArray[np.float32] | None, Tensor]:
+    def _encode_past(self, row: int, job: Job) -> None:
+        prompts = [*(prompt for prompt, _ in job.dialogue.past), tuple(job.dialogue.prompt)]
+        self._asked()
+        self.slots.encode(row, prompts[0], 0, 0)
+        for (prompt, content), following in zip(job.dialogue.past, prompts[1:], strict=True):
+            self._asked()
+            self._turn(row, prompt, content, following)
+
+    def _begin(self, row: int, job: Job) -> None:
+        limit = self.engine.max_new_tokens if job.lengths is None else job.lengths[job.turn - 1]
+        self.slots.begin(row, Draw(job.rollout, job.turn, job.key, len(job.dialogue.prompt), limit, job.lengths is not None))
+
+    def _step(self) -> None:
+        self._asked()
+        while True:
+            try:
+                return self.slots.step()
+            except NoRoom:
+                self._make_room()
+
+    def _make_room(self) -> None:
+        """The rollout that has said least of its reply gives its slot up and is encoded again when there is room."""
+        row = min(self.live, key=lambda r: (len(self.slots.said(r)), -r))
+        job = self.live.pop(row).job
+        self.slots.free(row)
+        if not self.live:
+            self._end_for_context(job)
+            return
+        self.waiting.append(job)
+        self.report(
+            Incident("no-room", f"{job.rollout} waits for room among {len(self.live)} others and goes on from turn {job.turn} later")
+        )
+
+    def _finish_ended(self) -> None:
+        for row, live in self.live.items():
+            self._look_for_stop_string(row, live)
+        ended = dict.fromkeys(row for row in self.slots.ended() if row in self.live)
+        for row in [*ended, *(row for row, live in self.live.items() if live.cut is not None and row not in ended)]:
+            self._finish(row, self.live[row])
+
+    def _look_for_stop_string(self, row: int, live: _Live) -> None:
+        """Token by token, so that it does not matter how far the device has run ahead."""
+        if live.job.lengths is None and live.cut is None:
+            said = self.slots.said(row)
+            while live.checked < len(said) and live.cut is None:
+                live.checked += 1
+                live.cut = live.job.dialogue.chat.stop_length(said[: live.checked])
+
+    def _finish(self, row: int, live: _Live) -> None:
+        """Measure a reply that ended and go on to the next user turn, or free the slot. Where it fails, the turn is to be done again."""
+        job = live.job
+        ids, moment = self.slots.said(row)[: live.cut], job.dialogue.snapshot()
+        job.dialogue.advance(ids)
+        turn, (prompt, content) = moment.turn, job.dialogue.past[-1]
+        over = job.turn > job.dialogue.total
+        text, finish = job.dialogue.replies[-1], finish_of(ids, self.engine.max_new_tokens, self.engine.model.card.end_ids)
+        try:
+            self._asked()
+            residual = self._turn(row, prompt, content, None if over else job.dialogue.prompt)
+        except NoRoom:
+            self._wait(row, job, moment)
+            return
+        except (RuntimeError, Stopped):
+            job.dialogue.restore(moment)
+            raise
+        job.last = tuple(ids)
+        self.done.append((Reply(job.rollout, turn, prompt, tuple(ids), text, finish, None), residual))
+        self._next(row, job, over=over)
+
+    def _wait(self, row: int, job: Job, moment: Any) -> None:
+        job.dialogue.restore(moment)
+        del self.live[row]
+        self.slots.free(row)
+        if not self.live:
+            self._end_for_context(job)
+        else:
+            self.waiting.append(job)
+
+    def _next(self, row: int, job: Job, *, over: bool) -> None:
+        job.ended = over
+        fits = not over and not too_long(job, self.engine.max_new_tokens, self.engine.model.card.context)
+        if fits:
+            self.live[row] = _Live(job)
+            self._begin(row, job)
+            return
+        if not over:
+            self._end_for_context(job)
+        del self.live[row]
+        self.slots.free(row)
+
+    def _turn(self, row: int, prompt: Sequence[int], content: Sequence[int], following: Sequence[int] | None) -> Residual | None:
         """Encode a reply and what follows it on top of its prompt: as one chunk, or, where the template rewrote history, as two."""
         said = [*prompt, *content]
         keep = 0 if following is None else min(common_prefix(said, following), len(following) - 1)
         if following is not None and keep >= len(said):
-            states, logits = self._encode(slot, following[len(prompt) :], len(prompt))
-            return self._pooled(states, len(content)), logits
-        residual, logits = None, torch.empty(0)
-        if content:
-            states, logits = self._encode(slot, content, len(prompt))
-            residual = self._pooled(states, len(content))
+            return self.slots.encode(row, following[len(prompt) :], len(prompt), len(content))
+        residual = self.slots.encode(row, content, len(prompt), len(content), hold=len(prompt)) if content else None
         if following is not None:
-            _, logits = self._encode(slot, following[keep:], keep)
-        return residual, logits
+            keep = self.slots.layout.rewound(len(prompt), keep)
+            self.slots.encode(row, following[keep:], keep, 0)
+        return residual
 
-    def _pooled(self, states: Sequence[Tensor], length: int) -> NDArray[np.float32] | None:
-        return pool(states, 0, (0, length), self.engine.layers) if length else None
-
-    def _encode(self, slot: Slot, ids: Sequence[int], start: int) -> tuple[Sequence[Tensor], Tensor]:
-        """One forward over `ids` at positions `start` on: hidden states of every layer (1, tokens, width), and the last token's logits (1, vocabulary)."""
-        if self.stop():
-            raise Stopped
-        slot.length = start
-        tokens = torch.tensor([list(ids)], device=self.engine.model.device)
-        out = step(self.engine.model, self.cache, slot, tokens, output_hidden_states=True)
-        return out.hidden_states, out.logits[:, -1]
-
-    def _decode(self) -> None:
-        """One token for every live row; rows that stand empty are computed and thrown away, so that the shape never changes."""
-        if self.stop():
-            raise Stopped
-        self.cache.rows = [None if live is None else live.slot for live in self.live]
-        device = self.engine.model.device
-        last = torch.tensor([[0 if live is None else live.ids[-1]] for live in self.live], device=device)
-        places = torch.tensor([[0 if live is None else live.slot.length] for live in self.live], device=device)
-        logits = forward(self.engine.model, self.cache, last, places).logits[:, -1]
-        drawn = self._draw(logits, self.live)
-        for live, token in zip(self.live, drawn, strict=True):
-            if live is not None:
-                live.slot.length += 1
-                live.ids.append(token)
-
-    def _first(self, live: _Live, logits: Tensor) -> None:
-        live.ids = self._draw(logits, [live])
-
-    def _draw(self, logits: Tensor, rows: Sequence[_Live | None]) -> list[int]:
-        """The next token of each row from (rows, vocabulary) logits."""
-        finite = torch.isfinite(logits.amax(-1)).tolist()
-        for live, fine in zip(rows, finite, strict=True):
-            if live is not None and not fine:
-                raise not_finite(live.job, live.job.turn)
-        device = logits.device
-        keys = torch.tensor([(0, 0) if live is None else split_key(live.job.key) for live in rows], device=device)
-        counts = [(0, 1, 0) if live is None else (live.job.rollout.sample, live.job.turn, len(live.ids)) for live in rows]
-        samples, turns, tokens = torch.tensor(counts, device=device).unbind(-1)
-        temperature = torch.tensor([0.0 if live is None else live.job.rollout.cell.temperature for live in rows], device=device)
-        return [int(i) for i in draw(logits, temperature, uniforms(keys, samples, turns, tokens), self.engine.filters).tolist()]
-
-    def _ended(self, live: _Live) -> bool:
-        ids = live.ids
-        if ids[-1] in self.engine.model.card.end_ids or len(ids) >= self.engine.max_new_tokens:
-            return True
-        return live.job.dialogue.chat.stop_length(ids) is not None
-
-    def _kept(self, live: _Live) -> list[int]:
-        keep = live.job.dialogue.chat.stop_length(live.ids)
-        return live.ids if keep is None else live.ids[:keep]
-
-    def _context(self, job: Job) -> Reply:
+    def _end_for_context(self, job: Job) -> None:
         job.ended = True
-        return Reply(job.rollout, job.turn, tuple(job.dialogue.prompt), (), "", Finish.CONTEXT, None)
+        self.done.append((Reply(job.rollout, job.turn, tuple(job.dialogue.prompt), (), "", Finish.CONTEXT, None), None))
 
-    def _remembering(self, work: Callable[[], Any], job: Job | None = None) -> Any:
-        """Do `work`; out of memory halves the slots and returns None, with `job` and those that lost their slot waiting to be encoded anew."""
+    def _remembering(self, work: Callable[[], None]) -> None:
+        """Do `work`. Out of memory halves the slots; what was in the middle of a reply is encoded again from its last finished turn."""
         try:
             return work()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        rows = len(self.live)
-        if rows == 1:
-            raise no_memory("a single slot")
-        self.engine.batch = rows // 2
-        lost = [live.job for live in self.live[self.engine.batch :] if live is not None and live.job is not job]
-        self.live = self.live[: self.engine.batch]
-        self.waiting.extendleft(reversed([*([] if job is None else [job]), *lost]))
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self.report(Incident("out-of-memory", f"out of memory with {rows} slots: going on with {self.engine.batch}"))
-        return None
+        self.done = deque((reply if late is None else replace(reply, residual=late.value()), None) for reply, late in self.done)
+        self.waiting.extendleft(live.job for _, live in sorted(self.live.items(), reverse=True))
+        self.live.clear()
+        self.engine.halve(self.report)
+        self.slots = self.engine.prepare(self.report)

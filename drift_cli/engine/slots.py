@@ -1,146 +1,126 @@
-"""Slots: one growing KV cache per rollout, and the attention that reads it, through transformers' public interfaces.
+"""What a scheduler needs of slots, whatever they are made of: `plain_slots` (any device, a token at a time) or `paged_slots` (CUDA graphs over pages).
 
-A `Cache` subclass takes the keys and values of each layer; an attention function registered by name reads them back. Any architecture whose attention goes
-through `AttentionInterface` works unchanged. A row's attention runs over its own keys alone, at its own length, so its bits do not depend on its company.
-
-Keys and values are kept as (kv heads, tokens, head width) per layer and slot, in blocks that are added as a conversation grows. A sliding-window layer
-reads only its window.
+A slot is a row. What it holds is a function of the conversation and of its turn boundaries alone: `encode` puts a chunk behind the first `start` tokens,
+replacing what decoding wrote there. Layers with a window keep only what a query may still come back for: nothing before `start - window + 1 - SLACK`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
-from transformers.cache_utils import Cache
+from numpy.typing import NDArray
 
-from drift_cli.engine.kernels import repeatable
-from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel
+from drift_cli.spec import Rollout
 
-ATTENTION = "drift_slots"
-_BLOCK = 256
-"""Tokens by which a slot's buffers grow."""
-
-_HARMLESS = {
-    "dropout",
-    "is_causal",
-    "position_ids",
-    "use_cache",
-    "output_attentions",
-    "output_hidden_states",
-    "output_router_logits",
-    "logits_to_keep",
-}
-"""Arguments of an attention call that change nothing here (dropout is 0 in evaluation)."""
+PAGE = 128
+"""Tokens of a page, where slots have pages."""
+SLACK = 128
+"""Tokens before the end of a prompt that a template may rewrite without the whole conversation being encoded anew."""
 
 
-@dataclass
-class Slot:
-    """One rollout's keys and values: `keys[layer]` and `values[layer]` are (kv heads, capacity, head width), of which `length` tokens count."""
-
-    length: int = 0
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
-
-    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Put (kv heads, new, head width) behind the `length` tokens that are there; `length` itself is moved by the caller."""
-        end = self.length + key.shape[1]
-        for store, new in ((self.keys, key), (self.values, value)):
-            held = store.get(layer)
-            if held is None or held.shape[1] < end:
-                store[layer] = held = _grown(held, new, self.length, end)
-            held[:, self.length : end] = new
+class NoRoom(Exception):
+    """The slots' memory is used up: the row asked for cannot grow now."""
 
 
-def _grown(held: Tensor | None, new: Tensor, length: int, end: int) -> Tensor:
-    capacity = max(-(-end // _BLOCK) * _BLOCK, length + length // 4)
-    made = new.new_zeros((new.shape[0], capacity, new.shape[2]))
-    if held is not None:
-        made[:, :length] = held[:, :length]
-    return made
+@dataclass(frozen=True)
+class Layout:
+    """What a network keeps of every token, layer by layer."""
+
+    windows: tuple[int, ...]
+    """Keys that a query of this layer sees, itself included; 0 where it sees all."""
+    heads: tuple[int, ...]
+    """Key and value heads."""
+    widths: tuple[tuple[int, int], ...]
+    """Width of a key and of a value head."""
+
+    @property
+    def window(self) -> int:
+        """The narrowest window, 0 where every layer sees all."""
+        return min((window for window in self.windows if window > 0), default=0)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all layers have keys and values of one shape."""
+        return len(set(self.heads)) == 1 and len({width for pair in self.widths for width in pair}) == 1
+
+    def held(self, tokens: int, reply: int) -> int:
+        """Numbers kept of a conversation of `tokens` tokens whose newest reply has up to `reply`."""
+        kept = [tokens if window == 0 else min(tokens, window + SLACK + reply) for window in self.windows]
+        return sum(n * heads * sum(pair) for n, heads, pair in zip(kept, self.heads, self.widths, strict=True))
+
+    def rewound(self, prompt: int, keep: int) -> int:
+        """Where to encode from when the first `keep` tokens of a conversation stay as they were and the last reply began at `prompt`: `keep`, or 0
+        where a windowed layer has already let go of what `keep` would look at. A function of lengths alone, so that a resumed process decides alike.
+        """
+        trimmed = self.window > 0 and prompt + 1 > self.window + SLACK
+        return 0 if trimmed and keep < prompt - SLACK else keep
 
 
-class SlotCache(Cache):  # type: ignore[misc]
-    """The cache that a forward pass writes to: one slot for a chunk of tokens, or one token for each of several slots."""
+@dataclass(frozen=True)
+class Draw:
+    """How the replies of a rollout's turn are drawn."""
 
-    def __init__(self) -> None:
-        self.layers: list[Any] = []
-        self.rows: Sequence[Slot | None] = ()
-        """The slot of each row of the batch; None for a row that stands empty."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store (rows, kv heads, tokens, head width) for each row that has a slot."""
-        for row, slot in enumerate(self.rows):
-            if slot is not None:
-                slot.write(layer_idx, key_states[row], value_states[row])
-        return key_states, value_states
-
-    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
-        """0: positions are always given."""
-        return 0
-
-    def attend(
-        self,
-        module: torch.nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        """Attention of (rows, heads, tokens, head width) queries over their own slots → (rows, tokens, heads, head width)."""
-        unknown = sorted(name for name, given in kwargs.items() if given is not None and name not in _HARMLESS)
-        if attention_mask is not None or unknown:
-            raise DriftError(
-                f"attention asks for {', '.join(unknown) or 'a mask'}, which slots do not apply", mend="Use --engine reference."
-            )
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        out = torch.zeros_like(query)
-        for row, slot in enumerate(self.rows):
-            if slot is not None:
-                out[row] = _attend_row(query[row : row + 1], slot, layer, scaling, sliding_window)[0]
-        return out.transpose(1, 2), None
+    rollout: Rollout
+    turn: int
+    key: int
+    """The rollout's generator key."""
+    place: int
+    """Length of the prompt: the position of the reply's first token."""
+    limit: int
+    """Tokens at which the reply ends."""
+    forced: bool
+    """True where nothing else ends it."""
 
 
-def _attend_row(query: Tensor, slot: Slot, layer: int, scaling: float | None, window: int | None) -> Tensor:
-    """Queries (1, heads, new, head width) of the slot's newest tokens over all that they may see."""
-    new = query.shape[2]
-    end = slot.length + new
-    first = 0 if window is None else max(0, slot.length + 1 - window)
-    keys, values = slot.keys[layer][None, :, first:end], slot.values[layer][None, :, first:end]
-    mask = None
-    if new > 1:
-        at = torch.arange(slot.length, end, device=query.device)[:, None]
-        seen = torch.arange(first, end, device=query.device)[None, :]
-        mask = seen <= at if window is None else (seen <= at) & (seen > at - window)
-    grouped = query.shape[1] != keys.shape[1]
-    return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=grouped)
+class Residual(Protocol):
+    """Residual means on their way from the device."""
+
+    def ready(self) -> bool:
+        """Whether `value` would not wait."""
+
+    def value(self) -> NDArray[Any]:
+        """(layers, width) float32."""
 
 
-def forward(model: LoadedModel, cache: SlotCache, ids: Tensor, positions: Tensor, **how: Any) -> Any:
-    """The network over (rows, tokens) ids at their positions, reading and writing the cache's rows."""
-    kinds = getattr(model.card.config.get_text_config(), "layer_types", None)
-    # Networks with several kinds of layers take a mask for each; ours are all None, since `attend` masks by position.
-    mask = dict.fromkeys(kinds) if kinds else None
-    with repeatable():
-        return model.network(input_ids=ids, position_ids=positions, past_key_values=cache, attention_mask=mask, use_cache=True, **how)
+class Slots(Protocol):
+    """Rows of a cache, and what is done with them. Calls are in order: what a later one reads, an earlier one has written."""
 
+    rows: int
+    layout: Layout
 
-def step(model: LoadedModel, cache: SlotCache, slot: Slot, ids: Tensor, **how: Any) -> Any:
-    """Put (1, tokens) ids behind what a slot holds; the network's output over them."""
-    cache.rows = (slot,)
-    positions = torch.arange(slot.length, slot.length + ids.shape[1], device=ids.device)[None]
-    out = forward(model, cache, ids, positions, **how)
-    slot.length += ids.shape[1]
-    return out
+    def encode(self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None = None) -> Residual | None:
+        """Put a chunk behind a row's first `start` tokens; the mean residuals of its first `counted` tokens, None for 0.
+
+        `hold` is the earliest position at which a following chunk may start, where that is before this chunk's end.
+
+        Raises:
+            NoRoom: the row cannot grow.
+        """
+
+    def begin(self, row: int, draw: Draw) -> None:
+        """Draw the first token of a reply from the logits of the row's last chunk; `step` goes on with it."""
+
+    def step(self) -> None:
+        """One token for every row that has begun and not ended.
+
+        Raises:
+            NoRoom: a row cannot grow; none has moved.
+        """
+
+    def ended(self) -> Iterable[int]:
+        """Rows whose reply has ended, as far as is known; each is named until `begin` or `free`."""
+
+    def said(self, row: int) -> list[int]:
+        """The ids of a row's reply so far, as far as is known."""
+
+    def free(self, row: int) -> None:
+        """Forget a row."""
+
+    def close(self) -> None:
+        """Give memory back, and the network its own attention."""
 
 
 def refusal(model: LoadedModel) -> str | None:
@@ -158,16 +138,3 @@ def refusal(model: LoadedModel) -> str | None:
     if any(name.endswith("sinks") for name, _ in network.named_parameters()):
         return "it has attention sinks"
     return None
-
-
-def install(model: LoadedModel) -> SlotCache:
-    """A cache whose attention the network uses from now on. `release` undoes it."""
-    cache = SlotCache()
-    AttentionInterface.register(ATTENTION, cache.attend)
-    model.network.set_attn_implementation(ATTENTION)
-    return cache
-
-
-def release(model: LoadedModel, before: str) -> None:
-    """Give the network back the attention it had."""
-    model.network.set_attn_implementation(before)

@@ -1,0 +1,78 @@
+"""How slots get into a network, through transformers' public interfaces alone: a `Cache` that keeps nothing and an attention function of ours.
+
+Any architecture whose attention goes through `AttentionInterface` works unchanged: it hands its queries, and the newest keys and values, to our function,
+which stores them and reads back what the row has. Masks are never made: every query sees what its position and its layer's window allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+
+from drift_cli.engine.kernels import repeatable
+from drift_cli.errors import DriftError
+from drift_cli.models import LoadedModel
+
+_HARMLESS = frozenset(
+    {
+        "dropout",
+        "is_causal",
+        "position_ids",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "logits_to_keep",
+    }
+)
+"""Arguments of an attention call that change nothing here (dropout is 0 in evaluation)."""
+
+
+class PassingCache(Cache):  # type: ignore[misc]
+    """Hands keys and values on to the attention function, which stores them."""
+
+    def __init__(self) -> None:
+        self.layers: list[Any] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """(rows, kv heads, tokens, width) keys and values, as they came."""
+        return key_states, value_states
+
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
+        """0: positions are always given."""
+        return 0
+
+
+def refuse_unknown(attention_mask: object, given: dict[str, Any]) -> None:
+    """Refuse what slots do not apply: a mask, or an argument whose meaning is not known here."""
+    unknown = sorted(name for name, value in given.items() if value is not None and name not in _HARMLESS)
+    if attention_mask is not None or unknown:
+        raise DriftError(f"attention asks for {', '.join(unknown) or 'a mask'}, which slots do not apply", mend="Use --engine reference.")
+
+
+@contextmanager
+def installed(model: LoadedModel, name: str, attend: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+    """The network uses `attend` within, and has its own attention again afterwards."""
+    before = model.network.config._attn_implementation
+    AttentionInterface.register(name, attend)
+    model.network.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.network.set_attn_implementation(before)
+
+
+def forward(model: LoadedModel, ids: Tensor, positions: Tensor, **how: Any) -> Any:
+    """The network's output over (rows, tokens) ids at their positions."""
+    kinds = getattr(model.card.config.get_text_config(), "layer_types", None)
+    # Networks with several kinds of layers take a mask for each; ours are all None.
+    mask = dict.fromkeys(kinds) if kinds else None
+    with repeatable():
+        return model.network(
+            input_ids=ids, position_ids=positions, past_key_values=PassingCache(), attention_mask=mask, use_cache=True, **how
+        )
