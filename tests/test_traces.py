@@ -124,6 +124,29 @@ def test_measuring_again_measures_only_what_is_new(tiny_models: dict[str, Path])
     assert drift("runs", "verify", "--json").json["ok"] is True
 
 
+def test_generate_measures_the_traces_of_what_it_makes(tiny_models: dict[str, Path]) -> None:
+    Path("short.json").write_text(json.dumps({"name": "short", "users": ["hello there", "who are you"]}))
+    command = (
+        "generate",
+        "--transcript",
+        "short.json",
+        "--max-new-tokens",
+        "5",
+        "--condition",
+        "baseline",
+        "--axis",
+        "demo",
+        "--traces",
+        "--json",
+    )
+    first = drift(*command, "--samples", "1")
+    assert "token traces on demo" in first.err
+    assert first.json["turns"] == 2
+    again = drift(*command, "--samples", "2")
+    assert "1 rollouts measured, 1 known" in again.err
+    assert "0 rollouts measured, 2 known" in drift(*command, "--samples", "2").err
+
+
 def test_traces_of_another_tokenizer_are_refused(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     _generate(tiny_models["olmo3"], 2)
     monkeypatch.setattr(traces, "prompt_hash", lambda ids: "0" * 32)

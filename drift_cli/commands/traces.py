@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -31,10 +31,20 @@ def trace(display: Display, run: Run, axis: str | None, device: str | None) -> N
         if not any(state.done for state in run.states()):
             raise StoreError(f"run {run.paths.run_id} has no committed turn to measure", mend=f"drift resume {run.paths.run_id}")
         model = models.load(experiment.card, dtype=run.manifest.spec.dtype, device=experiment.device)
-        trace_with(display, run, experiment, model, stop, axis)
+        done = trace_with(display, run, experiment, model, stop, axis)
+    notes = [f"next: drift report {run.paths.run_id}   drift plot {run.paths.run_id} --kind tokens --reply CONDITION/SAMPLE/turn-N"]
+    display.result(done.document, Table(done.said, [], [], notes))
 
 
-def trace_with(display: Display, run: Run, experiment: Experiment, model: LoadedModel, stop: Stop, axis: str | None = None) -> None:
+@dataclass(frozen=True)
+class Traced:
+    """What was measured, for a program and for a person."""
+
+    document: dict[str, Any]
+    said: str
+
+
+def trace_with(display: Display, run: Run, experiment: Experiment, model: LoadedModel, stop: Stop, axis: str | None = None) -> Traced:
     """The same with a model that is loaded already."""
     from drift_cli.axes import load
     from drift_cli.traces import measure_run
@@ -43,18 +53,18 @@ def trace_with(display: Display, run: Run, experiment: Experiment, model: Loaded
     states = [state for state in run.states() if state.done]
     with display.progress(len(states), 0, "rollouts") as progress:
         made = measure_run(run, experiment.chat, model, load(run.paths.axis(entry.name)), entry, step=progress.step, stop=stop)
-    command = f"drift measure {run.paths.run_id} --axis {entry.name} --traces"
     if made.interrupted:
+        command = f"drift measure {run.paths.run_id} --axis {entry.name} --traces"
+        traced = made.rollouts + made.known
         display.note(
-            f"stopped by {stop.signal_name}: {made.rollouts + made.known} of {len(states)} rollouts are traced. Go on with: {command}"
+            f"stopped by {stop.signal_name}: {traced} of {len(states)} rollouts are traced. Go on with: {command}", kind="interrupted"
         )
         raise typer.Exit(EXIT_INTERRUPTED)
     document = {"run": run.paths.run_id, "axis": entry.name, "layer": entry.layer, "traced": made.rollouts, "known": made.known}
-    notes = [f"next: drift report {run.paths.run_id}   drift plot {run.paths.run_id} --kind tokens --reply CONDITION/SAMPLE/turn-N"]
+    said = f"token traces on {entry.name}, layer {entry.layer}: {made.rollouts} rollouts measured, {made.known} known"
     if made.rollouts:
-        notes.insert(0, f"means of the traces differ from the stored projections by at most {made.difference:.2g}")
-    title = f"Token traces of run {run.paths.run_id} on {entry.name}, layer {entry.layer}: {made.rollouts} rollouts measured, {made.known} known"
-    display.result({**document, "difference": made.difference}, Table(title, [], [], notes))
+        said += f"; means differ from the stored projections by at most {made.difference:.2g}"
+    return Traced({**document, "difference": made.difference}, said)
 
 
 def _entry(run: Run, axis: str | None) -> AxisEntry:
