@@ -7,9 +7,11 @@ docstring says so. A run's folder itself (and what lies above it) may be a symbo
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import stat
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,11 +47,17 @@ def atomic_write(path: Path, data: bytes) -> None:
 
     The folder must exist. Raises `StoreError`; once it returns, the content survives a power cut.
     """
+    atomic_write_parts(path, (data,))
+
+
+def atomic_write_parts(path: Path, parts: Iterable[bytes]) -> None:
+    """As `atomic_write`, for content that comes in parts."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         fd = _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN)
         try:
-            write_all(fd, data)
+            for part in parts:
+                write_all(fd, part)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -196,6 +204,21 @@ def read_at(fd: int, path: Path, length: int, offset: int) -> bytes:
     except OSError as error:
         raise failed("read", path, error) from error
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def parts_from(fd: int, path: Path, offset: int) -> Iterator[bytes]:
+    """What stands in an open file from byte `offset` on, a MiB at a time. Raises `StoreError`."""
+    while part := read_at(fd, path, 1 << 20, offset):
+        yield part
+        offset += len(part)
+
+
+def digest_from(fd: int, path: Path, offset: int) -> str:
+    """SHA-256 (hex) of what stands in an open file from byte `offset` on. Raises `StoreError`."""
+    found = hashlib.sha256()
+    for part in parts_from(fd, path, offset):
+        found.update(part)
+    return found.hexdigest()
 
 
 def size_of(fd: int, path: Path) -> int:

@@ -87,6 +87,16 @@ class RunPaths:
         return self.root / "reference" / f"{checked_name('transcript', transcript)}.{checked_name('axis', axis)}.json"
 
     @property
+    def quarantine(self) -> Path:
+        """Where a repair puts what is damaged."""
+        return self.root / "quarantine"
+
+    def quarantined(self, rollout: Rollout, offset: int, digest: str, suffix: str) -> Path:
+        """Bytes from `offset` on that were taken out of one of a rollout's files; `digest` (hex) is theirs, so the same bytes have the same name."""
+        folder = self.quarantine / self.cell(rollout.cell).relative_to(self.rollouts_root)
+        return folder / sample_name(rollout.sample, f"{offset}-{digest[:12]}.{suffix}")
+
+    @property
     def rollouts_root(self) -> Path:
         """The folder that holds all rollouts."""
         return self.root / "rollouts"

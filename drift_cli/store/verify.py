@@ -6,6 +6,7 @@ nothing else lies in the run's folder. Nothing is changed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,16 +88,23 @@ def _direction(paths: RunPaths, entry: AxisEntry, stored: tuple[int, ...]) -> _D
         os.close(open_inside(paths.root, path, os.O_RDONLY))  # refuses what is not a plain file of the run's own
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-            vectors = np.asarray(file.get_tensor("axis"), dtype=np.float64)
-        vector = vectors[json.loads(header["layers"]).index(entry.layer)]
+            vectors = np.asarray(file.get_tensor("axis"), dtype="<f4")
+        layers = json.loads(header["layers"])
+        vector = vectors[layers.index(entry.layer)].astype(np.float64)
         row = stored.index(entry.layer)
+        digest = axis_digest(layers, vectors)
     except FileNotFoundError:
         raise StoreError(f"axis {entry.name} is missing, so its projections cannot be checked") from None
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise StoreError(f"cannot be read as an axis with layer {entry.layer} ({type(error).__name__}: {error})") from error
-    if header.get("digest", entry.digest) != entry.digest:
-        raise StoreError(f"not the axis that the run was measured on (its digest is {header['digest']}, the run's {entry.digest})")
+    if digest != entry.digest:
+        raise StoreError(f"not the axis that the run was measured on (its digest is {digest}, the run's {entry.digest})")
     return _Direction(entry.name, row, vector)
+
+
+def axis_digest(layers: Sequence[int], vectors: NDArray[np.float32]) -> str:
+    """What a manifest calls an axis by: SHA-256 of its layers and its (layers, width) vectors."""
+    return hashlib.sha256(json.dumps(list(layers)).encode() + vectors.astype("<f4").tobytes()).hexdigest()
 
 
 def _rollout(paths: RunPaths, manifest: Manifest, rollout: Rollout, directions: Sequence[_Direction]) -> Iterator[Finding]:
@@ -201,6 +209,8 @@ def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[
             yield Finding(path, f"{rollout} is not in the run's plan", fatal=False)
         elif path == paths.residuals(rollout) and path.stat().st_size and not paths.rollout(rollout).exists():
             yield Finding(paths.rollout(rollout), "missing, though there are residual means of its turns", fatal=True)
+    elif folder == paths.quarantine.name:
+        yield Finding(path, "set aside by a repair: no part of the run any more, it may be moved away", fatal=False)
     elif path not in (paths.manifest, paths.manifest_lock, paths.events) and folder not in ("axes", "reference"):
         yield Finding(path, "not part of the run", fatal=False)
 
