@@ -64,11 +64,11 @@ def open_log(run: Run, rollout: Rollout = FIRST) -> RolloutLog:
     return RolloutLog.open(run.paths, rollout, epoch=0, layers=len(LAYERS), width=WIDTH)
 
 
-def finish(run: Run, rollout: Rollout = FIRST, acknowledge: Callable[[int], object] = lambda index: None) -> None:
-    """Bring a rollout to its end from wherever it is, as the runner does."""
+def finish(run: Run, rollout: Rollout = FIRST, acknowledge: Callable[[int], object] = lambda index: None, text: str = "") -> None:
+    """Bring a rollout to its end from wherever it is, as the runner does; `text` is what every reply says, if not the usual."""
     with run.writer(rollout) as log:
         for index in range(len(log.record.turns) + 1, TURNS + 1):
-            log.append(turn(index, rollout))
+            log.append(turn(index, rollout, text))
             acknowledge(index)
         if log.record.end is None:
             log.end(DONE)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli import drift
-from store_fixtures import DONE, FIRST, OTHER, TURNS, data_of, finish, fork, make_run, open_log, turn, uninterrupted
+from store_fixtures import FIRST, OTHER, TURNS, data_of, finish, fork, make_run, open_log, uninterrupted
 
 from drift_cli.errors import StoreError
 from drift_cli.spec import Rollout
@@ -149,6 +150,17 @@ def test_what_cannot_be_written_elsewhere_is_not_cut_off(run: Run, monkeypatch: 
     assert data_of(run) == before
 
 
+def deadly(real: Callable[..., Any], counter: Iterator[int], number: int) -> Callable[..., Any]:
+    """A call that kills the process when the counter comes to `number`."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if next(counter) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **options)
+
+    return call
+
+
 def test_a_repair_killed_at_every_call_loses_no_byte(tmp_path: Path) -> None:
     expected, killed = uninterrupted(tmp_path), 0
     for number in range(1, 500):
@@ -158,17 +170,9 @@ def test_a_repair_killed_at_every_call_loses_no_byte(tmp_path: Path) -> None:
         lines, means = data_of(run)
 
         def work(say: Any, listen: Any, run: Run = run, number: int = number) -> None:
-            count = 0
+            counter = itertools.count(1)
             for name in ("open", "mkdir", "write", "fsync", "ftruncate", "replace"):
-
-                def call(*arguments: Any, real: Any = getattr(os, name), **options: Any) -> Any:
-                    nonlocal count
-                    count += 1
-                    if count == number:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return real(*arguments, **options)
-
-                setattr(os, name, call)
+                setattr(os, name, deadly(getattr(os, name), counter, number))
             run.repair()
 
         status = fork(work).wait()
@@ -205,6 +209,5 @@ def test_the_command_says_what_was_wrong_what_was_kept_and_how_to_go_on(run: Run
 
 def test_a_damaged_rollout_names_the_repair(run: Run) -> None:
     flip(run.paths.rollout(FIRST), 5)
-    with pytest.raises(StoreError, match=f"drift runs verify {run.paths.run_id}.*--repair"), open_log(run) as log:
-        log.append(turn(1))
-        log.end(DONE)
+    with pytest.raises(StoreError, match=f"drift runs verify {run.paths.run_id}.*--repair"):
+        open_log(run)

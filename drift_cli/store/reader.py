@@ -18,7 +18,7 @@ from drift_cli.errors import StoreError, mend_damage
 from drift_cli.spec import Finish, Rollout, Turn
 from drift_cli.store import residuals as residual_file
 from drift_cli.store.decode import Malformed
-from drift_cli.store.files import failed, open_inside
+from drift_cli.store.files import failed, open_inside, release
 from drift_cli.store.line import LIMIT, End, EndLine, Line, TurnLine, first_link, link, read
 from drift_cli.store.paths import RunPaths
 
@@ -87,7 +87,7 @@ def read_rollout(paths: RunPaths, rollout: Rollout, *, layers: int = 0, width: i
     try:
         found = [residual_file.unpack(fd, path, line, paths.run_id) for line in scan.lines]
     finally:
-        os.close(fd)
+        release(fd)
     return replace(record, turns=tuple(replace(turn, residual=means) for turn, means in zip(record.turns, found, strict=True)))
 
 
@@ -115,7 +115,7 @@ def read_residual_layer(paths: RunPaths, rollout: Rollout, row: int, layers: int
                 if found is not None:
                     means[place] = found
         finally:
-            os.close(fd)
+            release(fd)
     return means
 
 
@@ -130,7 +130,7 @@ def scan_rollout(paths: RunPaths, rollout: Rollout, *, layers: int = 0, width: i
     try:
         return scan_lines(fd, path, prev, layers=layers, width=width)
     finally:
-        os.close(fd)
+        release(fd)
 
 
 def scan_lines(fd: int, path: Path, prev: str, *, layers: int = 0, width: int = 0) -> Scan:

@@ -17,7 +17,7 @@ from pathlib import Path
 from drift_cli.errors import StoreError
 from drift_cli.spec import Rollout
 from drift_cli.store import residuals as residual_file
-from drift_cli.store.files import atomic_write_parts, create_inside, digest_from, open_inside, parts_from, size_of, sync_folders
+from drift_cli.store.files import atomic_write_parts, create_inside, digest_from, is_there, open_inside, parts_from, size_of, sync_folders
 from drift_cli.store.growing import GrowingFile
 from drift_cli.store.line import TurnLine, first_link
 from drift_cli.store.lock import lock_rollout, unlock_rollout
@@ -58,7 +58,7 @@ def repair_rollout(paths: RunPaths, rollout: Rollout, *, layers: int, width: int
         InUse: another process writes it.
         StoreError: it cannot be read, or the damaged part cannot be written elsewhere; nothing was cut off then.
     """
-    missing = not paths.rollout(rollout).exists()
+    missing = not is_there(paths.rollout(rollout))
     with _locked(paths, rollout) as lines, _existing(paths, paths.residuals(rollout)) as means:
         if lines is None:
             return None
@@ -92,7 +92,7 @@ def _damage(
 def _locked(paths: RunPaths, rollout: Rollout) -> Iterator[GrowingFile | None]:
     """A rollout's lines, this process being the one writer. They are made where only residual means are there; None where neither are."""
     path, note = paths.rollout(rollout), paths.owner(rollout)
-    create = os.O_CREAT if paths.residuals(rollout).exists() else 0
+    create = os.O_CREAT if is_there(paths.residuals(rollout)) else 0
     try:
         file = GrowingFile(open_inside(paths.root, path, os.O_RDWR | os.O_APPEND | create), path, 0)
     except FileNotFoundError:

@@ -20,7 +20,7 @@ from drift_cli.errors import StoreError
 from drift_cli.spec import Cell, Finish, Rollout
 from drift_cli.store import residuals as residual_file
 from drift_cli.store.events import read_events
-from drift_cli.store.files import is_temporary, open_inside, size_of
+from drift_cli.store.files import is_temporary, is_there, open_inside, release, size_of
 from drift_cli.store.line import TurnLine
 from drift_cli.store.manifest import AxisEntry, Manifest, read_manifest
 from drift_cli.store.paths import RunPaths
@@ -85,7 +85,7 @@ def _direction(paths: RunPaths, entry: AxisEntry, stored: tuple[int, ...]) -> _D
 
     path = paths.axis(entry.name)
     try:
-        os.close(open_inside(paths.root, path, os.O_RDONLY))  # refuses what is not a plain file of the run's own
+        release(open_inside(paths.root, path, os.O_RDONLY))  # refuses what is not a plain file of the run's own
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
             vectors = np.asarray(file.get_tensor("axis"), dtype="<f4")
@@ -157,7 +157,7 @@ def _residuals(paths: RunPaths, rollout: Rollout, scan: Scan, directions: Sequen
         for line in scan.lines:
             yield from _turn(paths, rollout, fd, line, directions)
     finally:
-        os.close(fd)
+        release(fd)
 
 
 def _turn(paths: RunPaths, rollout: Rollout, fd: int, line: TurnLine, directions: Sequence[_Direction]) -> Iterator[Finding]:
@@ -207,7 +207,7 @@ def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[
     elif rollout is not None:
         if rollout.sample >= planned.get(rollout.cell, 0):
             yield Finding(path, f"{rollout} is not in the run's plan", fatal=False)
-        elif path == paths.residuals(rollout) and path.stat().st_size and not paths.rollout(rollout).exists():
+        elif path == paths.residuals(rollout) and path.stat().st_size and not is_there(paths.rollout(rollout)):
             yield Finding(paths.rollout(rollout), "missing, though there are residual means of its turns", fatal=True)
     elif folder == paths.quarantine.name:
         yield Finding(path, "set aside by a repair: no part of the run any more, it may be moved away", fatal=False)
