@@ -194,7 +194,8 @@ def import_torch(
     except FileNotFoundError:
         raise DriftError(f"{path} does not exist") from None
     except _UNREADABLE as error:
-        raise DriftError(f"{path} is not a torch file of plain tensors: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DriftError(f"{path} is not a torch file of plain tensors: {reason}") from error
     by_persona = isinstance(found, dict)
     convention = convention or ("hidden-states" if by_persona else "block-outputs")
     stacked, personas = _stack(found, path)
@@ -216,6 +217,8 @@ def _stack(found: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, ...]
     tensors = found if isinstance(found, dict) else {"": found}
     if not tensors or not all(isinstance(k, str) and isinstance(v, torch.Tensor) and v.ndim in (1, 2) for k, v in tensors.items()):
         raise DriftError(f"{path} holds neither a tensor nor a dict of persona → tensor of (width,) or (layers, width)")
+    if not all(map(_plain, tensors.values())):
+        raise DriftError(f"{path} holds a tensor that is sparse, quantized, complex, without data, or larger than its data")
     shapes = {tuple(v.shape) for v in tensors.values()}
     if len(shapes) > 1:
         raise DriftError(f"{path}: personas have tensors of different shapes: {', '.join(map(str, sorted(shapes)))}")
@@ -224,6 +227,14 @@ def _stack(found: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, ...]
     if not np.isfinite(stacked).all():
         raise DriftError(f"{path} holds numbers that are not finite")
     return stacked, tuple(tensors)
+
+
+def _plain(tensor: Any) -> bool:
+    """Whether a tensor has a number in memory for each of its elements: strides can make a few bytes look like terabytes."""
+    import torch
+
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized and not tensor.is_complex()
+    return dense and 0 < tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _contrast(stacked: NDArray[np.float64], personas: tuple[str, ...], assistants: tuple[str, ...], path: Path) -> NDArray[np.float64]:
