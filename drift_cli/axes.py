@@ -11,6 +11,7 @@ import hashlib
 import json
 import pickle
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,11 @@ from numpy.typing import NDArray
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.spec import checked_name
 
-_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, pickle.UnpicklingError)
-"""What torch raises, among it pickle's own, on a file that is not one of its own."""
+_UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, NameError, AssertionError, ArithmeticError),
+    *(MemoryError, ImportError, pickle.UnpicklingError, struct.error),
+)
+"""What torch raises, found by fuzzing, on a file that is not one of its own: its reader takes the bytes' word for many things."""
 
 FORMAT = "drift-axis-1"
 DEMO = "demo"
