@@ -44,7 +44,9 @@ fuzzed = settings(max_examples=120, deadline=None, suppress_health_check=[Health
 TEXTS = st.one_of(
     st.text(max_size=30),
     st.text(st.characters(codec=None, categories=["Cc", "Cf", "Cs", "Co", "Lo"]), max_size=8),
-    st.sampled_from(["", " ", "\ud800", "\x1b[2J", "\u202e", "\0", "../../x", "user", "assistant", "system", "[bold]x[/bold]", "NaN", "<A_B>", "</A_B>"]),
+    st.sampled_from(
+        ["", " ", "\ud800", "\x1b[2J", "\u202e", "\0", "../../x", "user", "assistant", "system", "[bold]x[/bold]", "NaN", "<A_B>", "</A_B>"]
+    ),
 )
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([2**63, -(2**63) - 1, 10**400, 1e308, float("nan"), float("inf"), -0.0]))
 KEYS_SEEN = [
@@ -120,7 +122,11 @@ def reads(work: Callable[[], object]) -> None:
 # --- transcripts, and the seed experiment's files
 
 OWN = {"users": ["hello", "and then"], "replies": ["yes", "no"], "name": "talk", "description": "x", "language": "en"}
-CHAT = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]
+CHAT = [
+    {"role": "system", "content": "s"},
+    {"role": "user", "content": "u"},
+    {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
+]
 SHARED = {"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]}
 SEED = {
     "model": "m",
@@ -201,7 +207,25 @@ system = "be kind"
 placement = "start"
 """
 TOML_VALUES = st.sampled_from(
-    ["1", "1.5", "nan", "inf", "-inf", '"x"', "true", "[]", "[[]]", "{}", "{a={b=1}}", "1979-05-27", "07:32:00", "9" * 400, "1e400", '"\\u202e"', "[1,'a']"]
+    [
+        "1",
+        "1.5",
+        "nan",
+        "inf",
+        "-inf",
+        '"x"',
+        "true",
+        "[]",
+        "[[]]",
+        "{}",
+        "{a={b=1}}",
+        "1979-05-27",
+        "07:32:00",
+        "9" * 400,
+        "1e400",
+        '"\\u202e"',
+        "[1,'a']",
+    ]
 )
 
 
@@ -212,7 +236,9 @@ TOML_VALUES = st.sampled_from(
         harmed(TOML.encode()).map(lambda data: data.decode(errors="replace")),
         st.tuples(st.sampled_from([*KEYS, "conditions", "x"]), TOML_VALUES).map(lambda pair: f"{pair[0]} = {pair[1]}"),
         st.tuples(st.sampled_from(["system", "placement", "x"]), TOML_VALUES).map(lambda pair: f"[conditions.c]\n{pair[0]} = {pair[1]}"),
-        st.sampled_from(["[" * 5_000, "a." * 2_000 + "b=1", 'a = "' + "x" * 100_000, "[conditions]\nx=1", "[conditions.'../x']", "a='\\'", "\0"]),
+        st.sampled_from(
+            ["[" * 5_000, "a." * 2_000 + "b=1", 'a = "' + "x" * 100_000, "[conditions]\nx=1", "[conditions.'../x']", "a='\\'", "\0"]
+        ),
     )
 )
 def test_every_drift_toml_is_read_or_refused(tmp_path: Path, text: str) -> None:
@@ -222,7 +248,10 @@ def test_every_drift_toml_is_read_or_refused(tmp_path: Path, text: str) -> None:
 
 
 @fuzzed
-@given(st.sampled_from(sorted(KEYS)), st.one_of(TEXTS, VALUES.map(lambda value: json.dumps(value)), st.sampled_from(["9" * 5000, "[" * 100_000])))
+@given(
+    st.sampled_from(sorted(KEYS)),
+    st.one_of(TEXTS, VALUES.map(json.dumps), st.sampled_from(["9" * 5000, "[" * 100_000])),
+)
 def test_every_variable_of_the_environment_is_read_or_refused(key: str, text: str) -> None:
     reads(lambda: config.resolve({}, config=None, environment={f"DRIFT_{key.upper()}": text}))
 
@@ -275,7 +304,7 @@ def test_every_line_of_a_rollout_is_read_or_refused_even_with_a_right_checksum(r
         reads(lambda: run.writer(FIRST).close())
     finally:
         path.write_bytes(whole)
-        run_means = np.concatenate([row for row in _means(run)])
+        run_means = np.concatenate(list(_means(run)))
         means.write_bytes(run_means.tobytes())
 
 
@@ -380,7 +409,7 @@ def test_every_torch_file_is_imported_or_refused_in_little_memory(name: str, tmp
 
 
 @fuzzed
-@given(st.one_of(st.binary(max_size=60), VALUES.map(lambda value: pickle.dumps(value)), st.just(pickle.dumps(Evil()))))
+@given(st.one_of(st.binary(max_size=60), VALUES.map(pickle.dumps), st.just(pickle.dumps(Evil()))))
 def test_bytes_that_are_no_torch_file_are_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "v_layer3.pt"
     path.write_bytes(data)

@@ -113,7 +113,7 @@ def test_listing_takes_less_than_a_second(run: Run) -> None:
     store = Store(run.paths.root.parent)
 
     def listing() -> None:
-        row, facts = _listed(store, run.paths.run_id)
+        _row, facts = _listed(store, run.paths.run_id)
         assert facts["ended"] == CELLS * SAMPLES - UNFINISHED
         assert facts["turns"] == CELLS * SAMPLES * TURNS - 3 * UNFINISHED
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from drift_cli.chat.dialogue import Dialogue, Message, common_prefix, given_texts, messages
+from drift_cli.chat.limit import within_limit
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.spec import ChatFormat, Condition, Placement, Transcript
 
@@ -64,7 +65,7 @@ class TemplateChat:
 
     def _apply(self, conversation: list[Message], **how: Any) -> Any:
         options = json.loads(self.options)
-        return self.tokenizer.apply_chat_template(conversation, chat_template=self.template, **how, **options)
+        return within_limit(lambda: self.tokenizer.apply_chat_template(conversation, chat_template=self.template, **how, **options))
 
     def _ids(self, conversation: list[Message]) -> list[int]:
         return [int(i) for i in self._apply(conversation, tokenize=True, add_generation_prompt=True, return_dict=False)]

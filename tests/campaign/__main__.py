@@ -66,7 +66,8 @@ def main() -> int:
     print(f"\n{injected:,} faults injected, {survived:,} survived, lost = {lost}, undetected = {undetected}")
     print("\n".join(problems[:50]), file=sys.stderr)
     if asked.write:
-        _write(table(tallies), f"{injected:,} faults injected, {survived:,} survived, lost = {lost}, undetected = {undetected}.")
+        part = "" if asked.every == 1 else f"One fault in {asked.every} of the whole campaign. "
+        _write(table(tallies), f"{part}{injected:,} faults injected, {survived:,} survived, lost = {lost}, undetected = {undetected}.")
     return bool(problems)
 
 
