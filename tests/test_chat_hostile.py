@@ -30,6 +30,8 @@ def test_a_good_template_passes() -> None:
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ messages.append(1) }}",
         "{{ cycler.__init__.__globals__.os.system('touch touched') }}",
+        "{{ 1 // 0 }}",
+        "{{ messages['x' * 3].y.z }}",
         "{% for i in range(10**9) %}{% endfor %}",
     ],
 )

@@ -26,6 +26,17 @@ _DATE_CALL = re.compile(r"strftime_now\s*\(\s*(?:'([^']*)'|\"([^\"]*)\")\s*\)")
 _PROBE = ("drift probe one", "drift probe two", "drift probe reply", "drift probe system")
 
 
+_TEMPLATES_OWN = (ArithmeticError, TypeError, ValueError, LookupError, AttributeError, RecursionError, MemoryError)
+"""What a template's own code may raise beside jinja2's errors: it divides, indexes and loops as Python does."""
+
+
+def _failure(error: BaseException) -> Exception:
+    """The same as an error of the template."""
+    import jinja2
+
+    return jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}")
+
+
 @dataclass(frozen=True)
 class TemplateChat:
     """The model's own chat template, rendered by transformers (sandboxed), with the date pinned."""
@@ -65,7 +76,10 @@ class TemplateChat:
 
     def _apply(self, conversation: list[Message], **how: Any) -> Any:
         options = json.loads(self.options)
-        return within_limit(lambda: self.tokenizer.apply_chat_template(conversation, chat_template=self.template, **how, **options))
+        try:
+            return within_limit(lambda: self.tokenizer.apply_chat_template(conversation, chat_template=self.template, **how, **options))
+        except _TEMPLATES_OWN as error:
+            raise _failure(error) from error
 
     def _ids(self, conversation: list[Message]) -> list[int]:
         return [int(i) for i in self._apply(conversation, tokenize=True, add_generation_prompt=True, return_dict=False)]
