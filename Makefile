@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo test check format lint types tests quick picture campaign strace clean
+.PHONY: demo test check format lint types tests quick picture campaign mutants strace clean
 
 demo: $(STAMP)
 	$(BIN)/drift demo
@@ -32,6 +32,10 @@ quick: $(DEV_STAMP)
 # The whole crash campaign: every fault that the tests inject a part of. Writes its counts into docs/reliability.md; some minutes.
 campaign: $(DEV_STAMP) strace
 	PYTHONPATH=tests $(BIN)/python -m campaign --write
+
+# Breaks each promise in a copy of the code on purpose and sees that its named test fails.
+mutants: $(DEV_STAMP) strace
+	PYTHONPATH=tests $(BIN)/python -m campaign.mutants
 
 # Injects faults into system calls. Tests that need it are skipped, and say so, where it is not there and cannot be had.
 strace:
