@@ -12,7 +12,6 @@ from pathlib import Path
 from campaign.scenes import quick_folder
 
 ROOT = Path(__file__).parents[2]
-# ruff: noqa: E501 (a mutant is a row of a table)
 
 
 @dataclass(frozen=True)
