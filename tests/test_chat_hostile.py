@@ -47,3 +47,8 @@ def test_a_template_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPa
     with pytest.raises(DriftError, match=r"takes longer than 0\.2 seconds"):
         chat(slow + GOOD).check(Condition("plain"), SCRIPT)
     assert time.monotonic() - started < 5
+
+
+def test_a_template_that_fails_only_behind_a_reply_is_refused_too() -> None:
+    with pytest.raises(DriftError, match="ends with a reply"):
+        chat("{% if messages[-1]['role'] == 'assistant' %}{{ 1 // 0 }}{% endif %}" + GOOD).end_id()

@@ -110,9 +110,13 @@ class TemplateChat:
 
     def end_id(self) -> int | None:
         """The special token that follows a reply in the template's rendering, where there is one."""
-        open_ids = self._ids([{"role": "user", "content": _PROBE[0]}])
+        import jinja2
+
         pair = [{"role": "user", "content": _PROBE[0]}, {"role": "assistant", "content": _PROBE[2]}]
-        closed = self._apply(pair, tokenize=True, return_dict=False)
+        try:
+            open_ids, closed = self._ids(pair[:1]), self._apply(pair, tokenize=True, return_dict=False)
+        except jinja2.TemplateError as error:
+            raise DriftError(f"the chat template fails on a conversation that ends with a reply: {error}") from error
         specials = set(self.tokenizer.all_special_ids)
         after = [int(i) for i in closed[common_prefix(open_ids, closed) :]]
         return next((i for i in after if i in specials), None)
