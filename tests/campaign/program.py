@@ -16,8 +16,8 @@ FAULTS = (("fsync", "error=EIO"), ("write", "error=ENOSPC"), ("fsync", "signal=S
 """Each at several places; all of them on files of the store alone: `-P` picks the calls that touch it."""
 
 
-def faults(folder: Path, places: Sequence[float] = (0.0, 0.3, 0.6, 0.99), kinds: Sequence[tuple[str, str]] = FAULTS) -> Tally:
-    """Let the program run into each fault at these places (0: the first such call of an uninterrupted run, 1: behind the last)."""
+def faults(folder: Path, places: Sequence[float] = (0.1, 0.3, 0.6, 0.99), kinds: Sequence[tuple[str, str]] = FAULTS) -> Tally:
+    """Let the program run into each fault at these places (0: the first such call of an uninterrupted run, 1: behind the last; the first few writes are the zygote's own)."""
     tally = Tally("`drift generate`: EIO, ENOSPC and kills")
     zygote = Zygote()
     try:
