@@ -92,8 +92,8 @@ def _damage(
 def _locked(paths: RunPaths, rollout: Rollout) -> Iterator[GrowingFile | None]:
     """A rollout's lines, this process being the one writer. They are made where only residual means are there; None where neither are."""
     path, note = paths.rollout(rollout), paths.owner(rollout)
-    means = paths.residuals(rollout)
-    create = os.O_CREAT if is_there(means) and means.stat().st_size else 0
+    with _existing(paths, paths.residuals(rollout)) as means:
+        create = os.O_CREAT if means is not None and size_of(means.fd, means.path) else 0
     try:
         file = GrowingFile(open_inside(paths.root, path, os.O_RDWR | os.O_APPEND | create), path, 0)
     except FileNotFoundError:

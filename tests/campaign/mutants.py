@@ -38,7 +38,7 @@ MUTANTS = (
         _POWER,
     ),
     Mutant("names are synced", "store/log.py", "            sync_folders(self._paths.root, path.parent)", "            pass", _POWER),
-    Mutant("what a killed process left is synced", "store/log.py", "        self._lines.sync()", "        pass", _POWER),
+    Mutant("what a killed process left is synced", "store/log.py", "        self._lines.sync()", "        pass", "test_store_faults.py"),
     Mutant("means come before their line", "store/log.py", "            means.append(data)", "            pass", "test_store_faults.py"),
     Mutant("the chain is checked", "store/reader.py", "    if named != prev:", "    if False:", "test_store_log.py"),
     Mutant("a line's checksum is checked", "store/line.py", "    if line[-_SEAL:] != _seal(line[:-_SEAL]):", "    if False:", _DAMAGE),

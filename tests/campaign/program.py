@@ -17,7 +17,7 @@ FAULTS = (("fsync", "error=EIO"), ("write", "error=ENOSPC"), ("fsync", "signal=S
 
 
 def faults(folder: Path, places: Sequence[float] = (0.1, 0.3, 0.6, 0.99), kinds: Sequence[tuple[str, str]] = FAULTS) -> Tally:
-    """Let the program run into each fault at these places (0: the first such call of an uninterrupted run, 1: behind the last; the first few writes are the zygote's own)."""
+    """Let the program run into each fault at these places (0: the first such call of an uninterrupted run, 1: behind the last)."""
     tally = Tally("`drift generate`: EIO, ENOSPC and kills")
     zygote = Zygote()
     try:
