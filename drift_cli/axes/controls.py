@@ -55,10 +55,10 @@ def save(controls: Controls, path: Path) -> None:
     """Write them atomically: safetensors `random` and `shuffled`, and the rest in the header."""
     from safetensors.numpy import save as serialize
 
-    from drift_cli.store.files import atomic_write
+    from drift_cli.store.files import atomic_write, create_folder
 
     header = {"format": FORMAT, "axis": controls.axis, "digest": controls.digest, "layer": str(controls.layer), "seed": str(controls.seed)}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(path.parent)
     atomic_write(path, serialize({"random": controls.random, "shuffled": controls.shuffled}, metadata=header))
 
 

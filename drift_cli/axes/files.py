@@ -44,7 +44,7 @@ def save(axis: Axis, path: Path) -> None:
     """Write an axis file atomically."""
     from safetensors.numpy import save as serialize
 
-    from drift_cli.store.files import atomic_write
+    from drift_cli.store.files import atomic_write, create_folder
 
     tensors = {"axis": np.ascontiguousarray(axis.vectors, dtype=np.float32)}
     if axis.means is not None:
@@ -57,7 +57,7 @@ def save(axis: Axis, path: Path) -> None:
         "digest": axis.digest,
         **{field: json.dumps(getattr(axis, field)) for field in _JSON},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(path.parent)
     atomic_write(path, serialize(tensors, metadata=header))
 
 

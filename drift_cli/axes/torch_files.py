@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,16 @@ from numpy.typing import NDArray
 from drift_cli.axes.axis import Axis, ranges
 from drift_cli.axes.contrast import contrast, sides_of, unit
 from drift_cli.errors import DriftError, UsageError
-from drift_cli.store.files import atomic_write
+from drift_cli.store.files import atomic_write, create_folder
 
 if TYPE_CHECKING:
     import torch
 
-_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, pickle.UnpicklingError)
-"""What torch raises, among it pickle's own, on a file that is not one of its own."""
+_UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, NameError, AssertionError, ArithmeticError),
+    *(MemoryError, ImportError, pickle.UnpicklingError, struct.error),
+)
+"""What torch raises, found by fuzzing, on a file that is not one of its own: its reader takes the bytes' word for many things."""
 
 
 def import_torch(
@@ -54,7 +58,8 @@ def import_torch(
     except FileNotFoundError:
         raise DriftError(f"{path} does not exist") from None
     except _UNREADABLE as error:
-        raise DriftError(f"{path} is not a torch file of plain tensors: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DriftError(f"{path} is not a torch file of plain tensors: {reason}") from error
     by_persona = isinstance(found, dict)
     convention = convention or ("hidden-states" if by_persona else "block-outputs")
     stacked, personas = _stack(found, path)
@@ -84,7 +89,7 @@ def export_torch(axis: Axis, path: Path, kind: str, layer: int | None = None) ->
     made, said = _as_tensor(axis) if kind == "axis" else _as_dict(axis, layer)
     buffer = io.BytesIO()
     torch.save(made, buffer)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(path.parent)
     atomic_write(path, buffer.getvalue())
     return said
 
@@ -120,6 +125,8 @@ def _stack(found: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, ...]
     tensors = found if isinstance(found, dict) else {"": found}
     if not tensors or not all(isinstance(k, str) and isinstance(v, torch.Tensor) and v.ndim in (1, 2) for k, v in tensors.items()):
         raise DriftError(f"{path} holds neither a tensor nor a dict of persona → tensor of (width,) or (layers, width)")
+    if not all(map(_plain, tensors.values())):
+        raise DriftError(f"{path} holds a tensor that is sparse, quantized, complex, without data, or larger than its data")
     shapes = {tuple(v.shape) for v in tensors.values()}
     if len(shapes) > 1:
         raise DriftError(f"{path}: personas have tensors of different shapes: {', '.join(map(str, sorted(shapes)))}")
@@ -128,6 +135,14 @@ def _stack(found: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, ...]
     if not np.isfinite(stacked).all():
         raise DriftError(f"{path} holds numbers that are not finite")
     return stacked, tuple(tensors)
+
+
+def _plain(tensor: Any) -> bool:
+    """Whether a tensor has a number in memory for each of its elements: strides can make a few bytes look like terabytes."""
+    import torch
+
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized and not tensor.is_complex()
+    return dense and 0 < tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _layer_of(path: Path, layer: int | None) -> int:
