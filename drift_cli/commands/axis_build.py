@@ -66,7 +66,7 @@ def build(
     from drift_cli.experiment import axes_folder
 
     asked = read(personas)
-    flags = {"model": model, "revision": revision, "chat": chat, "chat_options": chat_option, "dtype": dtype}
+    flags: dict[str, object] = {"model": model, "revision": revision, "chat": chat, "chat_options": chat_option, "dtype": dtype}
     flags |= {"device": device, "batch": batch, "engine": engine}
     settings = resolve(flags)
     title = _title(name, settings["model"], output)

@@ -5,6 +5,7 @@ Byte-level BPE with a vocabulary made from the corpus: most words of its world a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -96,9 +97,9 @@ class Encoder:
         """A conversation cut to so many tokens, or filled up at the end."""
         pieces = self.pieces(conversation)
         row = Row(np.zeros(length, dtype=np.int16), np.zeros(length, dtype=np.float16), np.zeros(length, dtype=np.int8))
-        for array, values in zip(row, zip(*((p.ids, p.weights, p.sides) for p in pieces), strict=True), strict=True):
-            flat = list(chain.from_iterable(values))[:length]
-            array[: len(flat)] = flat
+        _fill(row.ids, (piece.ids for piece in pieces))
+        _fill(row.weights, (piece.weights for piece in pieces))
+        _fill(row.sides, (piece.sides for piece in pieces))
         return row
 
     def _read(self, role: str, text: str) -> Piece:
@@ -129,3 +130,9 @@ def load(path: Any) -> Tokenizer:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+
+
+def _fill(array: NDArray[Any], parts: Iterable[Iterable[float]]) -> None:
+    """Write the parts, one after another, into an array (length,) that may be shorter or longer than they are."""
+    flat = list(chain.from_iterable(parts))[: len(array)]
+    array[: len(flat)] = flat

@@ -80,7 +80,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate_at(index)
         loss, marked = self.losses(batch)
-        (loss + self.recipe.mark * marked).backward()
+        torch.autograd.backward(loss + self.recipe.mark * marked)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -129,7 +129,7 @@ def train(recipe: Recipe, device: str, processes: int, budget: float) -> tuple[P
     return trainer.network, plan.tokenizer, {**record, "device": _device_name(device), "versions": _versions()}
 
 
-def _chain(first: batches.Batch, rest: Iterator[batches.Batch]) -> Iterator[batches.Batch]:
+def _chain(first: Row, rest: Iterator[Row]) -> Iterator[Row]:
     yield first
     yield from rest
 

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from drift_cli.axes.axis import Axis
 from drift_cli.axes.diagnostics import Diagnostics
 from drift_cli.figures.canvas import looks
-from drift_cli.figures.palette import NEUTRAL, style_of
+from drift_cli.figures.palette import PAPER
 
-_ASSISTANT, _ROLE = style_of(0), style_of(1)
+_ASSISTANT, _ROLE = PAPER.of(0), PAPER.of(1)
 
 
 def draw(axis: Axis, found: Sequence[Diagnostics], layer: int, suggested: int | None) -> Figure:
@@ -65,20 +66,20 @@ def _separation(ax: Axes, found: Sequence[Diagnostics], suggested: int | None) -
     ax.set_ylim(bottom=0)
     ax.set_ylabel("separation d′")
     ax.set_xlabel("layer (hidden_states)")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     _mark(ax, suggested)
     ax.legend(loc="lower right")
 
 
 def _line(ax: Axes, layers: Sequence[int], values: Sequence[float], index: int, label: str) -> None:
-    style = style_of(index)
+    style = PAPER.of(index)
     size = 3.5 if len(layers) <= 16 else 2
     ax.plot(layers, values, color=style.color, marker=style.marker, markersize=size, linewidth=1.2, label=label)
 
 
 def _mark(ax: Axes, suggested: int | None) -> None:
     if suggested is not None:
-        ax.axvline(suggested, color=NEUTRAL, linewidth=0.8, linestyle="--", zorder=0)
+        ax.axvline(suggested, color=PAPER.neutral, linewidth=0.8, linestyle="--", zorder=0)
 
 
 def _personas(ax: Axes, axis: Axis, found: Diagnostics) -> None:
@@ -86,7 +87,7 @@ def _personas(ax: Axes, axis: Axis, found: Diagnostics) -> None:
     for side, style, label in ((True, _ASSISTANT, "assistant's side"), (False, _ROLE, "in a part")):
         places = [place for place, (name, _) in enumerate(order) if (name in axis.assistants) is side]
         ax.plot([order[p][1] for p in places], places, style.marker, color=style.color, markersize=4.5, linestyle="none", label=label)
-    ax.axvline(0, color=NEUTRAL, linewidth=0.7)
+    ax.axvline(0, color=PAPER.neutral, linewidth=0.7)
     ax.set_yticks(range(len(order)), [name for name, _ in order], fontsize=7)
     ax.set_ylim(-0.7, len(order) - 0.3)
     ax.grid(axis="x")

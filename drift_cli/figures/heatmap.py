@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from drift_cli.analysis.flags import Flag
-from drift_cli.analysis.summary import rollout_means
+from drift_cli.analysis.measures import rollout_means
 from drift_cli.analysis.table import FloatArray, RunTable
 from drift_cli.figures.canvas import looks
 from drift_cli.figures.layout import Panel, blank, color_bar, compose
