@@ -9,13 +9,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.axes.axis import Axis
 from drift_cli.axes.contrast import contrast, sides_of, unit
-from drift_cli.errors import DriftError
+from drift_cli.errors import DriftError, StoreError
+
+if TYPE_CHECKING:
+    from drift_cli.store.run import Run
 
 FORMAT = "drift-controls-1"
 
@@ -49,6 +53,27 @@ def _shuffled(axis: Axis, layer: int, count: int, seed: int) -> NDArray[np.float
     sides = sides_of(axis.personas, axis.assistants, f"axis {axis.name}")
     draw = np.random.default_rng([seed, layer, 1])
     return unit(np.stack([contrast(values, draw.permutation(sides)) for _ in range(count)]), f"controls of axis {axis.name}")
+
+
+def project(run: Run, controls: Controls) -> dict[str, NDArray[np.float64]]:
+    """By kind, projections (N, rollouts, turns) of the run's stored residual means, in the order of its rollouts; NaN where a turn is missing.
+
+    `StoreError` where the controls' layer is not stored, or a file is damaged.
+    """
+    from drift_cli.store.reader import read_residual_layer
+
+    stored = run.manifest.layers
+    if controls.layer not in stored:
+        raise StoreError(f"run {run.paths.run_id} stores no residuals of layer {controls.layer}", mend="Measure at a layer that it stores.")
+    vectors = np.concatenate([controls.random, controls.shuffled]).astype(np.float64)
+    states = run.states()
+    found = np.full((len(vectors), len(states), max((state.total for state in states), default=0)), np.nan)
+    for index, state in enumerate(states):
+        if state.done:
+            means = read_residual_layer(run.paths, state.rollout, stored.index(controls.layer), len(stored), vectors.shape[1])[: state.done]
+            found[:, index, : len(means)] = vectors @ means.astype(np.float64).T
+    count = len(controls.random)
+    return {kind: values for kind, values in (("random", found[:count]), ("shuffled", found[count:])) if len(values)}
 
 
 def save(controls: Controls, path: Path) -> None:
