@@ -1,4 +1,4 @@
-"""Tables, summaries, comparisons and flags: against reference values, the seed's printed results, and every degenerate input."""
+"""Tables, summaries and flags: against reference values, the seed's printed results, and every degenerate input."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from safetensors.numpy import save_file
 from scipy import stats
 
 from drift_cli.analysis.flags import Flag, Recital, flag_reply, is_empty, recitals, repeated_share, words_of
-from drift_cli.analysis.summary import moments, plain, rollout_means, summarize
+from drift_cli.analysis.summary import moments, plain, summarize
 from drift_cli.analysis.table import Group, RunTable, load
-from drift_cli.analysis.tests import bootstrap, compare, compare_turns, hedges_g, holm, welch
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.spec import Cell, ChatFormat, Condition, Finish, Rollout, RunSpec, Sampling, Transcript, Turn
 from drift_cli.store.log import End
@@ -29,10 +28,6 @@ from drift_cli.store.run import Run
 SEED = os.environ.get("DRIFT_SEED_DATA")
 needs_seed = pytest.mark.skipif(not SEED, reason="DRIFT_SEED_DATA is not set")
 SEED_FILES = {"baseline": "003b_baseline.json", "simple": "003b_simple_sysprompt.json", "complex": "003b_complex_sysprompt.json"}
-
-# Student's sleep data (1908): extra hours of sleep with two drugs.
-SLEEP_1 = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
-SLEEP_2 = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
 
 
 @pytest.fixture(autouse=True)
@@ -95,14 +90,6 @@ def test_seed_summary_is_reproduced_to_the_printed_digits():
 
 
 @needs_seed
-def test_seed_differences_are_reproduced_to_the_printed_digits():
-    rows = re.findall(r"^\| (\w+) - (\w+) \| ([+-]\d+\.\d\d) \|$", _printed(), re.MULTILINE)
-    assert len(rows) == 3
-    found = {(c.a, c.b): c.difference for c in compare(_seed_table())}
-    assert {(a.lower(), b.lower()): difference for a, b, difference in rows} == {pair: f"{value:+.2f}" for pair, value in found.items()}
-
-
-@needs_seed
 def test_seed_turns_are_reproduced_to_the_printed_digits():
     rows = re.findall(r"^ *(\d+) +(?:-?\d+\.\d+|---) +(.*±.*)$", _printed(), re.MULTILINE)
     assert [int(turn) for turn, _ in rows] == list(range(1, 19))
@@ -111,19 +98,6 @@ def test_seed_turns_are_reproduced_to_the_printed_digits():
         printed = re.findall(r"(-?\d+\.\d{4}) ± (\d+\.\d{4})", entries)
         found = [(f"{t.mean:.4f}", f"{t.sem:.4f}") for t in (turns[name][int(turn) - 1] for name in SEED_FILES)]
         assert printed == found
-
-
-@needs_seed
-def test_seed_welch_reference_values():
-    table = _seed_table()
-    result = next(c for c in compare(table) if (c.a, c.b) == ("simple", "baseline"))
-    assert result.difference == pytest.approx(0.4195, abs=5e-5)
-    assert result.statistic == pytest.approx(6.9385, abs=5e-5)
-    assert result.df == pytest.approx(29.19, abs=5e-3)
-    assert result.p == pytest.approx(1.21e-7, abs=5e-10)
-    assert (result.low, result.high) == pytest.approx((0.2959, 0.5431), abs=5e-5)
-    turns = [t for t in compare_turns(table) if (t.a, t.b) == ("simple", "baseline")]
-    assert sum(t.p_adjusted < 0.05 for t in turns) == 12
 
 
 @needs_seed
@@ -168,7 +142,7 @@ def test_rollout_that_ended_early_counts_by_its_own_turns_and_is_noted():
     assert (cell.planned, cell.n, cell.early, cell.replies) == (3, 2, 1, 3)
     assert (cell.mean, cell.grand_mean) == (3.5, 3.0)
     assert [turn.n for turn in cell.turns] == [2, 1]
-    assert "1 of 2 rollouts ended early or are unfinished" in (cell.note or "")
+    assert "1 of 2 rollouts lack turns" in (cell.note or "")
     _assert_plain(cell)
 
 
@@ -212,148 +186,8 @@ def test_moments_of_a_constant_column_have_no_rounding_noise():
     assert np.isnan(found.low[0])
 
 
-def test_rollout_means_leave_out_missing_turns():
-    np.testing.assert_array_equal(rollout_means(np.array([[1.0, np.nan, 3.0], [np.nan] * 3])), [2.0, np.nan])
-
-
 def test_plain_turns_nan_into_none():
     assert (plain(np.float64("nan")), plain(math.inf), plain(1)) == (None, None, 1.0)
-
-
-# --- tests --------------------------------------------------------------------------------------------------------------------------------------------
-
-
-def test_welch_reference_values_on_the_sleep_data():
-    result = welch(SLEEP_1, SLEEP_2)
-    assert result.statistic == pytest.approx(-1.8608, abs=5e-5)
-    assert result.df == pytest.approx(17.776, abs=5e-4)
-    assert result.p == pytest.approx(0.07939, abs=5e-6)
-    assert (result.low, result.high) == pytest.approx((-3.3655, 0.2055), abs=5e-5)
-    assert (result.n_a, result.n_b, result.note) == (10, 10, None)
-
-
-def test_hedges_g_is_cohens_d_with_the_exact_correction():
-    # d = -1.58 / 1.898798; J(18) = Γ(9) / (√9 Γ(8.5)) = .957655
-    assert hedges_g(SLEEP_1, SLEEP_2) == pytest.approx(-0.832106 * 0.957655, abs=1e-4)
-    assert hedges_g(np.zeros(3), np.zeros(3)) is None
-    assert hedges_g(np.zeros(1), np.zeros(1)) is None
-
-
-def test_bootstrap_is_deterministic_for_a_seed_and_has_no_p():
-    first, again, other = (bootstrap(SLEEP_1, SLEEP_2, seed=seed) for seed in (1, 1, 2))
-    assert first == again
-    assert (first.low, first.high) != (other.low, other.high)
-    assert first.p is None
-    assert "percentile" in first.method
-    assert "seed 1" in first.method
-    assert "too narrow" in (first.note or "")
-
-
-def test_bootstrap_interval_is_near_welchs_for_many_rollouts():
-    rng = np.random.default_rng(5)
-    a, b = rng.normal(1, 1, 200), rng.normal(0, 2, 200)
-    boot, t = bootstrap(a, b), welch(a, b)
-    assert (boot.low, boot.high) == pytest.approx((t.low, t.high), abs=0.03)
-    assert boot.note is None
-
-
-def test_bootstrap_resamples_rollouts_within_each_condition():
-    # b has one value far out: only resampling within b keeps a's side of the interval narrow.
-    result = bootstrap(np.array([0.0, 0.1, -0.1, 0.05] * 8), np.array([0.0] * 31 + [100.0]))
-    assert result.low is not None
-    assert result.high is not None
-    assert result.high == pytest.approx(0.0, abs=0.1)
-    assert result.low < -5
-
-
-def test_other_conditions_do_not_change_a_pairs_bootstrap():
-    rng = np.random.default_rng(6)
-    a, b, c = (rng.normal(size=(6, 3)) for _ in range(3))
-    two, three = compare(_table(a=a, b=b), "bootstrap"), compare(_table(c=c, a=a, b=b), "bootstrap")
-    assert two[0] == next(result for result in three if (result.a, result.b) == ("b", "a"))
-
-
-def test_pairs_are_compared_within_transcript_and_temperature_later_minus_earlier():
-    rng = np.random.default_rng(8)
-    arrays = {_cell(name, script, t): rng.normal(size=(4, 3)) for script, t in (("x", 0.5), ("y", 0.5), ("x", 1.0)) for name in ("a", "b")}
-    found = compare(RunTable.from_arrays("run", "axis", arrays))
-    assert [(c.a, c.b, c.transcript, c.temperature) for c in found] == [("b", "a", "x", 0.5), ("b", "a", "y", 0.5), ("b", "a", "x", 1.0)]
-    means = {cell: values.mean() for cell, values in arrays.items()}
-    assert found[1].difference == pytest.approx(means[_cell("b", "y")] - means[_cell("a", "y")])
-
-
-def test_comparison_is_welch_on_rollout_means():
-    rng = np.random.default_rng(9)
-    a, b = rng.normal(size=(5, 4)), rng.normal(size=(7, 4))
-    result, expected = compare(_table(a=a, b=b))[0], welch(b.mean(axis=1), a.mean(axis=1))
-    assert (result.p, result.low, result.n_a, result.n_b) == (pytest.approx(expected.p), pytest.approx(expected.low), 7, 5)
-
-
-@pytest.mark.parametrize("test", ["welch", "bootstrap"])
-@pytest.mark.parametrize(
-    ("a", "b", "note"),
-    [
-        ([[1.0, 2.0]], [[1.0, 3.0], [2.0, 2.0]], "One rollout on one side"),
-        ([[1.0, 2.0]] * 3, [[4.0, 4.0]] * 3, "equal on both sides"),
-        ([[1.0, 2.0]] * 3, [[4.0, 4.0], [5.0, 6.0]], "equal on one side"),
-        ([[np.nan, np.nan]], [[4.0, 4.0], [5.0, 6.0]], "No rollout"),
-        (np.empty((0, 2)), np.empty((0, 2)), "No rollout"),
-        ([[1.0, np.nan], [2.0, np.nan]], [[np.nan, 1.0], [np.nan, 2.0]], "no turn in common"),
-        ([[1.0, np.nan], [2.0, 3.0]], [[4.0, 1.0], [5.0, 2.5]], "1 of 2 rollouts of a ended early"),
-    ],
-)
-def test_degenerate_comparisons_have_a_sentence_and_no_nan(test, a, b, note):
-    table = _table(a=np.array(a), b=np.array(b))
-    (result,) = compare(table, test)
-    assert note in (result.note or "")
-    _assert_plain(result)
-    for turn in compare_turns(table):
-        _assert_plain(turn)
-
-
-def test_means_over_different_turns_are_not_subtracted():
-    (result,) = compare(_table(a=np.array([[1.0, np.nan], [2.0, np.nan]]), b=np.array([[np.nan, 1.0], [np.nan, 2.0]])))
-    assert (result.difference, result.low, result.p, result.hedges_g) == (None, None, None, None)
-
-
-def test_nearly_equal_rollouts_are_no_division_by_rounding_noise():
-    noise = np.array([[0.1 + 0.2], [0.3], [0.3]])
-    (result,) = compare(_table(a=noise, b=np.array([[1.0], [2.0]])))
-    assert (result.p, result.hedges_g) == (None, None)
-
-
-def test_conditions_that_never_meet_are_named_not_dropped():
-    arrays = {_cell("a", temperature=0.0): np.eye(3), _cell("b", temperature=1.0): np.eye(3)}
-    (result,) = compare(RunTable.from_arrays("run", "axis", arrays))
-    assert (result.a, result.b, result.transcript, result.difference) == ("b", "a", None, None)
-    assert "share no transcript and temperature" in (result.note or "")
-
-
-def test_unknown_test_is_refused_with_the_choices():
-    with pytest.raises(UsageError, match="welch, bootstrap"):
-        compare(_table(a=np.eye(2)), "z")
-
-
-def test_holm_on_a_worked_example():
-    # .005·4, .01·3, .03·2, .04·1, made monotone.
-    assert holm([0.01, 0.04, None, 0.03, 0.005]) == pytest.approx((0.03, 0.06, None, 0.06, 0.02))
-    assert holm([0.9, 0.8]) == (1.0, 1.0)
-
-
-def test_holm_rejects_3_of_benjamini_and_hochbergs_15():
-    p = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0000]
-    assert sum(value <= 0.05 for value in holm(p)) == 3
-
-
-def test_turns_are_adjusted_per_pair_over_the_turns_that_have_a_test():
-    rng = np.random.default_rng(10)
-    a, b = rng.normal(0, 1, (6, 4)), rng.normal(1, 1, (6, 4))
-    a[1:, 3] = np.nan
-    found = compare_turns(_table(a=a, b=b))
-    assert [t.turn for t in found] == [1, 2, 3, 4]
-    assert [t.p_adjusted for t in found] == pytest.approx((*holm([t.p for t in found[:3]]), None))
-    assert found[0].p == pytest.approx(stats.ttest_ind(b[:, 0], a[:, 0], equal_var=False).pvalue)
-    assert "One rollout on one side" in (found[3].note or "")
 
 
 # --- flags --------------------------------------------------------------------------------------------------------------------------------------------
@@ -463,14 +297,6 @@ def test_table_selects_by_condition_transcript_and_temperature():
     np.testing.assert_array_equal(table.of("b", "x", 0.0), [[2, 2], [2, 2]])
     with pytest.raises(UsageError, match=r"no cell x/b/T0\.5"):
         table.of("b", "x", 0.5)
-
-
-def test_all_pairs_of_many_conditions_are_compared():
-    rng = np.random.default_rng(11)
-    table = RunTable.from_arrays("run", "axis", {_cell(f"c{i}"): rng.normal(size=(8, 5)) for i in range(20)})
-    results = compare(table)
-    assert len({(result.a, result.b) for result in results}) == 190
-    assert all(result.p is not None for result in results)
 
 
 # --- load ---------------------------------------------------------------------------------------------------------------------------------------------

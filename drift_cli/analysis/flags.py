@@ -96,6 +96,10 @@ class Flags:
         """The masks of the rollouts in `index` only."""
         return Flags(*(self.of(kind)[index] for kind in Flag))
 
+    def columns(self, part: slice) -> Flags:
+        """The masks of some turns only."""
+        return Flags(*(self.of(kind)[:, part] for kind in Flag))
+
     def counts(self) -> FlagCounts:
         """How many are flagged, per kind."""
         return FlagCounts(**{kind.value: int(self.of(kind).sum()) for kind in Flag}, suspect=int(self.suspect.sum()))

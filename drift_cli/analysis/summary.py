@@ -1,7 +1,8 @@
 """Means of a run's cells, over all turns and turn by turn, with standard errors and t intervals.
 
-Over all turns, each rollout counts as one observation: its mean over the turns that it has. A cell's mean is the mean of those, its SD their standard
-deviation, its SEM that SD / sqrt(n rollouts). Turn by turn, the observations are the rollouts that have the turn.
+Over all turns, each rollout counts as one observation: its mean over the turns; one that lacks turns counts by its deviations from the cell's turn means
+(`measures.py` has the rule). A cell's mean is the mean of those, its SD their standard deviation, its SEM that SD / sqrt(n rollouts). Turn by turn, the
+observations are the rollouts that have the turn.
 
 `ddof` is what the sum of squares is divided by, n - ddof, in SD and SEM: 1, the sample SD, is the default. The first experiment of this kind (003b)
 printed SD with ddof 0, over the 16 rollout means in its summary (.0378 for its baseline; over all 288 replies it would have been .0496) and over the
@@ -12,6 +13,7 @@ Nothing here is ever NaN: what cannot be computed is None, and a `note` says why
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from drift_cli.analysis.flags import FlagCounts
+from drift_cli.analysis.measures import sample
+from drift_cli.analysis.results import Measure
 from drift_cli.analysis.table import FloatArray, RunTable
 from drift_cli.spec import Cell
 
@@ -67,7 +71,7 @@ class CellSummary:
     n: int
     """Rollouts with at least one turn: the observations."""
     early: int
-    """Of these, rollouts without all turns: ended for want of context, or unfinished. Their means cover fewer turns."""
+    """Of these, rollouts without all turns: ended for want of context, unfinished, or with replies left out."""
     replies: int
     mean: float | None
     """Of the rollout means."""
@@ -129,27 +133,28 @@ def moments(values: FloatArray, *, ddof: int = 1, level: float = LEVEL) -> Momen
     return Moments(n=n, mean=mean, sd=sd, sem=_divide(sd, root, n > 0), low=mean - half, high=mean + half)
 
 
-def constant(values: FloatArray) -> NDArray[np.bool_]:
-    """(T,): columns of `values` (n, T) whose finite values, if any, are all the same number up to rounding."""
+def constant(values: FloatArray, scale: FloatArray | float = 0.0) -> NDArray[np.bool_]:
+    """(T,): columns of `values` (n, T) whose finite values, if any, are all the same number up to rounding.
+
+    `scale` is the size of the numbers that they were computed from, where that was larger.
+    """
     there = np.isfinite(values)
     high = np.where(there, values, -np.inf).max(axis=0, initial=-np.inf)
     low = np.where(there, values, np.inf).min(axis=0, initial=np.inf)
     spread = np.where(high >= low, high, 0.0) - np.where(high >= low, low, 0.0)
     largest = np.abs(np.where(there, values, 0.0)).max(axis=0, initial=0.0)
-    same: NDArray[np.bool_] = spread <= _CONSTANT * largest
+    same: NDArray[np.bool_] = spread <= _CONSTANT * np.maximum(largest, scale)
     return same
 
 
-def rollout_means(values: FloatArray) -> FloatArray:
-    """Mean of each row of `values` (n, T) over the turns that it has; NaN for a row without any."""
-    there = np.isfinite(values)
-    n = there.sum(axis=1)
-    return _divide(np.where(there, values, 0.0).sum(axis=1), n, n > 0)
+def percent(level: float) -> str:
+    """A level for a sentence: `95 %`."""
+    return f"{100 * level:g} %"
 
 
 def plain(number: float | np.floating | np.integer) -> float | None:
     """The number for a table or JSON: None where it is not finite."""
-    return float(number) if np.isfinite(number) else None
+    return float(number) if math.isfinite(number) else None
 
 
 def _divide(a: FloatArray, b: NDArray[np.int64] | FloatArray, where: NDArray[np.bool_]) -> FloatArray:
@@ -160,8 +165,7 @@ def _divide(a: FloatArray, b: NDArray[np.int64] | FloatArray, where: NDArray[np.
 
 def _summarize_cell(table: RunTable, cell: Cell, ddof: int, level: float) -> CellSummary:
     rows = table.rows(cell)
-    values = table.projections[rows][:, : table.length(cell.transcript)]
-    means = rollout_means(values)
+    values, means = (found := sample(table, cell)).values, found.own[Measure.MEAN]
     over = moments(means[:, None], ddof=ddof, level=level)
     replies = int(np.isfinite(values).sum())
     n, early = int(over.n[0]), int(table.early[rows].sum())
@@ -180,15 +184,15 @@ def _summarize_cell(table: RunTable, cell: Cell, ddof: int, level: float) -> Cel
         low=plain(over.low[0]),
         high=plain(over.high[0]),
         flagged=table.flags.rows(rows).counts(),
-        turns=_summarize_turns(values, ddof, level),
+        turns=_summarize_turns(values, table.first, ddof, level),
         note=_note(n, early, bool(constant(means[:, None])[0])),
     )
 
 
-def _summarize_turns(values: FloatArray, ddof: int, level: float) -> tuple[TurnSummary, ...]:
+def _summarize_turns(values: FloatArray, first: int, ddof: int, level: float) -> tuple[TurnSummary, ...]:
     per = moments(values, ddof=ddof, level=level)
     columns = zip(per.n, per.mean, per.sd, per.sem, per.low, per.high, strict=True)
-    return tuple(TurnSummary(turn, int(n), *map(plain, numbers)) for turn, (n, *numbers) in enumerate(columns, start=1))
+    return tuple(TurnSummary(turn, int(n), *map(plain, numbers)) for turn, (n, *numbers) in enumerate(columns, start=first))
 
 
 def _note(n: int, early: int, same: bool) -> str | None:
@@ -201,5 +205,7 @@ def _note(n: int, early: int, same: bool) -> str | None:
     elif same:
         sentences.append(f"All {n} rollouts have the same mean, so there is no sampling noise to build an interval from.")
     if early:
-        sentences.append(f"{early} of {n} rollouts ended early or are unfinished; their means cover fewer turns.")
+        sentences.append(
+            f"{early} of {n} rollouts lack turns (ended early, unfinished, or replies left out); they count by their deviations from the turns' means."
+        )
     return " ".join(sentences) or None

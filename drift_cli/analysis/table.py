@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -60,9 +60,15 @@ class RunTable:
     planned: NDArray[np.int64]
     """(R,): user turns in the rollout's transcript, at most T."""
     flags: Flags = field(repr=False)
+    common_noise: bool = False
+    """Whether sample s of every condition shared its random numbers, so that samples can be paired."""
+    first: int = 1
+    """Number of the first column's turn."""
 
     @classmethod
-    def from_arrays(cls, run_id: str, axis: str, arrays: Mapping[Cell, FloatArray], *, layer: int | None = None) -> RunTable:
+    def from_arrays(
+        cls, run_id: str, axis: str, arrays: Mapping[Cell, FloatArray], *, layer: int | None = None, common_noise: bool = False
+    ) -> RunTable:
         """A table of projections that come from nowhere on disk: one array (n, t) per cell, NaN where a turn is missing. Nothing is flagged."""
         width = max((values.shape[1] for values in arrays.values()), default=0)
         padded = [
@@ -82,6 +88,7 @@ class RunTable:
             finish=np.where(np.isfinite(projections), Finish.STOP.value, "").astype(_FINISH),
             planned=np.repeat([values.shape[1] for values in arrays.values()], sizes).astype(np.int64),
             flags=Flags.none(projections.shape),
+            common_noise=common_noise,
         )
 
     @property
@@ -105,6 +112,27 @@ class RunTable:
         """(R,): rollouts that have some turns, but not all of their transcript (ended for want of context, or unfinished)."""
         early: NDArray[np.bool_] = (self.turns > 0) & (self.turns < self.planned)
         return early
+
+    def window(self, first: int, last: int) -> RunTable:
+        """The same rollouts on turns `first` to `last` (1 is the transcript's first). `UsageError` where no transcript has them."""
+        longest = self.first + self.projections.shape[1] - 1
+        if not self.first <= first <= last <= longest:
+            raise UsageError(
+                f"turns {first}-{last} are not in run {self.run_id}", mend=f"Its transcripts have turns {self.first} to {longest}."
+            )
+        part = slice(first - self.first, last - self.first + 1)
+        return replace(
+            self,
+            projections=self.projections[:, part],
+            finish=self.finish[:, part],
+            planned=np.clip(self.planned - part.start, 0, part.stop - part.start),
+            flags=self.flags.columns(part),
+            first=first,
+        )
+
+    def without_suspect(self) -> RunTable:
+        """The same rollouts with suspect replies as missing turns."""
+        return replace(self, projections=np.where(self.flags.suspect, np.nan, self.projections))
 
     def length(self, transcript: str) -> int:
         """User turns in a transcript: the first so many columns of `projections` belong to it."""
@@ -167,6 +195,7 @@ def _blank(run: Run, entry: AxisEntry, states: Sequence[RolloutState]) -> RunTab
         finish=np.full(shape, "", dtype=_FINISH),
         planned=planned,
         flags=Flags.none(shape),
+        common_noise=not run.manifest.spec.sampling.independent_noise,
     )
 
 

@@ -21,19 +21,7 @@ def demo(store: StoreOption = None, display: DisplayOption = Mode.AUTO) -> None:
     shown = make_display(display)
     run = Work(shown, open_store(store)).start(preset_settings("demo"))
     assert run is not None
-    stats(
-        run.paths.run_id,
-        test="welch",
-        against=None,
-        axis=None,
-        ddof=1,
-        level=0.95,
-        seed=0,
-        turns=False,
-        store=store,
-        display=display,
-        as_json=False,
-    )
+    stats(run.paths.run_id, per_turn=False, store=store, display=display)
     for path in draw(run, None, None, None, ("png", "svg")):
         shown.result({}, f"picture: {path}")
     shown.result({}, "next: drift runs show, or point the same commands at a real model: drift init --preset olmo3-003b")

@@ -58,9 +58,9 @@ def _project(display: Display, run: Run, name: str | None, layer: int | None) ->
     from drift_cli.analysis.summary import summarize
     from drift_cli.analysis.table import load
     from drift_cli.axes import find, save
-    from drift_cli.commands.stats import summary_table
     from drift_cli.experiment import axes_folder
     from drift_cli.store.manifest import AxisEntry
+    from drift_cli.tables.study import summary_table
 
     if name is None:
         raise UsageError("no axis was given", mend="Name one: drift measure RUN --axis NAME (`drift axis show` lists them)")

@@ -2,141 +2,231 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, TypeVar
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from drift_cli.commands.options import DisplayOption, JsonOption, MeasuredAxisOption, RunArgument, StoreOption, make_display, open_run
-from drift_cli.display import Mode, Table
+from drift_cli.display import Display, Mode, Table
 from drift_cli.errors import UsageError
+from drift_cli.tables.formats import Format
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from enum import StrEnum
+    from typing import TypeVar
 
-    from drift_cli.analysis.summary import Summary
-    from drift_cli.analysis.tests import Comparison
+    from drift_cli.analysis.power import Power
+    from drift_cli.analysis.results import Options
+    from drift_cli.analysis.study import Study
+    from drift_cli.analysis.table import RunTable
+
+    E = TypeVar("E", bound=StrEnum)
 
 
 def stats(
     run: RunArgument = None,
-    test: Annotated[str, typer.Option(help="How conditions are compared: welch or bootstrap.")] = "welch",
-    against: Annotated[str | None, typer.Option(help="Compare with this condition only (default: all pairs).")] = None,
+    test: Annotated[str, typer.Option(help="How conditions are compared: welch, bootstrap, permutation, paired or mixed.")] = "welch",
+    against: Annotated[str | None, typer.Option(help="Compare with this condition only (default: all pairs).", show_default=False)] = None,
+    correction: Annotated[str, typer.Option(help="For the number of turns: maxt, holm, bh or none.")] = "maxt",
+    equivalence: Annotated[
+        float | None, typer.Option(help="Also test that differences lie within ± this margin (axis units).", show_default=False)
+    ] = None,
+    flagged: Annotated[str, typer.Option(help="Suspect replies: include, exclude or both.")] = "both",
+    turns: Annotated[str | None, typer.Option(help="Only these turns count, such as 1-14 (default: all).", show_default=False)] = None,
+    per_turn: Annotated[bool, typer.Option("--per-turn/--no-per-turn", help="Show every turn, each pair with its bands.")] = False,
+    power: Annotated[bool, typer.Option("--power", help="Instead: what more rollouts would show.")] = False,
+    half_width: Annotated[
+        list[float] | None, typer.Option(help="With --power: the n that an interval of ± this needs; may be repeated.", show_default=False)
+    ] = None,
     axis: MeasuredAxisOption = None,
     ddof: Annotated[int, typer.Option(help="1: sample standard deviation; 0: the population formula.", min=0, max=1)] = 1,
     level: Annotated[float, typer.Option(help="Level of the intervals.", min=0.5, max=0.9999)] = 0.95,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
-    turns: Annotated[bool, typer.Option("--turns/--no-turns", help="Show the table of every turn.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.", min=0)] = 0,
+    resamples: Annotated[int, typer.Option(help="Permutations or bootstrap samples.", min=99, max=1_000_000)] = 9999,
+    format_: Annotated[str | None, typer.Option("--format", help="table, csv, markdown or latex.", show_default=False)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of stdout.", show_default=False)] = None,
     store: StoreOption = None,
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
     """Show means, intervals and differences between conditions.
 
-    The unit is the rollout: every number is over rollouts, and one transcript supports claims about sampling noise only.
+    The unit is the rollout: every number is over rollouts, and one transcript supports claims about sampling noise only. Differences come from Welch's t
+    test on rollout means unless --test says otherwise; turns are tested together, by permuting whole rollouts.
     """
-    from drift_cli.analysis.summary import summarize
+    from drift_cli.analysis.results import Correction, Flagged, Options, Test
     from drift_cli.analysis.table import load
-    from drift_cli.analysis.tests import compare, compare_turns
 
+    options = Options(
+        test=_choice(Test, "--test", test),
+        against=against,
+        level=level,
+        correction=_choice(Correction, "--correction", correction),
+        equivalence=equivalence,
+        turns=_span(turns),
+        ddof=ddof,
+        seed=seed,
+        resamples=resamples,
+    )
+    wanted, written = _choice(Flagged, "--flagged", flagged), _format(format_, output)
+    widths = _widths(half_width or [], power)
     table = load(open_run(store, run), axis)
-    summary = summarize(table, ddof=ddof, level=level)
-    pairs = _against(compare(table, test, level=level, seed=seed), against, table.conditions)
-    by_turn = _against(compare_turns(table, level=level), against, table.conditions)
-    document = {"run": table.run_id, "test": test, "seed": seed, "summary": summary, "comparisons": pairs, "turns": by_turn}
-    shown = [summary_table(summary), _pairs_table(pairs), *([_turns_table(summary)] if turns else [])]
-    make_display(display, as_json).result(document, *shown)
+    result = _power(table, options, widths, wanted) if power else _study(table, options, wanted)
+    _show(make_display(display, as_json), result, written, output, per_turn)
 
 
-C = TypeVar("C", bound="Comparison")
+@dataclass(frozen=True)
+class Result:
+    """What there is to show: studies by what they say of the replies, as all or without suspect ones; power, where it was asked for."""
+
+    studies: dict[str, Study]
+    remark: str
+    """On suspect replies."""
+    power: Sequence[Power] | None = None
 
 
-def _against(found: Sequence[C], name: str | None, known: Sequence[str]) -> list[C]:
-    if name is None:
-        return list(found)
-    if name not in known:
-        raise UsageError(f"condition {name!r} is not in this run", mend=f"It has: {', '.join(known)}.")
-    return [comparison for comparison in found if name in (comparison.a, comparison.b)]
+def _study(table: RunTable, options: Options, wanted: str) -> Result:
+    from drift_cli.analysis.study import analyze
+
+    tables, remark = _tables(table, options, wanted)
+    return Result({name: analyze(chosen, options) for name, chosen in tables.items()}, remark)
 
 
-def number(value: float | None, digits: int = 4, *, sign: bool = False) -> str:
-    """A number for a table; an em dash where there is none."""
-    if value is None:
-        return "—"
-    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+def _power(table: RunTable, options: Options, widths: Sequence[float], wanted: str) -> Result:
+    from drift_cli.analysis.power import power
+    from drift_cli.analysis.study import analyze
+
+    tables, remark = _tables(table, options, "include" if wanted == "both" else wanted)
+    ((name, chosen),) = tables.items()
+    study = analyze(chosen, options)
+    return Result(
+        {name: study}, remark, power(chosen if options.turns is None else chosen.window(*options.turns), options, half_widths=widths)
+    )
 
 
-def p_value(value: float | None) -> str:
-    """A p value for a table: `< .0001` where it is smaller."""
-    if value is None:
-        return "—"
-    return "< .0001" if value < 1e-4 else f"{value:.4f}"
+def _tables(table: RunTable, options: Options, wanted: str) -> tuple[dict[str, RunTable], str]:
+    """The table with all replies, without suspect ones, or both; and what there is to say about it."""
+    seen = table if options.turns is None else table.window(*options.turns)
+    suspect = seen.flags.suspect & (seen.finish != "")
+    count, rollouts = int(suspect.sum()), int(suspect.any(axis=1).sum())
+    if not count:
+        return {"include": table}, "No reply is flagged as suspect."
+    said = f"{count} replies in {rollouts} rollouts are suspect (empty, repeating themselves, or reciting the system prompt)"
+    kept, left = {"include": table}, {"exclude": table.without_suspect()}
+    if wanted == "include":
+        return kept, f"{said}; they are included."
+    if wanted == "exclude":
+        return left, f"{said}; they are left out."
+    return kept | left, f"{said}; every table comes with them and without."
 
 
-def _interval(low: float | None, high: float | None, digits: int = 3) -> str:
-    return "—" if low is None or high is None else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+def _show(display: Display, result: Result, format_: Format, output: Path | None, per_turn: bool) -> None:
+    if output is None and format_ is Format.TABLE:
+        display.result(_document(result), *_shown(result, per_turn), "\n".join(_closing(result)))
+        return
+    text = _text(result, format_, per_turn)
+    if output is None:
+        display.result(_document(result), text.rstrip("\n"))
+        return
+    output.write_text(text, encoding="utf-8")
+    display.result({"run": _first(result).provenance.run, "files": [str(output)]}, f"written: {output}")
 
 
-def summary_table(summary: Summary) -> Table:
-    """Per cell: rollouts, mean of rollout means, spread, interval, flagged replies."""
-    rows = []
-    for cell in summary.cells:
-        counts = cell.flagged
-        kinds = {"empty": counts.empty, "repeated": counts.repeated, "reciting": counts.reciting, "context": counts.context}
-        flagged = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-        rows.append(
-            [
-                f"{cell.transcript}/{cell.condition}/T{cell.temperature:g}",
-                f"{cell.n}/{cell.planned}",
-                number(cell.mean, sign=True),
-                number(cell.sd),
-                number(cell.sem),
-                _interval(cell.low, cell.high),
-                flagged or "—",
-            ]
-        )
-    layer = "" if summary.layer is None else f", layer {summary.layer}"
-    level = f"{summary.level:.0%}".replace("%", " %")
-    heads = ["cell", "rollouts>", "mean>", "SD>", "SEM>", f"{level} interval>", "flagged replies"]
-    notes = [summary.method, summary.scope, *(f"{c.condition}: {c.note}" for c in summary.cells if c.note)]
-    return Table(f"Run {summary.run_id}: projection on {summary.axis}{layer}", heads, rows, notes)
+def _text(result: Result, format_: Format, per_turn: bool) -> str:
+    """The result for a file or a pipe."""
+    from drift_cli.tables.formats import csv_text, latex, markdown
+    from drift_cli.tables.study import records
+
+    if format_ is Format.CSV:
+        return csv_text([record for name, study in result.studies.items() for record in records(study, name, result.power or ())])
+    write = latex if format_ is Format.LATEX else markdown
+    closing = _closing(result)
+    sourced = (Table(t.title, t.heads, t.rows, [*t.notes, *closing]) for t in _shown(result, per_turn))
+    return "\n".join(write(table) for table in sourced)
 
 
-def _pairs_table(pairs: Sequence[Comparison]) -> Table:
-    rows = []
-    for pair in pairs:
-        where = f"{pair.transcript}, T{pair.temperature:g}" if pair.transcript is not None and pair.temperature is not None else "—"
-        statistic = "—" if pair.statistic is None else f"{pair.statistic:.4f}" + ("" if pair.df is None else f" ({pair.df:.2f})")
-        rows.append(
-            [
-                f"{pair.a} − {pair.b}",
-                where,
-                f"{pair.n_a}, {pair.n_b}",
-                number(pair.difference, sign=True),
-                _interval(pair.low, pair.high, 4),
-                statistic,
-                p_value(pair.p),
-                number(pair.hedges_g, 2, sign=True),
-            ]
-        )
-    heads = ["difference", "where", "n>", "estimate>", "interval>", "statistic (df)>", "p>", "Hedges' g>"]
-    notes = [*dict.fromkeys(pair.method for pair in pairs), *dict.fromkeys(f"{p.a} − {p.b}: {p.note}" for p in pairs if p.note)]
-    return Table("Differences of rollout means", heads, rows, notes)
+def _shown(result: Result, per_turn: bool) -> list[Table]:
+    from drift_cli.tables.study import power_tables, study_tables
+
+    if result.power is not None:
+        return power_tables(result.power, _first(result).scope)
+    tables: list[Table] = []
+    for name, study in result.studies.items():
+        which = " (without suspect replies)" if name == "exclude" else ""
+        tables += study_tables(study, turns=per_turn and study is _first(result), which=which)
+    return tables
 
 
-def _turns_table(summary: Summary) -> Table:
-    """Mean ± SEM of every turn, a column per cell."""
-    heads = ["turn>", *(f"{c.condition}{_where(summary, c.transcript, c.temperature)}>" for c in summary.cells)]
-    longest = max((len(cell.turns) for cell in summary.cells), default=0)
-    rows = []
-    for turn in range(longest):
-        at = [cell.turns[turn] if turn < len(cell.turns) else None for cell in summary.cells]
-        rows.append([str(turn + 1), *("—" if t is None or t.mean is None else f"{t.mean:+.4f} ± {number(t.sem)}" for t in at)])
-    return Table("Every turn: mean ± SEM over rollouts", heads, rows)
+def _first(result: Result) -> Study:
+    return next(iter(result.studies.values()))
 
 
-def _where(summary: Summary, transcript: str, temperature: float) -> str:
-    several = len({(c.transcript, c.temperature) for c in summary.cells}) > 1
-    return f" ({transcript}, T{temperature:g})" if several else ""
+def _closing(result: Result) -> list[str]:
+    """What stands below everything: suspect replies, where the numbers come from, and how to get more."""
+    lines = [result.remark, str(_first(result).provenance)]
+    return lines + (["More rollouts extend this run in place: drift generate --samples N"] if result.power is not None else [])
+
+
+def _document(result: Result) -> dict[str, Any]:
+    """The result as JSON: the first study's fields at the top, the other's, if there is one, under `without_flagged`."""
+    ((name, first), *others) = result.studies.items()
+    document = {
+        "run": first.provenance.run,
+        "test": first.options.test,
+        "seed": first.options.seed,
+        "flagged": name,
+        "remark": result.remark,
+    }
+    document |= vars(first)
+    if others:
+        document["without_flagged"] = others[0][1]
+    if result.power is not None:
+        document["power"] = list(result.power)
+    return document
+
+
+def _choice(kind: type[E], option: str, given: str) -> E:
+    """The member of that value. `UsageError` lists them."""
+    try:
+        return kind(given)
+    except ValueError:
+        raise UsageError(f"there is no {option} {given!r}", mend=f"Use one of: {', '.join(kind)}.") from None
+
+
+def _format(given: str | None, output: Path | None) -> Format:
+    """The format that was asked for, else what the file's name says."""
+    if given is not None:
+        return _choice(Format, "--format", given)
+    by_name = {".csv": Format.CSV, ".md": Format.MARKDOWN, ".tex": Format.LATEX}
+    if output is None:
+        return Format.TABLE
+    if output.suffix.lower() not in by_name:
+        raise UsageError(f"{output}: its name does not say in which format", mend="End it in .csv, .md or .tex, or give --format.")
+    return by_name[output.suffix.lower()]
+
+
+def _span(text: str | None) -> tuple[int, int] | None:
+    """`1-14` or `3` as first and last turn."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    if not found or not 1 <= int(found[1]) <= int(found[2] or found[1]):
+        raise UsageError(f"--turns {text!r} is not a range of turns", mend="Give the first and last that count, such as --turns 1-14.")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _widths(given: Sequence[float], power: bool) -> Sequence[float]:
+    if given and not power:
+        raise UsageError("--half-width goes with --power", mend="drift stats --power --half-width W")
+    for width in given:
+        if not (math.isfinite(width) and width > 0):
+            raise UsageError(f"--half-width is {width:g}", mend="Give a positive number, in the axis's units.")
+    return given
 
 
 def register(app: typer.Typer) -> None:
