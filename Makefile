@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo test check format lint types tests quick picture clean
+.PHONY: demo test check format lint types tests quick browser pictures picture baselines clean
 
 demo: $(STAMP)
 	$(BIN)/drift demo
 
-test: $(DEV_STAMP) check tests
+test: $(DEV_STAMP) browser check tests
 
 check: lint types
 
@@ -29,10 +29,24 @@ tests: $(DEV_STAMP)
 quick: $(DEV_STAMP)
 	$(BIN)/python -m pytest -x -q
 
-# The README's picture, from the demo's own run.
-picture: $(STAMP)
+# The report's tests drive a Chromium. Debian's is installed where it is missing and may be; elsewhere those tests are skipped and say so.
+browser:
+	@if ! command -v chromium chromium-browser google-chrome >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null \
+	    || echo "no Chromium could be installed: the report's tests will be skipped"; \
+	fi
+
+# The README's picture and those of docs/pictures.md, from the demo's own run.
+pictures picture: $(STAMP)
 	$(BIN)/drift demo --store build/picture
+	$(BIN)/drift measure --store build/picture --traces
 	$(BIN)/drift plot --store build/picture --output images/readme-demo.png
+	$(BIN)/drift plot --store build/picture --kind all --output docs/pictures/demo.png
+	$(BIN)/drift report --store build/picture --output build/demo-report.html
+
+# The small kept pictures that tests compare with: look at them before they are committed.
+baselines: $(DEV_STAMP)
+	DRIFT_WRITE_BASELINES=1 $(BIN)/python -m pytest -q tests/test_baselines.py
 
 format: $(DEV_STAMP)
 	$(BIN)/ruff format .

@@ -55,6 +55,13 @@ class Table:
     notes: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A picture in characters, with the escape codes of its own colours: names in it are names that `spec` has checked, no text of a model or a file."""
+
+    text: str
+
+
 @dataclass
 class Display:
     """One command's output."""
@@ -82,14 +89,16 @@ class Display:
         else:
             self._line(self.err, f"drift: {inert(text)}")
 
-    def result(self, document: Any, *shown: Table | str) -> None:
-        """A command's result: `document` as JSON on stdout with `as_json`, else the tables and lines of `shown`."""
+    def result(self, document: Any, *shown: Table | Drawing | str) -> None:
+        """A command's result: `document` as JSON on stdout with `as_json`, else the tables, drawings and lines of `shown`."""
         if self.as_json:
             self._line(self.out, orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode())
             return
         for item in shown:
             if isinstance(item, Table):
                 self._table(item)
+            elif isinstance(item, Drawing):
+                self._line(self.out, item.text)
             else:
                 self._line(self.out, inert(item))
 

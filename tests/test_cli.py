@@ -45,7 +45,21 @@ def test_help_needs_neither_torch_nor_numpy() -> None:
 
 
 def test_every_command_has_help_that_says_what_it_does() -> None:
-    for command in ("generate", "resume", "measure", "stats", "plot", "runs", "axis", "import", "export", "init", "doctor", "demo"):
+    for command in (
+        "generate",
+        "resume",
+        "measure",
+        "stats",
+        "plot",
+        "report",
+        "runs",
+        "axis",
+        "import",
+        "export",
+        "init",
+        "doctor",
+        "demo",
+    ):
         assert len(drift(command, "--help").out.splitlines()) > 5
 
 

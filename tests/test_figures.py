@@ -20,9 +20,11 @@ from scipy import stats
 import drift_cli
 from drift_cli.analysis.table import RunTable
 from drift_cli.errors import StoreError, UsageError
-from drift_cli.figures.canvas import render
-from drift_cli.figures.palette import COLORS, style_of, styles
-from drift_cli.figures.trajectory import save, trajectory, turn_ticks
+from drift_cli.figures.canvas import render, save
+from drift_cli.figures.curves import pointwise
+from drift_cli.figures.palette import COLORS, PAPER
+from drift_cli.figures.panel import turn_ticks
+from drift_cli.figures.trajectory import trajectory
 from drift_cli.spec import Cell
 
 
@@ -66,14 +68,14 @@ def test_mean_line_is_the_mean_over_rollouts():
 
 def test_band_is_scipys_t_interval():
     values = _noise(1)["condition-0"]
-    fig = trajectory(_table({"a": values}), level=0.9)
+    fig = trajectory(_table({"a": values}), bands=pointwise(0.9))
     (band,) = [patch for patch in fig.findobj(PolyCollection) if patch.get_gid() == "band-a"]
     expected = stats.t.interval(0.9, len(values) - 1, loc=values.mean(axis=0), scale=stats.sem(values, axis=0))
     corners = band.get_paths()[0].vertices
     for low_or_high in expected:
         for point in zip(range(1, 7), low_or_high, strict=True):
             assert np.isclose(corners, point).all(axis=1).any()
-    assert "90 % t interval of the mean, pointwise" in _legend(fig)
+    assert "90 % band of the mean, pointwise" in _legend(fig)
 
 
 def test_every_rollout_is_a_line_of_its_own():
@@ -172,11 +174,11 @@ def test_flagged_replies_are_crossed():
     fig = trajectory(table)
     (cross,) = _lines(fig, "flagged-a")
     assert (cross.get_xdata(), cross.get_ydata()) == ([3.0], [5.0])
-    assert "flagged reply" in _legend(fig)
+    assert "flagged reply (band hatched)" in _legend(fig)
 
 
 def test_axis_label_names_axis_and_layer():
-    assert trajectory(_table(_noise())).axes[0].get_ylabel() == "projection on assistant (layer 21)"
+    assert trajectory(_table(_noise())).axes[0].get_ylabel() == "projection on assistant\n(layer\u00a021)"
     assert trajectory(_table(_noise(), layer=None)).axes[0].get_ylabel() == "projection on assistant"
 
 
@@ -186,8 +188,8 @@ def test_colours_follow_the_order_of_conditions():
 
 
 def test_the_first_21_conditions_look_different():
-    assert len({style_of(index) for index in range(21)}) == 21
-    assert styles(["a", "b"])["b"] == style_of(1)
+    assert len({PAPER.of(index) for index in range(21)}) == 21
+    assert PAPER.each(["a", "b"])["b"] == PAPER.of(1)
 
 
 @pytest.mark.parametrize("conditions", [1, 3, 7])
@@ -209,7 +211,7 @@ def test_everything_stays_inside_the_figure(conditions, turns):
         assert box.width == 0 or (box.x0 >= 0 and box.y0 >= 0 and box.x1 <= fig.bbox.x1 and box.y1 <= fig.bbox.y1), text
 
 
-@pytest.mark.parametrize(("turns", "ticks"), [(1, [1]), (18, list(range(1, 19))), (30, [1, *range(2, 31, 2)]), (50, [1, *range(5, 51, 5)])])
+@pytest.mark.parametrize(("turns", "ticks"), [(1, [1]), (18, list(range(1, 19))), (30, list(range(1, 31, 2))), (50, [1, *range(5, 51, 5)])])
 def test_ticks_are_whole_turns(turns, ticks):
     assert turn_ticks(turns) == ticks
 
@@ -242,7 +244,7 @@ def test_svg_keeps_text_as_text_and_names_as_they_are():
     svg = render(trajectory(_table(_noise(), axis="$x_1$ & <b>"), title="from $5 to $6"), ".svg").decode()
     texts = ["".join(node.itertext()) for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("}text")]
     assert "from $5 to $6" in texts
-    assert "projection on $x_1$ & <b> (layer" in texts
+    assert "projection on $x_1$ & <b>" in texts
     assert not re.search(r"\d{4}-\d\d-\d\d", svg)
 
 
@@ -263,7 +265,7 @@ def test_pyplot_is_not_used():
     # In a process of its own: other tests, and matplotlib's own settings when all are read, may import it.
     code = (
         "import sys, numpy; from drift_cli.spec import Cell; from drift_cli.analysis.table import RunTable;"
-        "from drift_cli.figures.trajectory import trajectory; from drift_cli.figures.canvas import render;"
+        "from drift_cli.figures.trajectory import trajectory; from drift_cli.figures.canvas import render, save;"
         "render(trajectory(RunTable.from_arrays('r', 'a', {Cell('t', 'c', 0.0): numpy.eye(3)})), '.png');"
         "sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     )

@@ -13,6 +13,7 @@ def demo(store: StoreOption = None, display: DisplayOption = Mode.AUTO) -> None:
 
     Three conditions, statistics, a picture. Stop it with Ctrl-C and run it again: it goes on where it stopped.
     """
+    from drift_cli.commands.pictures import Picture
     from drift_cli.commands.plot import draw
     from drift_cli.commands.stats import stats
     from drift_cli.commands.work import Work
@@ -22,7 +23,7 @@ def demo(store: StoreOption = None, display: DisplayOption = Mode.AUTO) -> None:
     run = Work(shown, open_store(store)).start(preset_settings("demo"))
     assert run is not None
     stats(run.paths.run_id, per_turn=False, store=store, display=display)
-    for path in draw(run, None, None, None, ("png", "svg")):
+    for path in draw(Picture(run), ["trajectory"], None, ("png", "svg"), shown):
         shown.result({}, f"picture: {path}")
     shown.result({}, "next: drift runs show, or point the same commands at a real model: drift init --preset olmo3-003b")
 

@@ -58,6 +58,7 @@ def generate(
     device: DeviceOption = None,
     batch: BatchOption = None,
     engine: EngineOption = None,
+    traces: Annotated[bool, Option("--traces", help="Measure every token of the replies too, for `drift report`.")] = False,
     config: Annotated[Path | None, Option(help="A drift.toml other than ./drift.toml.")] = None,
     dry_run: DryRunOption = False,
     store: StoreOption = None,
@@ -99,7 +100,7 @@ def generate(
     settings = resolve(flags, chosen=condition or (), ad_hoc=ad_hoc, config=config)
     from drift_cli.commands.work import Work
 
-    Work(make_display(display, as_json), open_store(store)).start(settings, dry_run=dry_run)
+    Work(make_display(display, as_json), open_store(store), traces).start(settings, dry_run=dry_run)
 
 
 def _ad_hoc(names: list[str], system: str | None, placement: str | None) -> Condition | None:

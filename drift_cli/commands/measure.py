@@ -31,6 +31,7 @@ def measure(
     model: Annotated[str | None, typer.Option(help="With --transcript and no RUN: the model that reads it.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="With --transcript: where the reference line goes.")] = None,
     strip_private: Annotated[bool, typer.Option("--strip-private", help="Take auditors' private tags out of user turns.")] = False,
+    traces: Annotated[bool, typer.Option("--traces", help="Measure every token of the run's replies, for `drift report`.")] = False,
     device: DeviceOption = None,
     store: StoreOption = None,
     display: DisplayOption = Mode.AUTO,
@@ -40,8 +41,15 @@ def measure(
 
     `drift measure RUN --axis A` adds the axis to the run: `drift stats RUN --axis A` and `drift plot RUN --axis A` use it from then on.
     `drift measure RUN --transcript FILE` runs the model over FILE's replies; `drift plot RUN` then draws them as the reference line.
+    `drift measure RUN --traces` runs the model over the run's own replies; `drift report RUN` then colours every token.
     """
     shown = make_display(display, as_json)
+    if traces:
+        _refuse_with_traces(transcript=transcript, model=model, layer=layer, output=output)
+        from drift_cli.commands.traces import trace
+
+        trace(shown, open_run(store, run), axis, device)
+        return
     if transcript is None:
         _project(shown, open_run(store, run), axis, layer)
         return
@@ -52,6 +60,14 @@ def measure(
     if model is not None:
         raise UsageError("--model and RUN were both given", mend="A run has its model already: leave --model out.")
     _beside(shown, open_run(store, run), reading)
+
+
+def _refuse_with_traces(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"--{name} does not go with --traces", mend="Traces are of the run's own replies, by its model, at its axis's layer."
+            )
 
 
 def _project(display: Display, run: Run, name: str | None, layer: int | None) -> None:

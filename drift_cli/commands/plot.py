@@ -1,4 +1,4 @@
-"""`drift plot`: a run as a picture."""
+"""`drift plot`: a run as pictures."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from drift_cli.commands.options import DisplayOption, JsonOption, MeasuredAxisOption, RunArgument, StoreOption, make_display, open_run
-from drift_cli.display import Mode
+from drift_cli.commands.pictures import ALL, KINDS, Picture
+from drift_cli.display import Display, Drawing, Mode
 from drift_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from drift_cli.analysis.table import RunTable
     from drift_cli.store.run import Run
 
 FORMATS = ("png", "svg", "pdf")
@@ -24,69 +21,86 @@ FORMATS = ("png", "svg", "pdf")
 
 def plot(
     run: RunArgument = None,
+    kind: Annotated[str, typer.Option(help=f"{', '.join(KINDS)}, or {ALL} of them.")] = "trajectory",
     axis: MeasuredAxisOption = None,
+    style: Annotated[str, typer.Option(help="paper, talk, dark or talk-dark.")] = "paper",
+    against: Annotated[str | None, typer.Option(help="The condition that others are compared with (default: the first).")] = None,
+    bands: Annotated[str, typer.Option(help="Bands of the trajectory: simultaneous or pointwise.")] = "simultaneous",
+    level: Annotated[float, typer.Option(help="Level of bands and intervals.", min=0.5, max=0.9999)] = 0.95,
+    annotate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Mark and quote a user turn, by number; repeat for several. pulls: where the script pulls hardest.", show_default=False
+        ),
+    ] = None,
+    reply: Annotated[str | None, typer.Option(help="For tokens: CONDITION/SAMPLE/turn-N (default: the lowest projection).")] = None,
     reference: Annotated[Path | None, typer.Option(help="A reference line to draw, made by `drift measure --transcript`.")] = None,
+    title: Annotated[str | None, typer.Option(help="A heading.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The picture's file (default: images/RUN-trajectory.png and .svg).")
+        Path | None, typer.Option("--output", "-o", help="The picture's file (default: images/RUN-KIND.png and .svg).")
     ] = None,
     format_: Annotated[str, typer.Option("--format", help="Formats, such as png,svg,pdf.")] = "png,svg",
     store: StoreOption = None,
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw each condition over turns.
+    """Draw a run.
 
-    Means with their 95 % bands, every rollout thin, and the reference line where there is one.
+    trajectory: each condition's mean over turns. difference: from a baseline, with the turns that differ. forest: effects of all pairs. heatmap: every
+    rollout and turn. ridgeline: distributions by turn. layers: where conditions come apart. tokens: one reply, token by token. text: for terminals.
     """
     formats = [name.strip().lower() for name in format_.split(",") if name.strip()]
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise UsageError(f"format {format_!r} is unknown", mend=f"Use {', '.join(FORMATS)}, one or several.")
-    found = open_run(store, run)
-    written = draw(found, axis, reference, output, formats)
-    document = {"run": found.paths.run_id, "files": [str(path) for path in written]}
-    make_display(display, as_json).result(document, *(f"written: {path}" for path in written))
+    if kind not in (*KINDS, ALL):
+        raise UsageError(f"there is no kind {kind!r}", mend=f"Use one of: {', '.join((*KINDS, ALL))}")
+    picture = Picture(open_run(store, run), axis, style, title, against, tuple(annotate or ()), reply, reference, bands, level)
+    shown = make_display(display, as_json)
+    if kind == "text":
+        _text(shown, picture)
+        return
+    kinds = [name for name in KINDS if name != "text"] if kind == ALL else [kind]
+    written = draw(picture, kinds, output, formats, shown)
+    document = {"run": picture.run.paths.run_id, "files": [str(path) for path in written]}
+    shown.result(document, *(f"written: {path}" for path in written))
 
 
-def draw(run: Run, axis: str | None, reference: Path | None, output: Path | None, formats: Sequence[str]) -> list[Path]:
-    """Draw a run and write its files; returns their paths."""
-    from drift_cli.analysis.table import load
-    from drift_cli.config import home
-    from drift_cli.figures.trajectory import save, trajectory
+def draw(picture: Picture, kinds: Sequence[str], output: Path | None, formats: Sequence[str], display: Display) -> list[Path]:
+    """Draw a run and write its files; returns their paths. With several kinds, those that the run has nothing for are left out, and it says why."""
+    from drift_cli.analysis.layers import Unavailable
+    from drift_cli.figures.canvas import save
 
-    table = load(run, axis)
-    figure = trajectory(table, reference=_references(run, table, reference))
     if output is not None and output.suffix.lower().lstrip(".") not in FORMATS:
         raise UsageError(f"{output} has no known picture format", mend=f"End its name in {', '.join('.' + name for name in FORMATS)}.")
-    stem = home() / "images" / f"{run.paths.run_id}-trajectory"
-    paths = [output] if output is not None else [stem.with_name(f"{stem.name}.{name}") for name in formats]
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(figure, path)
-    return paths
+    written = []
+    for kind in kinds:
+        try:
+            figure = picture.draw(kind)
+        except Unavailable as error:
+            if len(kinds) == 1:
+                raise
+            display.note(f"no {kind}: {error.what}. {error.mend}")
+            continue
+        for path in _paths(picture.run, kind, output, formats, several=len(kinds) > 1):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(figure, path)
+            written.append(path)
+    return written
 
 
-def _references(run: Run, table: RunTable, given: Path | None) -> dict[str, NDArray[np.float64]] | None:
-    """Reference lines by transcript: the one given, else those measured in the run on this axis."""
-    import numpy as np
+def _paths(run: Run, kind: str, output: Path | None, formats: Sequence[str], *, several: bool) -> list[Path]:
+    from drift_cli.config import home
 
-    from drift_cli.reference_line import read
+    if output is not None:
+        return [output.with_name(f"{output.stem}-{kind}{output.suffix}") if several else output]
+    return [home() / "images" / f"{run.paths.run_id}-{kind}.{name}" for name in formats]
 
-    names = dict.fromkeys(cell.transcript for cell in table.cells)
-    if given is not None:
-        line = read(given)
-        name = line.transcript if line.transcript in names else next(iter(names))
-        lines = {name: line}
-    else:
-        lines = {name: read(path) for name in names if (path := run.paths.reference(name, table.axis)).exists()}
-    width = table.projections.shape[1]
-    drawn = {}
-    for name, line in lines.items():
-        values = np.full(width, np.nan)
-        known = line.projections[:width]
-        values[: len(known)] = [np.nan if value is None else value for value in known]
-        drawn[name] = values
-    return drawn or None
+
+def _text(display: Display, picture: Picture) -> None:
+    """To the terminal as it is: colours where it shows them, characters in a pipe."""
+    color = display.out.isatty()
+    display.result({"run": picture.run.paths.run_id, "text": picture.text(color=False)}, Drawing(picture.text(color=color)))
 
 
 def register(app: typer.Typer) -> None:

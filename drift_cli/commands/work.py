@@ -18,6 +18,7 @@ from drift_cli.interrupts import Stop
 if TYPE_CHECKING:
     from drift_cli.engine.contract import Engine
     from drift_cli.experiment import Experiment
+    from drift_cli.models import LoadedModel
     from drift_cli.runner import Outcome
     from drift_cli.store.manifest import Epoch
     from drift_cli.store.paths import Store
@@ -30,6 +31,8 @@ class Work:
 
     display: Display
     store: Store
+    traces: bool = False
+    """Measure every token of the replies once they are made, with the model that is loaded for making them."""
 
     def start(self, settings: Settings, *, dry_run: bool = False) -> Run | None:
         """Make the run that the settings name, or go on with it. Returns the run, None after a dry run; exits with 75 when interrupted."""
@@ -81,6 +84,8 @@ class Work:
         states = run.states()
         if all(state.ended for state in states):
             self.display.note(f"run {run.paths.run_id} is complete: nothing to do")
+            if self.traces:
+                self._trace(run, experiment, stop, None)
             return Outcome(0, 0.0, interrupted=False)
         from drift_cli import models
         from drift_cli.engine.choice import choose
@@ -107,7 +112,17 @@ class Work:
         )
         kind = "interrupted" if outcome.interrupted else "done"
         run.event(kind, signal=stop.signal_name, turns=outcome.turns, seconds=round(outcome.seconds, 3))
+        if self.traces and not outcome.interrupted:
+            self._trace(run, experiment, stop, model)
         return outcome
+
+    def _trace(self, run: Run, experiment: Experiment, stop: Stop, model: LoadedModel | None) -> None:
+        from drift_cli import models
+        from drift_cli.commands.traces import trace_with
+
+        loaded = model or models.load(experiment.card, dtype=run.manifest.spec.dtype, device=experiment.device)
+        done = trace_with(self.display, run, experiment, loaded, stop)
+        self.display.note(done.said)
 
     def _stopped(self, run: Run, stop: Stop, outcome: Outcome) -> None:
         command = self._resume_command(run)

@@ -1,4 +1,4 @@
-"""The legend of the trajectory figure: what each line is, on how many rollouts it stands, and what the marks mean."""
+"""The legend of figures with a line per condition: what each line is, on how many rollouts it stands, and what the marks mean."""
 
 from __future__ import annotations
 
@@ -14,34 +14,42 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from drift_cli.figures.curves import Curve
-from drift_cli.figures.palette import NEUTRAL, REFERENCE
+from drift_cli.figures.palette import LineStyle, Style
 
 LINE = 42
 """Characters of a legend entry before it is broken."""
-_CHARACTER, _HANDLE = 0.068, 0.55
-"""Inches: of an average character of 8-point DejaVu Sans, and of an entry's handle and gaps."""
+MOST_COLUMNS = 4
+_HANDLE = 0.55
+"""Inches on paper of an entry's handle and gaps."""
 
 _NO_BREAK = "\u00a0"
 Handle = Artist | tuple[Artist, ...]
+Entry = tuple[Handle, str]
 
 
-def draw_legend(fig: Figure, curves: Sequence[Curve], *, reference: bool, level: float) -> Legend:
-    """Put the legend below the panels, within the figure's width. `curves` are those of all panels, in the order of conditions within each."""
-    by_condition = {curve.condition: [other for other in curves if other.condition == curve.condition] for curve in curves}
-    entries = [(_handle(same), condition_label(same)) for same in by_condition.values()]
-    entries += _marks(curves, reference, level)
-    columns = _columns([label for _, label in entries], fig.get_figwidth())
+def put_legend(fig: Figure, entries: Sequence[Entry], style: Style) -> Legend:
+    """Give the figure a legend of these entries, as many abreast as fit its width; `layout.compose` puts it in its place."""
+    width = max(20, style.characters(fig.get_figwidth() - _HANDLE * style.text, 8))
+    labels = [
+        "\n".join(textwrap.fill(line, min(LINE, width)) for line in label.split("\n")).replace(_NO_BREAK, " ") for _, label in entries
+    ]
     # Handles in tuples are drawn over one another, which matplotlib allows and its annotations do not know.
     handles: list[Any] = [handle for handle, _ in entries]
-    labels = [label for _, label in entries]
-    return fig.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.4, labelspacing=0.35)
+    for columns in range(min(len(entries), MOST_COLUMNS), 0, -1):
+        legend = fig.legend(handles, labels, ncols=columns, columnspacing=1.4, labelspacing=0.35, borderaxespad=0, borderpad=0.2)
+        if columns == 1 or legend.get_window_extent().width <= 0.97 * fig.bbox.width:
+            break
+        legend.remove()
+    return legend
 
 
-def _columns(labels: Sequence[str], width: float) -> int:
-    """The most columns that fit `width` (inches), filled top to bottom as matplotlib fills them."""
-    widths = [_CHARACTER * max(map(len, label.split("\n"))) + _HANDLE for label in labels]
-    fits = (n for n in range(len(labels), 1, -1) if sum(max(column) for column in np.array_split(widths, n)) <= width)
-    return next(fits, 1)
+def curve_entries(curves: Sequence[Curve], style: Style) -> list[Entry]:
+    """An entry for each condition, from its curves in all panels, in the order of conditions."""
+    by_condition = {curve.condition: [other for other in curves if other.condition == curve.condition] for curve in curves}
+    return [
+        (line_handle(same[0].look, style, banded=any(curve.banded.any() for curve in same)), condition_label(same))
+        for same in by_condition.values()
+    ]
 
 
 def condition_label(curves: Sequence[Curve]) -> str:
@@ -55,23 +63,24 @@ def condition_label(curves: Sequence[Curve]) -> str:
         facts.append("no interval" if counts[-1] == 1 else "all alike, no interval")
     # Between facts a line may break, within one it may not: textwrap leaves no-break spaces alone.
     said = ", ".join(fact.replace(" ", _NO_BREAK) for fact in facts)
-    return textwrap.fill(f"{curves[0].condition} ({said})", LINE).replace(_NO_BREAK, " ")
+    return textwrap.fill(f"{curves[0].condition} ({said})", LINE)
 
 
-def _handle(curves: Sequence[Curve]) -> Handle:
-    look = curves[0].look
-    line = Line2D([], [], color=look.color, ls=look.linestyle, marker=look.marker, ms=3.5, mew=0, lw=1.5)
-    banded = any(curve.banded.any() for curve in curves)
+def line_handle(look: LineStyle, style: Style, *, banded: bool) -> Handle:
+    """How a condition's line looks, on its band if it has one."""
+    points = style.points
+    line = Line2D([], [], color=look.color, ls=look.linestyle, marker=look.marker, ms=points(3.5), mew=0, lw=points(1.5))
     return (Patch(facecolor=look.color, alpha=0.25, lw=0), line) if banded else line
 
 
-def _marks(curves: Sequence[Curve], reference: bool, level: float) -> Iterator[tuple[Handle, str]]:
+def mark_entries(curves: Sequence[Curve], style: Style, *, reference: bool, band: str) -> Iterator[Entry]:
     """Entries for what belongs to no single condition, as far as it is drawn."""
+    points = style.points
     if any(curve.banded.any() for curve in curves):
-        yield Patch(facecolor=NEUTRAL, alpha=0.35, lw=0), f"{100 * level:g} % t interval of the mean, pointwise"
+        yield Patch(facecolor=style.neutral, alpha=0.35, lw=0), band
     if any(len(curve.values) > 1 for curve in curves):
-        yield Line2D([], [], color=NEUTRAL, lw=0.6), "single rollouts"
+        yield Line2D([], [], color=style.neutral, lw=points(0.6)), "single rollouts"
     if any((curve.suspect & np.isfinite(curve.values)).any() for curve in curves):
-        yield Line2D([], [], color=NEUTRAL, ls="", marker="x", ms=3.5, mew=0.7), "flagged reply"
+        yield Line2D([], [], color=style.neutral, ls="", marker="x", ms=points(3.5), mew=points(0.7)), "flagged reply (band hatched)"
     if reference:
-        yield Line2D([], [], color=REFERENCE.color, ls=REFERENCE.linestyle, lw=1.1), "reference"
+        yield Line2D([], [], color=style.reference.color, ls=style.reference.linestyle, lw=points(1.1)), "reference"

@@ -1,73 +1,104 @@
 """The trajectory figure: projection against turn, one line per condition.
 
-Each panel is one transcript at one temperature. Drawn are the mean over rollouts with its t interval, turn by turn (pointwise, and labelled so), every
-rollout as a thin line, flagged replies as crosses, and the reference line where there is one. A missing turn is a gap; a turn without neighbours is a
-point, its interval a bar. Where there is no interval (one rollout, or rollouts that are all alike) the legend says so.
-
-Layout is done once, when the figure is drawn, so that writing it twice or in two formats moves nothing.
+Each panel is one transcript at one temperature. Drawn are the mean over rollouts with its band (what it covers is in the legend), every rollout as a thin
+line, flagged replies as crosses, and the reference line where there is one. A missing turn is a gap; a turn without neighbours is a point, its interval a
+bar. Where there is no interval (one rollout, or rollouts that are all alike) the legend says so. User turns are marked and quoted where asked for.
 """
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.legend import Legend
-from matplotlib.text import Text
 
-from drift_cli.analysis.summary import LEVEL
-from drift_cli.analysis.table import FloatArray, Group, RunTable
-from drift_cli.errors import StoreError, UsageError
-from drift_cli.figures.canvas import looks, save
-from drift_cli.figures.curves import Curve, curves, isolated
-from drift_cli.figures.legend import draw_legend
-from drift_cli.figures.palette import NEUTRAL, REFERENCE
-
-__all__ = ["save", "trajectory", "turn_ticks"]
-
-PANEL = (5.2, 3.1)
-"""Inches, of a panel that stands alone: at a paper's column width (3.4 inches) its 9-point text is 6 points high."""
-SMALL_PANEL = (3.9, 2.6)
-TURNS_LABELLED = 20
+from drift_cli.analysis.results import PairTurns
+from drift_cli.analysis.summary import moments
+from drift_cli.analysis.table import FloatArray, RunTable
+from drift_cli.errors import UsageError
+from drift_cli.figures.bands import draw_band
+from drift_cli.figures.canvas import looks
+from drift_cli.figures.curves import Bands, Curve, curves, isolated, pointwise
+from drift_cli.figures.difference import difference_marks, draw_differences
+from drift_cli.figures.layout import compose, group_panels
+from drift_cli.figures.legend import curve_entries, mark_entries, put_legend
+from drift_cli.figures.lettering import shortened
+from drift_cli.figures.palette import PAPER, Style
+from drift_cli.figures.panel import check_drawable, dress
 
 Reference = FloatArray | Mapping[str, FloatArray]
+QUOTED = 150
+"""Characters of an annotated user turn."""
 
 
-def trajectory(table: RunTable, *, reference: Reference | None = None, title: str | None = None, level: float = LEVEL) -> Figure:
-    """Draw the table; `level` is that of the t intervals.
+@dataclass(frozen=True)
+class Mark:
+    """A user turn to be marked and quoted below the figure."""
 
+    transcript: str
+    turn: int
+    """1 for the first."""
+    text: str
+
+
+def trajectory(
+    table: RunTable,
+    *,
+    reference: Reference | None = None,
+    differences: Sequence[PairTurns] = (),
+    title: str | None = None,
+    bands: Bands | None = None,
+    marks: Sequence[Mark] = (),
+    scope: str | None = None,
+    style: Style = PAPER,
+) -> Figure:
+    """Draw the table, with 95 % pointwise t intervals unless other `bands` are given.
+
+    `differences` of conditions from a baseline are drawn in panels below; `scope` is said below the figure.
     `reference` is somebody else's replies projected on the same axis, (T,) with NaN for missing turns; by transcript name where there are several.
     Raises `StoreError` for a table without a turn, `UsageError` for a reference that does not fit.
     """
-    if not np.isfinite(table.projections).any():
-        raise StoreError(f"run {table.run_id} has no committed turn to draw", mend=f"drift resume {table.run_id}")
-    references = _references(table, reference)
-    with looks():
-        fig, panels = _panels(table.groups)
-        heading = fig.suptitle(textwrap.fill(title, int(12 * fig.get_figwidth())), fontsize=10) if title else None
-        drawn = {group: list(curves(table, group, level)) for group in panels}
-        for group, ax in panels.items():
-            _draw_panel(ax, table, group, drawn[group], references.get(group.transcript))
-        legend = draw_legend(fig, [curve for group in panels for curve in drawn[group]], reference=bool(references), level=level)
-        _make_room(fig, [legend] if heading is None else [legend, heading])
-        fig.draw_without_rendering()
-        fig.set_layout_engine("none")
-    return fig
+    check_drawable(table)
+    lines = references(table, reference)
+    bands = bands or pointwise()
+    with looks(style):
+        panels = group_panels(table.groups, style, below=bool(differences))
+        drawn = {group: list(curves(table, group, bands, style)) for group in panels.of}
+        for group, ax in panels.of.items():
+            for curve in drawn[group]:
+                _draw_curve(ax, curve, style)
+            _draw_reference(ax, lines.get(group.transcript), style)
+            _draw_marks(ax, [mark for mark in marks if mark.transcript == group.transcript], style)
+            dress(ax, table, group, style, note=_lacks_intervals(drawn[group]), bare=bool(differences))
+        for group, ax in panels.below.items():
+            draw_differences(ax, differences, group, style.each(table.conditions), style)
+            dress(ax, table, group, style, label=f"less {differences[0].b}", untitled=True)
+        every = [curve for group in panels.of for curve in drawn[group]]
+        entries = [*curve_entries(every, style), *mark_entries(every, style, reference=bool(lines), band=bands.label)]
+        entries += difference_marks(differences, style)
+        put_legend(panels.fig, entries, style)
+        compose(
+            panels.fig,
+            style,
+            heading=title,
+            notes=[*_quotes(marks, len({group.transcript for group in panels.of})), *([scope] if scope else [])],
+        )
+    return panels.fig
 
 
-def turn_ticks(turns: int, most: int = TURNS_LABELLED) -> list[int]:
-    """Turns to label on an axis of 1 … `turns`, at most about `most` of them: every one, or 1 and the multiples of 2, 5, 10, …"""
-    steps = (step * 10**power for power in range(10) for step in (1, 2, 5))
-    step = next(step for step in steps if turns <= step * most)
-    return list(range(1, turns + 1)) if step == 1 else [1, *range(step, turns + 1, step)]
+def pulls(table: RunTable, transcript: str, most: int = 3) -> list[int]:
+    """The turns (1 for the first) at which the script pulls hardest: where the mean over all conditions falls most from the turn before, `most` at most."""
+    cells = [cell for cell in table.cells if cell.transcript == transcript]
+    means = np.array([moments(table.projections[table.rows(cell)]).mean for cell in cells])
+    falls = np.diff(moments(means).mean)
+    steepest = np.argsort(np.where(np.isfinite(falls), falls, np.inf), kind="stable")[:most]
+    return sorted(int(place) + 2 for place in steepest if np.isfinite(falls[place]) and falls[place] < 0)
 
 
-def _references(table: RunTable, reference: Reference | None) -> Mapping[str, FloatArray]:
+def references(table: RunTable, reference: Reference | None) -> Mapping[str, FloatArray]:
     """The reference lines by transcript; `UsageError` for one that fits none."""
     if reference is None:
         return {}
@@ -88,59 +119,6 @@ def _references(table: RunTable, reference: Reference | None) -> Mapping[str, Fl
     return {name: line for name, line in reference.items() if name in transcripts}
 
 
-def _panels(groups: Sequence[Group]) -> tuple[Figure, dict[Group, Axes]]:
-    """A figure with one axes per group: transcripts down and temperatures across where both vary, else two abreast."""
-    down, across = list(dict.fromkeys(g.transcript for g in groups)), list(dict.fromkeys(g.temperature for g in groups))
-    if len(down) > 1 and len(across) > 1:
-        places = {group: (down.index(group.transcript), across.index(group.temperature)) for group in groups}
-        rows, columns = len(down), len(across)
-    else:
-        columns = min(2, len(groups))
-        rows = -(-len(groups) // columns)
-        places = {group: divmod(index, columns) for index, group in enumerate(groups)}
-    width, height = PANEL if len(groups) == 1 else SMALL_PANEL
-    fig = Figure(figsize=(columns * width, rows * height), layout="constrained")
-    FigureCanvasAgg(fig)
-    axes: dict[tuple[int, ...], Axes] = dict(np.ndenumerate(fig.subplots(rows, columns, sharey=True, squeeze=False)))
-    for blank in axes.keys() - places.values():
-        fig.delaxes(axes[blank])
-    return fig, {group: axes[place] for group, place in places.items()}
-
-
-def _make_room(fig: Figure, artists: Sequence[Legend | Text]) -> None:
-    """Make the figure higher by what stands above and below the panels, so that these keep their height."""
-    heights = [artist.get_window_extent().height / fig.dpi for artist in artists]
-    fig.set_figheight(fig.get_figheight() + sum(heights))
-
-
-def _draw_panel(ax: Axes, table: RunTable, group: Group, drawn: Sequence[Curve], reference: FloatArray | None) -> None:
-    turns = table.length(group.transcript)
-    for curve in drawn:
-        _draw_rollouts(ax, curve)
-        _draw_band(ax, curve)
-        _draw_mean(ax, curve)
-    if reference is not None:
-        _draw_line(
-            ax,
-            np.arange(1.0, len(reference) + 1),
-            reference,
-            gid="reference",
-            color=REFERENCE.color,
-            ls=REFERENCE.linestyle,
-            lw=1.1,
-            zorder=4,
-        )
-    if not any(len(curve.values) for curve in drawn):
-        ax.text(0.5, 0.5, "no turn yet", transform=ax.transAxes, ha="center", va="center", color=NEUTRAL)
-    ax.set_title(textwrap.fill(str(group) + _lacks_intervals(drawn), 44), loc="left", color="#444444")
-    ax.set_xlim(0.5, turns + 0.5)
-    figure_width = ax.get_figure(root=True).get_figwidth()  # type: ignore[union-attr]
-    ax.set_xticks(turn_ticks(turns, most=TURNS_LABELLED if figure_width > PANEL[0] - 0.1 else 10))
-    ax.set_xlabel("turn")
-    if ax.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-        ax.set_ylabel(_axis_label(table))
-
-
 def _lacks_intervals(drawn: Sequence[Curve]) -> str:
     """What to add to the title of a panel without bands: other panels may have some, and the legend speaks of all."""
     there = [len(curve.values) for curve in drawn if len(curve.values)]
@@ -149,63 +127,67 @@ def _lacks_intervals(drawn: Sequence[Curve]) -> str:
     return " (n = 1, no interval)" if max(there) == 1 else " (all alike, no interval)"
 
 
-def _axis_label(table: RunTable) -> str:
-    """ "projection on <axis> (layer <l>)", broken into lines that fit a panel's height."""
-    layer = "" if table.layer is None else f" (layer {table.layer})"
-    return textwrap.fill(f"projection on {table.axis}{layer}", 34)
-
-
-def _draw_rollouts(ax: Axes, curve: Curve) -> None:
-    """Each rollout, the paler the more there are, and crosses where a reply is flagged."""
+def _draw_curve(ax: Axes, curve: Curve, style: Style) -> None:
+    points = style.points
     alpha = float(np.clip(5 / max(len(curve.values), 1), 0.1, 0.4))
     for values in curve.values:
-        _draw_line(ax, curve.x, values, gid=f"rollout-{curve.condition}", color=curve.look.color, ls="-", lw=0.5, alpha=alpha, zorder=1)
+        _draw_line(
+            ax, curve.x, values, gid=f"rollout-{curve.condition}", color=curve.look.color, ls="-", lw=points(0.5), alpha=alpha, zorder=1
+        )
     rows, columns = np.nonzero(curve.suspect & np.isfinite(curve.values))
     if len(rows):
+        flagged = curve.values[rows, columns]
+        color = curve.look.color
         ax.plot(
-            curve.x[columns],
-            curve.values[rows, columns],
-            gid=f"flagged-{curve.condition}",
-            color=curve.look.color,
-            ls="",
-            marker="x",
-            ms=3.5,
-            mew=0.7,
+            curve.x[columns], flagged, gid=f"flagged-{curve.condition}", color=color, ls="", marker="x", ms=points(3.5), mew=points(0.7)
         )
-
-
-def _draw_band(ax: Axes, curve: Curve) -> None:
-    """The interval of the mean: an area, and bars at turns whose neighbours have none."""
-    if not curve.banded.any():
-        return
-    low, high, color = curve.moments.low, curve.moments.high, curve.look.color
-    ax.fill_between(curve.x, low, high, where=curve.banded.tolist(), gid=f"band-{curve.condition}", color=color, alpha=0.25, lw=0, zorder=2)
-    alone = isolated(curve.x, low)
-    if len(alone.x):
-        at = np.isin(curve.x, alone.x)
-        ax.vlines(alone.x, low[at], high[at], gid=f"bar-{curve.condition}", color=color, alpha=0.35, lw=5, zorder=2)
-
-
-def _draw_mean(ax: Axes, curve: Curve) -> None:
-    size = 3.2 if len(curve.x) <= 24 else 1.8
+    draw_band(ax, curve.x, curve.interval.low, curve.interval.high, curve.condition, curve.look.color, style)
+    _hatch_flagged(ax, curve)
+    size = points(3.2 if len(curve.x) <= 24 else 1.8)
     look = curve.look
-    ax.plot(
-        curve.x,
-        curve.moments.mean,
-        gid=f"mean-{curve.condition}",
-        color=look.color,
-        ls=look.linestyle,
-        marker=look.marker,
-        ms=size,
-        mew=0,
-        lw=1.5,
-        zorder=3,
-    )
+    looks_of_mean: dict[str, Any] = {
+        "color": look.color,
+        "ls": look.linestyle,
+        "marker": look.marker,
+        "ms": size,
+        "mew": 0,
+        "lw": points(1.5),
+    }
+    ax.plot(curve.x, curve.mean, gid=f"mean-{curve.condition}", zorder=3, **looks_of_mean)
 
 
-def _draw_line(ax: Axes, x: FloatArray, y: FloatArray, **looks: Any) -> None:
+def _hatch_flagged(ax: Axes, curve: Curve) -> None:
+    """Hatch the band where flagged replies are among those it stands on: half a turn to each side."""
+    flagged = (curve.suspect & np.isfinite(curve.values)).any(axis=0) & curve.banded
+    there = np.flatnonzero(curve.banded)
+    for turn in curve.x[flagged]:
+        x = np.array([max(turn - 0.5, curve.x[there[0]]), turn, min(turn + 0.5, curve.x[there[-1]])])
+        low, high = (np.interp(x, curve.x[there], bound[there]) for bound in curve.interval)
+        gid = f"hatched-{curve.condition}"
+        ax.fill_between(x, low, high, gid=gid, facecolor="none", edgecolor=curve.look.color, hatch="/////", lw=0, zorder=2.5)
+
+
+def _draw_reference(ax: Axes, reference: FloatArray | None, style: Style) -> None:
+    if reference is not None:
+        look = style.reference
+        x = np.arange(1.0, len(reference) + 1)
+        _draw_line(ax, x, reference, gid="reference", color=look.color, ls=look.linestyle, lw=style.points(1.1), zorder=4)
+
+
+def _draw_marks(ax: Axes, marks: Sequence[Mark], style: Style) -> None:
+    for mark in marks:
+        ax.axvline(mark.turn, gid=f"mark-{mark.turn}", color=style.neutral, ls=(0, (1, 2)), lw=style.points(0.9), zorder=0.5)
+
+
+def _quotes(marks: Sequence[Mark], transcripts: int) -> list[str]:
+    """What the user says at the marked turns, quoted; named by transcript where there are several."""
+    where = [f"{mark.transcript}, turn {mark.turn}" if transcripts > 1 else f"Turn {mark.turn}" for mark in marks]
+    return [f"{place}, user: “{shortened(mark.text, QUOTED)}”" for place, mark in zip(where, marks, strict=True)]
+
+
+def _draw_line(ax: Axes, x: FloatArray, y: FloatArray, **looks_: Any) -> None:
     """A line with gaps at NaN, and dots where a point has no neighbour, which a line would not show."""
-    ax.plot(x, y, **looks)
+    ax.plot(x, y, **looks_)
     alone = isolated(x, y)
     if len(alone.x):
-        ax.plot(alone.x, alone.y, **{**looks, "gid": f"{looks['gid']}-point", "ls": "", "marker": ".", "ms": 3})
+        ax.plot(alone.x, alone.y, **{**looks_, "gid": f"{looks_['gid']}-point", "ls": "", "marker": ".", "ms": 3})

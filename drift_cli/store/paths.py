@@ -87,6 +87,16 @@ class RunPaths:
         return self.root / "reference" / f"{checked_name('transcript', transcript)}.{checked_name('axis', axis)}.json"
 
     @property
+    def traces_root(self) -> Path:
+        """The folder that holds token traces; whatever is in it can be measured again."""
+        return self.root / "traces"
+
+    def traces(self, rollout: Rollout, axis: str) -> Path:
+        """A rollout's token traces on an axis."""
+        cell = self.cell(rollout.cell).relative_to(self.rollouts_root)
+        return self.traces_root / checked_name("axis", axis) / cell / sample_name(rollout.sample, "traces")
+
+    @property
     def rollouts_root(self) -> Path:
         """The folder that holds all rollouts."""
         return self.root / "rollouts"

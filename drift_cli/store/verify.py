@@ -1,7 +1,7 @@
 """Checks everything that is stored of a run, from the bytes up, and goes on after each problem.
 
-Every line of every rollout (checksum, chain, order), residual means (length, checksums, projections equal to their dot products), the manifest, and that
-nothing else lies in the run's folder. Nothing is changed.
+Every line of every rollout (checksum, chain, order), residual means (length, checksums, projections equal to their dot products), token traces, the
+manifest, and that nothing else lies in the run's folder. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from drift_cli.store.line import TurnLine
 from drift_cli.store.manifest import AxisEntry, Manifest, read_manifest
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.reader import Scan, scan_rollout
+from drift_cli.store.traces import read_traces
 
 _TOLERANCE = 1e-5
 """Of the residual mean's norm: far above what the order of a sum in float64 or float32 changes, far below any other axis's projection."""
@@ -61,7 +62,19 @@ def verify(paths: RunPaths, manifest: Manifest) -> list[Finding]:
             directions += [direction] if entry in manifest.axes else []
     for rollout in _planned(manifest):
         found += _rollout(paths, manifest, rollout, directions)
-    return [*found, *_folder(paths, manifest)]
+    return [*found, *_traces(paths, manifest), *_folder(paths, manifest)]
+
+
+def _traces(paths: RunPaths, manifest: Manifest) -> Iterator[Finding]:
+    """Token traces that cannot be read. Not fatal: they can be measured again."""
+    for rollout in _planned(manifest):
+        for entry in (*manifest.axes, *manifest.measured):
+            path = paths.traces(rollout, entry.name)
+            if path.exists():
+                try:
+                    read_traces(paths, rollout, entry, [line.turn for line in scan_rollout(paths, rollout).lines])
+                except StoreError as error:
+                    yield Finding(path, _said(error, path), fatal=False)
 
 
 def _planned(manifest: Manifest) -> Iterator[Rollout]:
@@ -201,7 +214,11 @@ def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[
             yield Finding(path, f"{rollout} is not in the run's plan", fatal=False)
         elif path == paths.residuals(rollout) and path.stat().st_size and not paths.rollout(rollout).exists():
             yield Finding(paths.rollout(rollout), "missing, though there are residual means of its turns", fatal=True)
-    elif path not in (paths.manifest, paths.manifest_lock, paths.events) and folder not in ("axes", "reference"):
+    elif (
+        path not in (paths.manifest, paths.manifest_lock, paths.events)
+        and folder not in ("axes", "reference")
+        and not (folder == "traces" and path.suffix == ".traces")
+    ):
         yield Finding(path, "not part of the run", fatal=False)
 
 

@@ -1,0 +1,281 @@
+"""The kinds of picture that `drift plot` draws of a run, each by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from drift_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from drift_cli.analysis.study import Study
+    from drift_cli.analysis.table import RunTable
+    from drift_cli.figures.curves import Bands
+    from drift_cli.figures.trajectory import Mark
+    from drift_cli.spec import Rollout
+    from drift_cli.store.run import Run
+
+PULLS = "pulls"
+_REPLY = re.compile(
+    r"(?:(?P<transcript>[^/]+)/)?(?P<condition>[^/]+)(?:/T(?P<temperature>[0-9.e+-]+))?/(?P<sample>[0-9]+)/turn-(?P<turn>[0-9]+)"
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A run, and how it is to be drawn."""
+
+    run: Run
+    axis: str | None = None
+    style: str = "paper"
+    title: str | None = None
+    against: str | None = None
+    """The baseline (default: the first condition)."""
+    annotate: Sequence[str] = ()
+    """User turns to quote: numbers, or `pulls`."""
+    reply: str | None = None
+    """What `tokens` shows: `condition/sample/turn-N`."""
+    reference: Path | None = None
+    bands: str = "simultaneous"
+    level: float = 0.95
+
+    @cached_property
+    def table(self) -> RunTable:
+        """The run's projections on the axis."""
+        from drift_cli.analysis.table import load
+
+        return load(self.run, self.axis)
+
+    @cached_property
+    def study(self) -> Study:
+        """All pairs of conditions."""
+        from drift_cli.analysis.results import Options
+        from drift_cli.analysis.study import analyze
+
+        return analyze(self.table, Options(level=self.level))
+
+    @cached_property
+    def from_baseline(self) -> Study:
+        """Every condition against the baseline."""
+        from drift_cli.analysis.results import Options
+        from drift_cli.analysis.study import analyze
+
+        return analyze(self.table, Options(level=self.level, against=self.baseline))
+
+    @property
+    def baseline(self) -> str:
+        """The condition that others are compared with."""
+        names = self.table.conditions
+        if self.against is not None and self.against not in names:
+            raise UsageError(f"condition {self.against!r} is not in this run", mend=f"It has: {', '.join(names)}.")
+        return self.against or names[0]
+
+    def draw(self, kind: str) -> Figure:
+        """One of `KINDS` but `text`. Raises `Unavailable` where the run has nothing of the kind."""
+        from drift_cli.figures.panel import check_drawable
+
+        check_drawable(self.table)
+        return _DRAW[kind](self)
+
+    def text(self, *, color: bool) -> str:
+        """The trajectory in characters."""
+        from drift_cli.figures.terminal import terminal
+
+        return terminal(self.table, reference=references(self.run, self.table, self.reference), color=color)
+
+
+def references(run: Run, table: RunTable, given: Path | None) -> dict[str, NDArray[np.float64]] | None:
+    """Reference lines by transcript: the one given, else those measured in the run on this axis."""
+    import numpy as np
+
+    from drift_cli.reference_line import read
+
+    names = dict.fromkeys(cell.transcript for cell in table.cells)
+    if given is not None:
+        line = read(given)
+        name = line.transcript if line.transcript in names else next(iter(names))
+        lines = {name: line}
+    else:
+        lines = {name: read(path) for name in names if (path := run.paths.reference(name, table.axis)).exists()}
+    drawn = {}
+    for name, line in lines.items():
+        values = np.full(table.length(name), np.nan)
+        known = line.projections[: len(values)]
+        values[: len(known)] = [np.nan if value is None else value for value in known]
+        drawn[name] = values
+    return drawn or None
+
+
+def _trajectory(picture: Picture) -> Figure:
+    from drift_cli.figures.palette import style_named
+    from drift_cli.figures.trajectory import trajectory
+
+    # Differences belong to the picture where they fit it: several scripts have a figure of their own for them.
+    differences = picture.from_baseline.turns if len(picture.table.groups) == 1 and len(picture.table.conditions) > 1 else ()
+    return trajectory(
+        picture.table,
+        reference=references(picture.run, picture.table, picture.reference),
+        differences=differences,
+        title=picture.title,
+        bands=bands_of(picture.table, picture.bands, picture.level),
+        marks=_marks(picture),
+        scope=picture.from_baseline.scope,
+        style=style_named(picture.style),
+    )
+
+
+def bands_of(table: RunTable, name: str, level: float) -> Bands:
+    """The bands of mean curves: `simultaneous` or `pointwise`; `UsageError` for another name."""
+    from drift_cli.figures.curves import pointwise, simultaneous
+
+    if name not in ("simultaneous", "pointwise"):
+        raise UsageError(f"there are no {name!r} bands", mend="Use simultaneous (all turns together) or pointwise (each turn by itself).")
+    return simultaneous(table, level) if name == "simultaneous" else pointwise(level)
+
+
+def _difference(picture: Picture) -> Figure:
+    from drift_cli.figures.difference import difference
+    from drift_cli.figures.palette import style_named
+
+    return difference(picture.table, picture.from_baseline, title=picture.title, style=style_named(picture.style))
+
+
+def _forest(picture: Picture) -> Figure:
+    from drift_cli.figures.forest import forest
+    from drift_cli.figures.palette import style_named
+
+    return forest(picture.table, picture.study, title=picture.title, style=style_named(picture.style))
+
+
+def _marks(picture: Picture) -> list[Mark]:
+    """The user turns to annotate, in each transcript that has them."""
+    from drift_cli.figures.trajectory import Mark, pulls
+
+    table, marks = picture.table, []
+    for name in dict.fromkeys(cell.transcript for cell in table.cells):
+        users = picture.run.manifest.transcripts[name].users
+        turns: set[int] = set()
+        for asked in picture.annotate:
+            if asked == PULLS:
+                turns.update(pulls(table, name))
+            elif asked.isdecimal() and int(asked) >= 1:
+                turns.add(int(asked))
+            else:
+                raise UsageError(
+                    f"--annotate {asked!r} is no turn", mend=f"Give a turn's number, or {PULLS} for those where the script pulls hardest."
+                )
+        marks += [Mark(name, turn, users[turn - 1]) for turn in sorted(turns) if turn <= len(users)]
+    if picture.annotate and not marks:
+        raise UsageError(
+            f"no transcript has turn {', '.join(picture.annotate)}", mend=f"The longest has {table.projections.shape[1]} turns."
+        )
+    return marks
+
+
+def _heatmap(picture: Picture) -> Figure:
+    from drift_cli.figures.heatmap import heatmap
+    from drift_cli.figures.palette import style_named
+
+    return heatmap(picture.table, title=picture.title, style=style_named(picture.style))
+
+
+def _ridgeline(picture: Picture) -> Figure:
+    from drift_cli.figures.palette import style_named
+    from drift_cli.figures.ridgeline import ridgeline
+
+    return ridgeline(picture.table, title=picture.title, style=style_named(picture.style))
+
+
+def _layers(picture: Picture) -> Figure:
+    from drift_cli.analysis.layers import load_layers
+    from drift_cli.figures.layers import layers
+    from drift_cli.figures.palette import style_named
+
+    found = load_layers(picture.run, picture.table)
+    return layers(found, against=picture.baseline, title=picture.title, style=style_named(picture.style))
+
+
+def _tokens(picture: Picture) -> Figure:
+    from drift_cli.analysis.layers import Unavailable
+    from drift_cli.analysis.tokens import load_traces
+    from drift_cli.figures.palette import style_named
+    from drift_cli.figures.panel import axis_label
+    from drift_cli.figures.tokens import tokens
+
+    traces = load_traces(picture.run, picture.table)
+    run_id, axis = picture.run.paths.run_id, picture.table.axis
+    mend = f"Measure them: drift measure {run_id} --axis {axis} --traces"
+    if not traces.of:
+        raise Unavailable(f"run {run_id} has no token traces on axis {axis}", mend=mend)
+    rollout, turn = find_reply(picture.run, picture.reply) if picture.reply else _lowest(picture, list(traces.of))
+    found = traces.of.get(rollout, {}).get(turn)
+    if found is None:
+        raise UsageError(f"{rollout} turn {turn} is not traced", mend=mend)
+    text = picture.run.record(rollout).turns[turn - 1].text
+    return tokens(
+        found.pieces(text),
+        found.values.astype(float),
+        label=axis_label(picture.table),
+        middle=traces.middle,
+        half=traces.half,
+        title=picture.title or f"{rollout.cell.condition}, rollout {rollout.sample}, turn {turn}",
+        style=style_named(picture.style),
+    )
+
+
+def find_reply(run: Run, text: str) -> tuple[Rollout, int]:
+    """The rollout and turn that `[transcript/]condition[/T0.7]/sample/turn-N` names; `UsageError` where there is none, or several."""
+    from drift_cli.spec import Rollout
+
+    match = _REPLY.fullmatch(text.removeprefix("#"))
+    mend = "Name one as [TRANSCRIPT/]CONDITION[/T0.7]/SAMPLE/turn-N, such as simple/7/turn-12."
+    if match is None:
+        raise UsageError(f"{text!r} names no reply", mend=mend)
+    sample, turn = int(match["sample"]), int(match["turn"])
+    found = [
+        Rollout(plan.cell, sample)
+        for plan in run.manifest.cells
+        if plan.cell.condition == match["condition"]
+        and match["transcript"] in (None, plan.cell.transcript)
+        and (match["temperature"] is None or f"{plan.cell.temperature:g}" == match["temperature"])
+        and sample < plan.samples
+    ]
+    if len(found) != 1:
+        many = f"{len(found)} replies: {', '.join(map(str, found))}" if found else "no reply of this run"
+        raise UsageError(f"{text!r} names {many}", mend=mend)
+    if not 1 <= turn <= len(run.record(found[0]).turns):
+        raise UsageError(f"{found[0]} has no turn {turn}", mend=mend)
+    return found[0], turn
+
+
+def _lowest(picture: Picture, traced: Sequence[Rollout]) -> tuple[Rollout, int]:
+    """The traced reply with the lowest projection: where the model has drifted furthest."""
+    import numpy as np
+
+    table = picture.table
+    wanted = {(table.cells.index(rollout.cell), rollout.sample): rollout for rollout in traced}
+    rows = [row for row in range(len(table.sample)) if (int(table.cell_of[row]), int(table.sample[row])) in wanted]
+    values = np.where(np.isfinite(table.projections[rows]), table.projections[rows], np.inf)
+    row, column = np.unravel_index(int(values.argmin()), values.shape)
+    return wanted[int(table.cell_of[rows[row]]), int(table.sample[rows[row]])], int(column) + 1
+
+
+_DRAW: dict[str, Callable[[Picture], Figure]] = {
+    "trajectory": _trajectory,
+    "difference": _difference,
+    "forest": _forest,
+    "heatmap": _heatmap,
+    "ridgeline": _ridgeline,
+    "layers": _layers,
+    "tokens": _tokens,
+}
+KINDS = (*_DRAW, "text")
+ALL = "all"

@@ -1,0 +1,99 @@
+"""`drift report`: a run as one HTML file to send around."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from drift_cli.commands.options import DisplayOption, JsonOption, MeasuredAxisOption, RunArgument, StoreOption, make_display, open_run
+from drift_cli.commands.pictures import Picture
+from drift_cli.display import Mode
+from drift_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from drift_cli.report.document import Contents
+
+
+def report(
+    run: RunArgument = None,
+    axis: MeasuredAxisOption = None,
+    against: Annotated[str | None, typer.Option(help="The condition that others are compared with (default: the first).")] = None,
+    level: Annotated[float, typer.Option(help="Level of bands and intervals.", min=0.5, max=0.9999)] = 0.95,
+    reference: Annotated[Path | None, typer.Option(help="A reference line to draw, made by `drift measure --transcript`.")] = None,
+    title: Annotated[str | None, typer.Option(help="A heading (default: the run's id).")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file (default: images/RUN-report.html).")] = None,
+    store: StoreOption = None,
+    display: DisplayOption = Mode.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run as one HTML file.
+
+    A summary in words, the trajectory to play with, the statistics, and every conversation to read and search. The file needs no network and no server,
+    and nothing in it can load anything: send it, or open it from a shared folder.
+    """
+    picture = Picture(open_run(store, run), axis, title=title, against=against, reference=reference, level=level)
+    path = write(picture, output)
+    document = {"run": picture.run.paths.run_id, "file": str(path), "bytes": path.stat().st_size}
+    make_display(display, as_json).result(document, f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def write(picture: Picture, output: Path | None) -> Path:
+    """Write a run's report; returns its path."""
+    from drift_cli import __version__
+    from drift_cli.config import home
+    from drift_cli.report.document import document
+    from drift_cli.report.html import page
+    from drift_cli.store.files import atomic_write, create_folder
+
+    run_id = picture.run.paths.run_id
+    path = output or home() / "images" / f"{run_id}-report.html"
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{path} is no HTML file's name", mend="End it in .html.")
+    data = page(document(gather(picture)), title=picture.title or run_id, generator=f"drift {__version__}")
+    create_folder(path.parent)
+    atomic_write(path, data)
+    return path
+
+
+def gather(picture: Picture) -> Contents:
+    """Everything the report says of a run."""
+    from drift_cli.analysis.results import Options
+    from drift_cli.analysis.study import analyze
+    from drift_cli.analysis.tokens import load_traces
+    from drift_cli.commands.pictures import bands_of, references
+    from drift_cli.figures.panel import check_drawable
+    from drift_cli.report.document import Contents
+    from drift_cli.report.verdict import verdict
+    from drift_cli.tables.study import study_tables
+
+    run, table = picture.run, picture.table
+    check_drawable(table)
+    study = picture.study
+    short = study_tables(study, turns=False)
+    folded = study_tables(study)[len(short) :]
+    if table.flags.suspect.any():
+        folded += study_tables(
+            analyze(table.without_suspect(), Options(level=picture.level)), turns=False, which=", without flagged replies"
+        )
+    model = run.manifest.model
+    return Contents(
+        run=run,
+        table=table,
+        bands=bands_of(table, picture.bands, picture.level),
+        traces=load_traces(run, table),
+        references=references(run, table, picture.reference) or {},
+        verdict=verdict(
+            picture.from_baseline,
+            picture.baseline,
+            () if model is None or model.note is None else (f"{run.manifest.spec.model}: {model.note}.",),
+        ),
+        tables=short,
+        folded=folded,
+    )
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(report)
