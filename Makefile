@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo test check format lint types tests quick browser pictures picture baselines clean
+.PHONY: demo test check format lint types tests quick browser pictures picture baselines campaign mutants strace clean
 
 demo: $(STAMP)
 	$(BIN)/drift demo
@@ -22,7 +22,7 @@ lint: $(DEV_STAMP)
 types: $(DEV_STAMP)
 	$(BIN)/mypy
 
-tests: $(DEV_STAMP)
+tests: $(DEV_STAMP) strace
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 # What one types while working: no coverage, stop at the first failure.
@@ -35,6 +35,19 @@ browser:
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null \
 	    || echo "no Chromium could be installed: the report's tests will be skipped"; \
 	fi
+
+# The whole crash campaign: every fault that the tests inject a part of. Writes its counts into docs/reliability.md; some minutes.
+campaign: $(DEV_STAMP) strace
+	PYTHONPATH=tests $(BIN)/python -m campaign --write
+
+# Breaks each promise in a copy of the code on purpose and sees that its named test fails.
+mutants: $(DEV_STAMP) strace
+	PYTHONPATH=tests $(BIN)/python -m campaign.mutants
+
+# Injects faults into system calls. Tests that need it are skipped, and say so, where it is not there and cannot be had.
+strace:
+	@command -v strace >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y strace >/dev/null; } \
+	  || echo "strace is not installed: tests of faults in system calls will be skipped"
 
 # The README's picture and those of docs/pictures.md, from the demo's own run.
 pictures picture: $(STAMP)

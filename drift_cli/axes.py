@@ -11,6 +11,7 @@ import hashlib
 import json
 import pickle
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,11 @@ from numpy.typing import NDArray
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.spec import checked_name
 
-_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, pickle.UnpicklingError)
-"""What torch raises, among it pickle's own, on a file that is not one of its own."""
+_UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, NameError, AssertionError, ArithmeticError),
+    *(MemoryError, ImportError, pickle.UnpicklingError, struct.error),
+)
+"""What torch raises, found by fuzzing, on a file that is not one of its own: its reader takes the bytes' word for many things."""
 
 FORMAT = "drift-axis-1"
 DEMO = "demo"
@@ -104,7 +108,7 @@ def save(axis: Axis, path: Path) -> None:
     """Write an axis file atomically."""
     from safetensors.numpy import save as serialize
 
-    from drift_cli.store.files import atomic_write
+    from drift_cli.store.files import atomic_write, create_folder
 
     tensors = {"axis": np.ascontiguousarray(axis.vectors, dtype=np.float32)}
     if axis.means is not None:
@@ -121,7 +125,7 @@ def save(axis: Axis, path: Path) -> None:
         "assistants": json.dumps(list(axis.assistants)),
         "digest": axis.digest,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_folder(path.parent)
     atomic_write(path, serialize(tensors, metadata=header))
 
 
@@ -194,7 +198,8 @@ def import_torch(
     except FileNotFoundError:
         raise DriftError(f"{path} does not exist") from None
     except _UNREADABLE as error:
-        raise DriftError(f"{path} is not a torch file of plain tensors: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DriftError(f"{path} is not a torch file of plain tensors: {reason}") from error
     by_persona = isinstance(found, dict)
     convention = convention or ("hidden-states" if by_persona else "block-outputs")
     stacked, personas = _stack(found, path)
@@ -216,6 +221,8 @@ def _stack(found: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, ...]
     tensors = found if isinstance(found, dict) else {"": found}
     if not tensors or not all(isinstance(k, str) and isinstance(v, torch.Tensor) and v.ndim in (1, 2) for k, v in tensors.items()):
         raise DriftError(f"{path} holds neither a tensor nor a dict of persona → tensor of (width,) or (layers, width)")
+    if not all(map(_plain, tensors.values())):
+        raise DriftError(f"{path} holds a tensor that is sparse, quantized, complex, without data, or larger than its data")
     shapes = {tuple(v.shape) for v in tensors.values()}
     if len(shapes) > 1:
         raise DriftError(f"{path}: personas have tensors of different shapes: {', '.join(map(str, sorted(shapes)))}")
@@ -224,6 +231,14 @@ def _stack(found: Any, path: Path) -> tuple[NDArray[np.float64], tuple[str, ...]
     if not np.isfinite(stacked).all():
         raise DriftError(f"{path} holds numbers that are not finite")
     return stacked, tuple(tensors)
+
+
+def _plain(tensor: Any) -> bool:
+    """Whether a tensor has a number in memory for each of its elements: strides can make a few bytes look like terabytes."""
+    import torch
+
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized and not tensor.is_complex()
+    return dense and 0 < tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _contrast(stacked: NDArray[np.float64], personas: tuple[str, ...], assistants: tuple[str, ...], path: Path) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ writes one JSON object a line to stderr; `none` writes only errors. With `as_jso
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import orjson
 
@@ -45,6 +46,46 @@ def inert(text: str) -> str:
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs"} else f"\\u{ord(c):04x}" for c in text)
 
 
+class Lasting:
+    """A stream that outlives its reader: where nobody reads any more (`| head`, a terminal that was closed), what is written goes nowhere.
+
+    The work goes on then: its results are on disk. (A full disk behind `>` is another matter, and an error.)
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._lost = stream is None  # it was closed before we began (`>&-`)
+        self._stream: TextIO = io.StringIO() if stream is None else stream
+
+    def write(self, text: str) -> int:
+        """Write `text`."""
+        try:
+            return len(text) if self._lost else self._stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        try:
+            if not self._lost:
+                self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _give_up(self, error: OSError) -> None:
+        """Point the stream at nothing, so that Python's own flush at exit does not fail either. A terminal that is gone says EIO."""
+        if not isinstance(error, BrokenPipeError) and error.errno != errno.EIO:
+            raise error
+        self._lost = True
+        with suppress(OSError, ValueError):
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())
+            os.close(nothing)
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of a result: a title, column heads (a trailing `>` aligns right), rows of text, and notes that stand below it."""
@@ -72,6 +113,7 @@ class Display:
     err: TextIO = field(default_factory=lambda: sys.stderr)
 
     def __post_init__(self) -> None:
+        self.out, self.err = cast(TextIO, Lasting(self.out)), cast(TextIO, Lasting(self.err))
         if self.mode is Mode.AUTO:
             self.mode = Mode.RICH if self.err.isatty() else Mode.PLAIN
 
@@ -110,21 +152,8 @@ class Display:
         self._write(stream, text + "\n")
 
     def _write(self, stream: TextIO, text: str) -> None:
-        try:
-            stream.write(text)
-            stream.flush()
-        except BrokenPipeError:
-            # Nobody reads any more (`| head`): the work goes on, its results are on disk.
-            self._silence(stream)
-
-    def _silence(self, stream: TextIO) -> None:
-        """Point a stream whose reader is gone at nothing, so that Python's own flush at exit does not fail either."""
-        if stream is self.out:
-            self.out = io.StringIO()
-        else:
-            self.err = io.StringIO()
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        stream.write(text)
+        stream.flush()
 
     def _console(self, stream: TextIO) -> Console:
         from rich.console import Console

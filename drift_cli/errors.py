@@ -31,3 +31,10 @@ class UsageError(DriftError):
 
 class StoreError(DriftError):
     """A file of the store is damaged, in use, or belongs to something else."""
+
+
+def mend_damage(run_id: str) -> str:
+    """What to do about damage to a run's rollouts."""
+    return (
+        f"`drift runs verify {run_id}` lists all damage, with --repair it is set aside; `drift resume {run_id}` then makes the turns again."
+    )

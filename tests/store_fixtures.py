@@ -16,12 +16,14 @@ from drift_cli.store.log import End, RolloutLog
 from drift_cli.store.manifest import AxisEntry, CellPlan, Epoch, Manifest, ModelFacts, Setting
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
+from drift_cli.store.verify import axis_digest
 
 LAYERS, WIDTH, TURNS = (2, 5), 3, 4
 CELL = Cell("talk", "plain", 0.5)
 OTHER = Cell("talk", "kind", 0.5)
 FIRST = Rollout(CELL, 0)
 DIRECTION = np.array([[0.0, 0.6, 0.8]], dtype=np.float32)
+AXIS = axis_digest([5], DIRECTION)
 DONE = End(Finish.COMPLETE, TURNS, None)
 
 
@@ -32,7 +34,7 @@ def manifest(**changes: object) -> Manifest:
         "conditions": {"plain": Condition("plain"), "kind": Condition("kind", "Be kind.")},
         "transcripts": {"talk": Transcript("talk", tuple(f"question {i}" for i in range(1, TURNS + 1)))},
         "cells": (CellPlan(CELL, 2), CellPlan(OTHER, 2)),
-        "axes": (AxisEntry("made", 5, "d1"),),
+        "axes": (AxisEntry("made", 5, AXIS),),
         "model": ModelFacts("Tiny", 6, WIDTH, 100, 1000, (0,), None),
         "settings": {"samples": Setting(2, "flag --samples")},
         "epochs": (Epoch({"drift": "0"}, "cpu", "reference", 4),),
@@ -62,11 +64,11 @@ def open_log(run: Run, rollout: Rollout = FIRST) -> RolloutLog:
     return RolloutLog.open(run.paths, rollout, epoch=0, layers=len(LAYERS), width=WIDTH)
 
 
-def finish(run: Run, rollout: Rollout = FIRST, acknowledge: Callable[[int], object] = lambda index: None) -> None:
-    """Bring a rollout to its end from wherever it is, as the runner does."""
+def finish(run: Run, rollout: Rollout = FIRST, acknowledge: Callable[[int], object] = lambda index: None, text: str = "") -> None:
+    """Bring a rollout to its end from wherever it is, as the runner does; `text` is what every reply says, if not the usual."""
     with run.writer(rollout) as log:
         for index in range(len(log.record.turns) + 1, TURNS + 1):
-            log.append(turn(index, rollout))
+            log.append(turn(index, rollout, text))
             acknowledge(index)
         if log.record.end is None:
             log.end(DONE)

@@ -113,3 +113,15 @@ def test_a_closed_pipe_does_not_end_the_work() -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(8.2, "8 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
 def test_durations_read_naturally(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_markup_in_any_text_is_literal() -> None:
+    text = "[bold red]x[/bold red] [link=file:///etc]y[/link] :smile: [/]"
+    display, out, err = _display(Mode.RICH)
+    display.result({}, Table(text, [text], [[text]], [text]), text)
+    display.note(text)
+    display.error(text)
+    with display.progress(2, 0) as progress:
+        progress.step(text)
+    assert out.getvalue().count(text) == 5
+    assert err.getvalue().count(text) >= 3

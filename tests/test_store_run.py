@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from store_fixtures import (
+    AXIS,
     CELL,
     DIRECTION,
     DONE,
@@ -43,6 +45,7 @@ from drift_cli.store.log import Damaged, End, InUse
 from drift_cli.store.manifest import AxisEntry, CellPlan, Epoch, Imported, Manifest, ModelFacts, Setting, merge
 from drift_cli.store.paths import RunPaths, Store
 from drift_cli.store.run import Run
+from drift_cli.store.verify import axis_digest
 
 
 @pytest.fixture
@@ -178,13 +181,33 @@ def paths_into(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [at, *(path for key, item in inner for path in paths_into(item, (*at, key)))]
 
 
+def unsealed(made: Manifest) -> Any:
+    """A manifest's JSON value without its digest, as somebody might edit it on purpose."""
+    value = json.loads(made.to_json())
+    assert re.fullmatch("[0-9a-f]{64}", value.pop("digest"))
+    return value
+
+
+def test_every_bit_of_a_manifest_is_guarded(tmp_path: Path) -> None:
+    data = full().to_json()
+    for place in range(len(data) * 8):
+        harmed = bytearray(data)
+        harmed[place // 8] ^= 1 << place % 8
+        with pytest.raises(StoreError, match=r"run\.json"):
+            Manifest.from_json(bytes(harmed), tmp_path / "run.json")
+
+
+def test_a_manifest_that_was_edited_on_purpose_is_read_without_its_digest(tmp_path: Path) -> None:
+    assert Manifest.from_json(orjson.dumps(unsealed(full())), tmp_path) == full()
+
+
 def test_every_field_of_another_type_is_refused_naming_file_and_field(tmp_path: Path) -> None:
     where = tmp_path / "run.json"
     refused = 0
-    for path in paths_into(json.loads(full().to_json()))[1:]:
+    for path in paths_into(unsealed(full()))[1:]:
         if path[0] == "settings" and "value" in path:
             continue  # any JSON value
-        value = json.loads(full().to_json())
+        value = unsealed(full())
         holder = value
         for key in path[:-1]:
             holder = holder[key]
@@ -220,7 +243,7 @@ def test_every_field_of_another_type_is_refused_naming_file_and_field(tmp_path: 
     ],
 )
 def test_a_manifest_that_does_not_hang_together_is_refused(tmp_path: Path, edit: Callable[[Any], Any], expected: str) -> None:
-    value = json.loads(full().to_json())
+    value = unsealed(full())
     edit(value)
     with pytest.raises(StoreError, match=expected):
         Manifest.from_json(json.dumps(value).encode(), tmp_path / "run.json")
@@ -236,7 +259,7 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, data: bytes) -> None:
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
-    data = full().to_json().replace(b'"seed": 7', b'"seed": 8,\n"seed": 7')
+    data = orjson.dumps(unsealed(full())).replace(b'"seed":7', b'"seed":8,"seed":7')
     with pytest.raises(StoreError, match="twice"):
         Manifest.from_json(data, tmp_path)
 
@@ -244,7 +267,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_whatever_a_manifest_holds_it_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
-    content = bytearray(full().to_json())
+    content = bytearray(orjson.dumps(unsealed(full())) if data.draw(st.booleans()) else full().to_json())
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(content) - 1))
         content[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
@@ -343,7 +366,7 @@ def test_an_update_adds_no_epoch_that_another_process_left_behind(store: Store, 
         ),
         ({"transcripts": {"talk": Transcript("talk", ("other",))}}, ["transcripts.talk: stored 'question 1"]),
         ({"layers": (2, 4)}, ["layers: stored (2, 5), asked (2, 4)"]),
-        ({"axes": ()}, ["axes: stored 'made at layer 5 (d1)', asked ''"]),
+        ({"axes": ()}, ["axes: stored 'made at layer 5 (e69863ddfb6b)', asked ''"]),
         ({"axes": (AxisEntry("made", 5, "d9"),)}, ["made at layer 5 (d9)"]),
         ({"axes": (AxisEntry("made", 2, "d1"),)}, ["made at layer 2 (d1)"]),
         ({"measured": (AxisEntry("late", 2, "d9"),)}, ["axes.late: stored 'late at layer 5 (d2)', asked 'late at layer 2 (d9)'"]),
@@ -377,7 +400,7 @@ def test_notes_and_replies_and_settings_are_no_differences() -> None:
     users = manifest().transcripts["talk"].users
     asked = manifest(
         model=replace(model, note="now with a note"),
-        axes=(AxisEntry("made", 5, "d1", "a note"),),
+        axes=(AxisEntry("made", 5, AXIS, "a note"),),
         transcripts={"talk": Transcript("talk", users, users)},
         settings={"samples": Setting(3, "drift.toml")},
     )
@@ -567,8 +590,8 @@ def whole(run: Run) -> Run:
         log.end(End(Finish.CONTEXT, 2, 90))
     with run.writer(Rollout(OTHER, 0)) as log:
         log.append(turn(1))
-    save_file({"axis": DIRECTION}, run.paths.axis("late"), metadata={"layers": "[2]", "digest": "d2"})
-    run.update(replace(run.manifest, measured=(AxisEntry("late", 2, "d2"),)))
+    save_file({"axis": DIRECTION}, run.paths.axis("late"), metadata={"layers": "[2]"})
+    run.update(replace(run.manifest, measured=(AxisEntry("late", 2, axis_digest([2], DIRECTION)),)))
     run.paths.reference("talk", "made").parent.mkdir()
     atomic_write(run.paths.reference("talk", "made"), b"{}\n")
     run.event("start")
@@ -589,6 +612,17 @@ def test_verifying_changes_nothing(whole: Run) -> None:
 
 def replaced(old: bytes, new: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(path.read_bytes().replace(old, new))
+
+
+def turned(place: int) -> Callable[[Path], object]:
+    """The lowest bit of one byte turned over."""
+
+    def harm(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[place] ^= 1
+        path.write_bytes(data)
+
+    return harm
 
 
 def cut(number: int) -> Callable[[Path], object]:
@@ -620,13 +654,13 @@ ROLLOUT, MEANS = "rollouts/talk/plain/T0.5/0000.jsonl", "rollouts/talk/plain/T0.
         (MEANS, longer(b"\0" * 24), False, "belong to no committed turn"),
         (MEANS, lambda path: path.unlink(), True, "missing, though turns are committed"),
         (MEANS, linked, True, "symbolic link"),
-        ("run.json", replaced(b'"seed": 7', b'"seed": 8'), True, "manifest of run"),
-        ("run.json", cut(20), True, "not valid JSON"),
+        ("run.json", replaced(b'"seed": 7', b'"seed": 8'), True, "a byte changed"),
+        ("run.json", cut(20), True, "a byte changed"),
         ("run.json", lambda path: path.unlink(), True, "missing"),
         ("run.json", linked, True, "symbolic link"),
         ("axes/made.safetensors", lambda path: path.unlink(), True, "axis made is missing"),
         ("axes/made.safetensors", cut(3), True, "cannot be read as an axis"),
-        ("axes/late.safetensors", replaced(b'"d2"', b'"d3"'), True, "not the axis that the run was measured on"),
+        ("axes/late.safetensors", turned(-1), True, "not the axis that the run was measured on"),
         ("axes/late.safetensors", replaced(b"[2]", b"[3]"), True, "axis with layer 2"),
         ("events.jsonl", longer(b"half an ev"), False, "line 2 is not an event"),
         ("notes.txt", lambda path: path.write_bytes(b"x"), False, "not part of the run"),

@@ -151,7 +151,7 @@ REFUSED = {
     "two bodies": ('{"users": ["a"], "conversation": []}', "both 'conversation' and 'users'"),
     "own typo": ('{"users": ["a"], "reply": ["b"]}', "unknown key 'reply'"),
     "own name": ('{"users": ["a"], "name": "a/b"}', "'a/b' cannot be used"),
-    "own name, not text": ('{"users": ["a"], "name": 3}', "name: its content is a number"),
+    "own name, not text": ('{"users": ["a"], "name": 3}', "name is a number, not text"),
     "own replies": ('{"users": ["a", "b"], "replies": ["c"]}', "2 user turns but 1 replies"),
     "own empty reply": ('{"users": ["a", "b"], "replies": ["c", ""]}', "reply 2: is empty"),
     "mixed list": ('["a", {"role": "user", "content": "b"}]', "message 2: its content is an object"),

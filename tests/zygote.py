@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 
 import transformers.models.olmo3.modeling_olmo3  # noqa: F401
@@ -17,6 +18,8 @@ from drift_cli.__main__ import main
 
 def child(folder: str, arguments: list[str]) -> None:
     os.chdir(folder)
+    for number in (signal.SIGINT, signal.SIGHUP):  # whoever runs the tests in the background ignores them, and drift would respect that
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     for name, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
     sys.argv = ["drift", *arguments]

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from drift_cli.chat.dialogue import Dialogue, Message, common_prefix, given_texts, messages
+from drift_cli.chat.limit import within_limit
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.spec import ChatFormat, Condition, Placement, Transcript
 
@@ -23,6 +24,17 @@ DEFAULT_DATE = "2026-01-01"
 
 _DATE_CALL = re.compile(r"strftime_now\s*\(\s*(?:'([^']*)'|\"([^\"]*)\")\s*\)")
 _PROBE = ("drift probe one", "drift probe two", "drift probe reply", "drift probe system")
+
+
+_TEMPLATES_OWN = (ArithmeticError, TypeError, ValueError, LookupError, AttributeError, RecursionError, MemoryError)
+"""What a template's own code may raise beside jinja2's errors: it divides, indexes and loops as Python does."""
+
+
+def _failure(error: BaseException) -> Exception:
+    """The same as an error of the template."""
+    import jinja2
+
+    return jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,10 @@ class TemplateChat:
 
     def _apply(self, conversation: list[Message], **how: Any) -> Any:
         options = json.loads(self.options)
-        return self.tokenizer.apply_chat_template(conversation, chat_template=self.template, **how, **options)
+        try:
+            return within_limit(lambda: self.tokenizer.apply_chat_template(conversation, chat_template=self.template, **how, **options))
+        except _TEMPLATES_OWN as error:
+            raise _failure(error) from error
 
     def _ids(self, conversation: list[Message]) -> list[int]:
         return [int(i) for i in self._apply(conversation, tokenize=True, add_generation_prompt=True, return_dict=False)]
@@ -95,9 +110,13 @@ class TemplateChat:
 
     def end_id(self) -> int | None:
         """The special token that follows a reply in the template's rendering, where there is one."""
-        open_ids = self._ids([{"role": "user", "content": _PROBE[0]}])
+        import jinja2
+
         pair = [{"role": "user", "content": _PROBE[0]}, {"role": "assistant", "content": _PROBE[2]}]
-        closed = self._apply(pair, tokenize=True, return_dict=False)
+        try:
+            open_ids, closed = self._ids(pair[:1]), self._apply(pair, tokenize=True, return_dict=False)
+        except jinja2.TemplateError as error:
+            raise DriftError(f"the chat template fails on a conversation that ends with a reply: {error}") from error
         specials = set(self.tokenizer.all_special_ids)
         after = [int(i) for i in closed[common_prefix(open_ids, closed) :]]
         return next((i for i in after if i in specials), None)

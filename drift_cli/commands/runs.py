@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +14,7 @@ from drift_cli.errors import EXIT_FAILED, StoreError
 if TYPE_CHECKING:
     from drift_cli.store.manifest import AxisEntry, Manifest
     from drift_cli.store.paths import Store
-    from drift_cli.store.run import Run
+    from drift_cli.store.run import Finding, Repair, Run
 
 LAST_EVENTS = 12
 """How many of a run's events `show` shows; `--json` has them all."""
@@ -142,25 +143,58 @@ def path(run: RunArgument = None, store: StoreOption = None) -> None:
 
 
 @runs.command()
-def verify(run: RunArgument = None, store: StoreOption = None, display: DisplayOption = Mode.AUTO, as_json: JsonOption = False) -> None:
-    """Check every byte of a run: manifest, lines, chains, checksums, residuals, projections. Exit code 1 where something is wrong."""
+def verify(
+    run: RunArgument = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Set damaged lines of rollouts aside, under quarantine/; nothing is deleted.")
+    ] = False,
+    store: StoreOption = None,
+    display: DisplayOption = Mode.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every byte of a run: manifest, lines, chains, checksums, residuals, projections. Exit code 1 where something is wrong.
+
+    With --repair, what is damaged of a rollout is set aside first, and the turns before it stay.
+    """
     found = open_run(store, run)
+    repairs, failures = found.repair() if repair else ([], [])
     findings = found.verify()
     fatal = [finding for finding in findings if finding.fatal]
-    rows = [["damage" if f.fatal else "notice", str(f.file), f.problem] for f in findings]
-    states = found.states() if not fatal else []
-    checked = f"{len(states)} rollouts, {sum(s.done for s in states)} turns checked" if not fatal else f"{len(fatal)} files are damaged"
-    verdict = "everything is as it was written" if not fatal else "nothing was changed; see the list above"
     document = {
         "run": found.paths.run_id,
         "ok": not fatal,
         "findings": [{"file": str(f.file), "problem": f.problem, "fatal": f.fatal} for f in findings],
     }
-    make_display(display, as_json).result(
-        document, Table(f"Verify {found.paths.run_id}", ["", "file", "what"], rows, [f"{checked}: {verdict}"])
-    )
-    if fatal:
+    if repair:
+        document["repairs"] = [_repaired(done) for done in repairs]
+        document["not_repaired"] = failures
+    shown = _repairs(found, repairs, failures) if repair else []
+    make_display(display, as_json).result(document, *shown, _findings_table(found, findings, repaired=repair))
+    if fatal or failures:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _repaired(done: Repair) -> dict[str, Any]:
+    files = [str(file) for file in done.files]
+    return {"rollout": str(done.rollout), "problem": done.problem, "turns_kept": done.kept, "lines_set_aside": done.lines, "files": files}
+
+
+def _repairs(run: Run, repairs: Sequence[Repair], failures: Sequence[str]) -> list[str]:
+    """In lines, not in a table: file names stay whole."""
+    again = (
+        "import the files again to have them back" if run.manifest.imported else f"`drift resume {run.paths.run_id}` makes the turns again"
+    )
+    done = [f"{repair.problem}\n  {repair}" for repair in repairs]
+    return [*done, *failures, again if repairs else "nothing was set aside", ""]
+
+
+def _findings_table(run: Run, findings: Sequence[Finding], *, repaired: bool) -> Table:
+    fatal = sum(finding.fatal for finding in findings)
+    rows = [["damage" if f.fatal else "notice", str(f.file), f.problem] for f in findings]
+    states = run.states() if not fatal else []
+    checked = f"{len(states)} rollouts, {sum(s.done for s in states)} turns checked: everything is as it was written"
+    hint = "a repair cannot mend it" if repaired else "nothing was changed; --repair sets damaged lines of rollouts aside"
+    return Table(f"Verify {run.paths.run_id}", ["", "file", "what"], rows, [f"{fatal} files are damaged: {hint}" if fatal else checked])
 
 
 def register(app: typer.Typer) -> None:

@@ -17,8 +17,8 @@ import orjson
 
 from drift_cli.errors import StoreError
 from drift_cli.store.decode import Malformed, parse
-from drift_cli.store.files import failed, open_inside, read_at, sync_folder
-from drift_cli.store.lock import wait_for
+from drift_cli.store.files import failed, open_inside, read_at, release, sync_folder
+from drift_cli.store.lock import unlock, wait_for
 from drift_cli.store.paths import RunPaths
 
 _LIMIT = 1 << 30
@@ -37,7 +37,8 @@ def append_event(paths: RunPaths, kind: str, fields: Mapping[str, Any]) -> None:
         wait_for(fd, paths.events)
         fresh = _append(fd, paths.events, line)
     finally:
-        os.close(fd)
+        unlock(fd)
+        release(fd)
     if fresh:
         sync_folder(paths.root)
 
@@ -51,7 +52,7 @@ def read_events(paths: RunPaths) -> tuple[list[dict[str, Any]], list[str]]:
     try:
         data = read_at(fd, paths.events, _LIMIT, 0)
     finally:
-        os.close(fd)
+        release(fd)
     events, problems = [], []
     for number, line in enumerate(data.splitlines(), 1):
         event = _event(line)

@@ -7,9 +7,12 @@ docstring says so. A run's folder itself (and what lies above it) may be a symbo
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import resource
 import secrets
 import stat
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,14 +48,20 @@ def atomic_write(path: Path, data: bytes) -> None:
 
     The folder must exist. Raises `StoreError`; once it returns, the content survives a power cut.
     """
+    atomic_write_parts(path, (data,))
+
+
+def atomic_write_parts(path: Path, parts: Iterable[bytes]) -> None:
+    """As `atomic_write`, for content that comes in parts."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         fd = _open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN)
         try:
-            write_all(fd, data)
+            for part in parts:
+                write_all(fd, part)
             os.fsync(fd)
         finally:
-            os.close(fd)
+            release(fd)
         temporary.replace(path)
     except OSError as error:
         raise failed("write", path, error) from error
@@ -70,7 +79,7 @@ def is_temporary(name: str) -> bool:
 def create_folder(path: Path) -> None:
     """Create a folder and those above it that are missing, durably. Raises `StoreError`."""
     missing = []
-    while not path.is_dir():
+    while not is_there(path, folder=True):
         missing.append(path)
         if path == path.parent:
             break
@@ -81,6 +90,16 @@ def create_folder(path: Path) -> None:
         except OSError as error:
             raise failed("create", folder, error) from error
         sync_folder(folder.parent)
+
+
+def is_there(path: Path, *, folder: bool = False) -> bool:
+    """Whether something is there, or, with `folder`, a folder, links followed. Raises `StoreError` where that cannot be found out."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode) or not folder
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise failed("find", path, error) from error
 
 
 def sync_folder(path: Path) -> None:
@@ -96,7 +115,7 @@ def sync_folder(path: Path) -> None:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise failed("sync", path, error) from error
     finally:
-        os.close(fd)
+        release(fd)
 
 
 def sync_folders(root: Path, folder: Path) -> None:
@@ -117,9 +136,9 @@ def create_inside(root: Path, folder: Path) -> None:
         except FileNotFoundError:
             inner = _make(fd, here)
         finally:
-            os.close(fd)
+            release(fd)
         fd = inner
-    os.close(fd)
+    release(fd)
 
 
 def _make(parent: int, path: Path) -> int:
@@ -140,7 +159,7 @@ def open_folder(root: Path, folder: Path) -> int:
         try:
             inner = _step(fd, here)
         finally:
-            os.close(fd)
+            release(fd)
         fd = inner
     return fd
 
@@ -151,7 +170,7 @@ def open_inside(root: Path, path: Path, flags: int) -> int:
     try:
         return open_in(folder, path, flags)
     finally:
-        os.close(folder)
+        release(folder)
 
 
 def open_in(folder: int, path: Path, flags: int) -> int:
@@ -165,10 +184,10 @@ def open_in(folder: int, path: Path, flags: int) -> int:
     try:
         plain = stat.S_ISREG(os.fstat(fd).st_mode)
     except OSError as error:
-        os.close(fd)
+        release(fd)
         raise failed("open", path, error) from error
     if not plain:
-        os.close(fd)
+        release(fd)
         raise StoreError(f"{path} is not a plain file", mend="Nothing else may stand there: move it away.")
     return fd
 
@@ -179,7 +198,7 @@ def read_inside(root: Path, path: Path, limit: int) -> bytes:
     try:
         data = read_at(fd, path, limit + 1, 0)
     finally:
-        os.close(fd)
+        release(fd)
     if len(data) > limit:
         raise StoreError(f"{path} is longer than {limit} bytes: it is not what its name says")
     return data
@@ -196,6 +215,27 @@ def read_at(fd: int, path: Path, length: int, offset: int) -> bytes:
     except OSError as error:
         raise failed("read", path, error) from error
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def parts_from(fd: int, path: Path, offset: int) -> Iterator[bytes]:
+    """What stands in an open file from byte `offset` on, a MiB at a time. Raises `StoreError`."""
+    while part := read_at(fd, path, 1 << 20, offset):
+        yield part
+        offset += len(part)
+
+
+def digest_from(fd: int, path: Path, offset: int) -> str:
+    """SHA-256 (hex) of what stands in an open file from byte `offset` on. Raises `StoreError`."""
+    found = hashlib.sha256()
+    for part in parts_from(fd, path, offset):
+        found.update(part)
+    return found.hexdigest()
+
+
+def release(fd: int) -> None:
+    """Close a descriptor. What counts was synced before, and the descriptor is gone either way: an error says nothing that anybody could act on."""
+    with suppress(OSError):
+        os.close(fd)
 
 
 def size_of(fd: int, path: Path) -> int:
@@ -251,8 +291,6 @@ def _open(path: Path | str, flags: int, folder: int | None = None) -> int:
 
 def _allow_more_files() -> bool:
     """Raise this process's own limit on open files as far as it may. A run holds two per rollout in progress; 1024 is a common limit."""
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
     if soft == resource.RLIM_INFINITY or wanted <= soft:

@@ -11,7 +11,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from drift_cli.errors import StoreError
-from drift_cli.store.files import failed, write_some
+from drift_cli.store.files import failed, release, write_some
 
 _REOPEN = "End this process and run the same command again: whatever was committed is kept, the rest is made again."
 
@@ -83,12 +83,12 @@ class GrowingFile:
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             self.poison("it is closed")
-            os.close(fd)
+            release(fd)
 
     def forget(self) -> None:
         """In a forked child: drop the descriptor, so that the parent's lock ends with the parent."""
         if self.fd >= 0:
-            os.close(self.fd)
+            release(self.fd)
         self.fd, self._broken = -1, "it belongs to the process that opened it, not to its fork"
 
     def _write(self, data: memoryview) -> None:

@@ -22,7 +22,7 @@ import orjson
 
 from drift_cli.errors import StoreError
 from drift_cli.store.decode import Malformed, decode, parse
-from drift_cli.store.files import failed, open_inside, read_inside, write_all
+from drift_cli.store.files import failed, open_inside, read_inside, release, write_all
 
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -96,7 +96,12 @@ def unlock_rollout(fd: int, note: Path) -> None:
     """Take the note away, then give the lock up: in this order, so that the note of whoever comes next stays."""
     with suppress(OSError):
         note.unlink()
-    with suppress(OSError):  # explicitly, since a descriptor duplicated elsewhere would keep it
+    unlock(fd)
+
+
+def unlock(fd: int) -> None:
+    """Give a lock up: explicitly, since a descriptor that was duplicated elsewhere, or could not be closed, would keep it."""
+    with suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
@@ -108,7 +113,8 @@ def hold(root: Path, path: Path) -> Iterator[None]:
         wait_for(fd, path)
         yield
     finally:
-        os.close(fd)
+        unlock(fd)
+        release(fd)
 
 
 def wait_for(fd: int, path: Path) -> None:
@@ -137,7 +143,7 @@ def _write_note(root: Path, note: Path) -> None:
     except OSError as error:
         raise failed("write", note, error) from error
     finally:
-        os.close(fd)
+        release(fd)
 
 
 def _owner(root: Path, note: Path) -> str:

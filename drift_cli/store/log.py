@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from drift_cli.errors import StoreError
+from drift_cli.errors import StoreError, mend_damage
 from drift_cli.spec import Finish, Rollout, Turn
 from drift_cli.store import residuals
 from drift_cli.store.decode import Malformed
-from drift_cli.store.files import create_inside, open_inside, size_of, sync_folders
+from drift_cli.store.files import create_inside, open_inside, release, size_of, sync_folders
 from drift_cli.store.growing import GrowingFile
 from drift_cli.store.line import End, EndLine, Line, Stored, TurnLine, encode, first_link, link, plain
 from drift_cli.store.lock import InUse, lock_rollout, unlock_rollout
@@ -61,7 +61,7 @@ class RolloutLog:
         """
         path = paths.rollout(rollout)
         create_inside(paths.root, path.parent)
-        lines = GrowingFile(open_inside(paths.root, path, _OPEN), path, 0)
+        lines = GrowingFile(_open_lines(paths, rollout), path, 0)
         try:
             notice = lock_rollout(lines.fd, path, paths.root, paths.owner(rollout))
         except BaseException:
@@ -194,12 +194,30 @@ class RolloutLog:
         return (f"{path}: {surplus} bytes of a turn that was not committed were cut off",) if surplus else ()
 
 
+def _open_lines(paths: RunPaths, rollout: Rollout) -> int:
+    """Descriptor of a rollout's lines, made if need be. They are made before any residual means are written: means without lines are damage."""
+    path, means = paths.rollout(rollout), paths.residuals(rollout)
+    with suppress(FileNotFoundError):
+        return open_inside(paths.root, path, _OPEN & ~os.O_CREAT)
+    with suppress(FileNotFoundError):
+        fd = open_inside(paths.root, means, os.O_RDONLY)
+        try:
+            size = size_of(fd, means)
+        finally:
+            release(fd)
+        if size:
+            raise StoreError(f"{path} is missing, though there are residual means of its turns", mend=mend_damage(paths.run_id))
+    return open_inside(paths.root, path, _OPEN)
+
+
 def _open_or_create(root: Path, path: Path, *, exists: bool) -> int:
     """Descriptor of a file to append to; a missing one is made, unless it must exist. Raises `StoreError`."""
     try:
         return open_inside(root, path, _OPEN & ~os.O_CREAT if exists else _OPEN)
     except FileNotFoundError:
-        raise StoreError(f"{path} is missing, though turns are committed whose residual means it holds") from None
+        raise StoreError(
+            f"{path} is missing, though turns are committed whose residual means it holds", mend=mend_damage(root.name)
+        ) from None
 
 
 def _encode_end(end: End, done: int, epoch: int, prev: str, rollout: Rollout) -> bytes:

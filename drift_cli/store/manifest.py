@@ -6,6 +6,8 @@ incomparable, and is refused with the difference shown.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -21,6 +23,7 @@ from drift_cli.store.files import read_inside
 from drift_cli.store.paths import RunPaths
 
 FORMAT = 1
+_SEAL = re.compile(rb'\{\n  "digest": "([^"\n]*)",\n')
 _LIMIT = 256 << 20
 """Bytes: a manifest holds the transcripts' texts, not more."""
 
@@ -113,17 +116,18 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> bytes:
-        """The content of run.json. Raises `StoreError` where a text or value cannot be JSON."""
+        """The content of run.json, sealed. Raises `StoreError` where a text or value cannot be JSON."""
         try:
-            return orjson.dumps(self, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+            body = orjson.dumps(self, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
         except orjson.JSONEncodeError as error:
             raise StoreError(f"the manifest of run {self.spec.id} cannot be written as JSON: {error}") from error
+        return b'{\n  "digest": "%s",\n' % hashlib.sha256(body).hexdigest().encode() + body[2:]
 
     @classmethod
     def from_json(cls, data: bytes, where: Path) -> Manifest:
         """Read run.json. Raises `StoreError` naming file and field."""
         try:
-            value = parse(data)
+            value = parse(_unsealed(data))
             if isinstance(value, dict) and type(value.get("format")) is int and value["format"] != FORMAT:
                 raise StoreError(
                     f"{where}: the run is in format {value['format']}; this drift reads format {FORMAT}",
@@ -131,7 +135,21 @@ class Manifest:
                 )
             return checked(decode(cls, value))
         except Malformed as error:
-            raise StoreError(f"{where}: {error}", mend="Restore run.json from a copy, or undo the edit that damaged it.") from error
+            raise StoreError(
+                f"{where}: {error}",
+                mend="Restore run.json from a copy, or undo the edit that damaged it. (An edit on purpose takes the digest's line out.)",
+            ) from error
+
+
+def _unsealed(data: bytes) -> bytes:
+    """The manifest's JSON without the digest of all its other bytes; one without a digest is taken as it is. Raises `Malformed`."""
+    seal = _SEAL.match(data)
+    if seal is None:
+        return data
+    body = b"{\n" + data[seal.end() :]
+    if hashlib.sha256(body).hexdigest().encode() != seal[1]:
+        raise Malformed("its digest does not match its content: a byte changed since drift wrote it")
+    return body
 
 
 def read_manifest(paths: RunPaths) -> Manifest:

@@ -97,6 +97,16 @@ class RunPaths:
         return self.traces_root / checked_name("axis", axis) / cell / sample_name(rollout.sample, "traces")
 
     @property
+    def quarantine(self) -> Path:
+        """Where a repair puts what is damaged."""
+        return self.root / "quarantine"
+
+    def quarantined(self, rollout: Rollout, offset: int, digest: str, suffix: str) -> Path:
+        """Bytes from `offset` on that were taken out of one of a rollout's files; `digest` (hex) is theirs, so the same bytes have the same name."""
+        folder = self.quarantine / self.cell(rollout.cell).relative_to(self.rollouts_root)
+        return folder / sample_name(rollout.sample, f"{offset}-{digest[:12]}.{suffix}")
+
+    @property
     def rollouts_root(self) -> Path:
         """The folder that holds all rollouts."""
         return self.root / "rollouts"

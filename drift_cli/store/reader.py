@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_cli.errors import StoreError
+from drift_cli.errors import StoreError, mend_damage
 from drift_cli.spec import Finish, Rollout, Turn
 from drift_cli.store import residuals as residual_file
 from drift_cli.store.decode import Malformed
-from drift_cli.store.files import failed, open_inside
+from drift_cli.store.files import failed, open_inside, release
 from drift_cli.store.line import LIMIT, End, EndLine, Line, TurnLine, first_link, link, read
 from drift_cli.store.paths import RunPaths
 
@@ -27,7 +27,7 @@ class Damaged(StoreError):
     """A rollout's file is not as it was written. `line` counts from 1; `offset` is the line's first byte."""
 
     def __init__(self, path: Path, line: int, offset: int, problem: str) -> None:
-        super().__init__(f"{path}: line {line} at byte {offset}: {problem}", mend=f"`drift runs verify {_run_id(path)}` lists all damage.")
+        super().__init__(f"{path}: line {line} at byte {offset}: {problem}", mend=mend_damage(_run_id(path)))
         self.path, self.line, self.offset = path, line, offset
 
 
@@ -87,7 +87,7 @@ def read_rollout(paths: RunPaths, rollout: Rollout, *, layers: int = 0, width: i
     try:
         found = [residual_file.unpack(fd, path, line, paths.run_id) for line in scan.lines]
     finally:
-        os.close(fd)
+        release(fd)
     return replace(record, turns=tuple(replace(turn, residual=means) for turn, means in zip(record.turns, found, strict=True)))
 
 
@@ -115,7 +115,7 @@ def read_residual_layer(paths: RunPaths, rollout: Rollout, row: int, layers: int
                 if found is not None:
                     means[place] = found
         finally:
-            os.close(fd)
+            release(fd)
     return means
 
 
@@ -130,30 +130,40 @@ def scan_rollout(paths: RunPaths, rollout: Rollout, *, layers: int = 0, width: i
     try:
         return scan_lines(fd, path, prev, layers=layers, width=width)
     finally:
-        os.close(fd)
+        release(fd)
 
 
 def scan_lines(fd: int, path: Path, prev: str, *, layers: int = 0, width: int = 0) -> Scan:
     """Read and check the lines of an open file, the first of which must follow `prev`. Raises as `read_rollout`."""
+    scan, damage = scan_prefix(fd, path, prev, layers=layers, width=width)
+    if damage is not None:
+        raise damage
+    return scan
+
+
+def scan_prefix(fd: int, path: Path, prev: str, *, layers: int = 0, width: int = 0) -> tuple[Scan, Damaged | None]:
+    """The lines of an open file up to the first damage, and that damage. (`tail` is 0 where there is damage.) Raises `StoreError`: unreadable."""
     lines: list[TurnLine] = []
     end: End | None = None
     size = tail = 0
-    for number, raw in enumerate(_raw_lines(fd, path), 1):
+    damage: Damaged | None = None
+    for number, raw in enumerate(raw_lines(fd, path), 1):
         if not raw.endswith(b"\n"):
-            if len(raw) > LIMIT:
-                raise Damaged(path, number, size, f"no line end within {LIMIT} bytes")
             tail = len(raw)
+            if tail > LIMIT:
+                damage, tail = Damaged(path, number, size, f"no line end within {LIMIT} bytes"), 0
             break
         try:
             line = _next_line(raw[:-1], prev, lines, end, (layers, width))
         except Malformed as error:
-            raise Damaged(path, number, size, str(error)) from None
+            damage = Damaged(path, number, size, str(error))
+            break
         if isinstance(line, TurnLine):
             lines.append(line)
         else:
             end = line.end
         prev, size = link(raw[:-1]), size + len(raw)
-    return Scan(tuple(lines), end, prev, size, tail)
+    return Scan(tuple(lines), end, prev, size, tail), damage
 
 
 def open_residuals(paths: RunPaths, rollout: Rollout) -> int:
@@ -164,7 +174,7 @@ def open_residuals(paths: RunPaths, rollout: Rollout) -> int:
     except FileNotFoundError:
         raise StoreError(
             f"{path} is missing, though turns are committed whose residual means it holds",
-            mend=f"`drift runs verify {paths.run_id}` lists all damage.",
+            mend=mend_damage(paths.run_id),
         ) from None
 
 
@@ -198,7 +208,7 @@ def _check_stored(line: TurnLine, offset: int, layers: int, width: int) -> None:
         raise Malformed(f"its residual means have shape {stored.shape}, the run's have ({layers}, {width})")
 
 
-def _raw_lines(fd: int, path: Path) -> Iterator[bytes]:
+def raw_lines(fd: int, path: Path) -> Iterator[bytes]:
     """Lines with their newlines; the last one without, if it has none, or if it is longer than may be."""
     try:
         with os.fdopen(fd, "rb", closefd=False) as file:

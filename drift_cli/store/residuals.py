@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_cli.errors import StoreError
+from drift_cli.errors import StoreError, mend_damage
 from drift_cli.store.decode import Malformed
 from drift_cli.store.files import read_at
 from drift_cli.store.line import Stored, TurnLine
@@ -82,7 +82,7 @@ def _check_row(data: bytes, line: TurnLine, row: int, path: Path, run_id: str) -
     assert stored is not None
     offset = stored.offset + row * stored.row_size
     where = f"{path}: residual means of turn {line.turn.index}, row {row}, at byte {offset}"
-    mend = f"`drift runs verify {run_id}` lists everything that is damaged."
+    mend = mend_damage(run_id)
     if len(data) < stored.row_size:
         raise StoreError(f"{where}: the file ends too early", mend=mend)
     if f"{crc32(data):08x}" != stored.crc[row]:

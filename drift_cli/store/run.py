@@ -18,10 +18,11 @@ from drift_cli.store.log import RolloutLog
 from drift_cli.store.manifest import Manifest, merge, read_manifest
 from drift_cli.store.paths import RunPaths, Store
 from drift_cli.store.reader import RolloutRecord, read_rollout
+from drift_cli.store.repair import Repair, repair_rollout
 from drift_cli.store.tails import cell_states
 from drift_cli.store.verify import Finding, verify
 
-__all__ = ["Finding", "RolloutState", "Run"]
+__all__ = ["Finding", "Repair", "RolloutState", "Run"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,22 @@ class Run:
     def verify(self) -> list[Finding]:
         """Check everything that is stored; an empty list says that all of it is as it was written."""
         return verify(self.paths, self.manifest)
+
+    def repair(self) -> tuple[list[Repair], list[str]]:
+        """Set aside what is damaged in rollouts (see `store.repair`). Returns what was, and in words what could not be."""
+        planned = [Rollout(plan.cell, sample) for plan in self.manifest.cells for sample in range(plan.samples)]
+        made, problems = [], []
+        for rollout in dict.fromkeys((*planned, *self.paths.rollouts())):
+            try:
+                repair = repair_rollout(self.paths, rollout, layers=len(self.manifest.layers), width=self._width)
+            except StoreError as error:
+                problems.append(f"{rollout} was not repaired: {error}")
+                continue
+            if repair is not None:
+                made.append(repair)
+                files = [str(file.relative_to(self.paths.root)) for file in repair.files]
+                self.event("repaired", rollout=str(rollout), problem=repair.problem, kept=repair.kept, lines=repair.lines, files=files)
+        return made, problems
 
     @property
     def _width(self) -> int:

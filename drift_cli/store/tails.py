@@ -12,7 +12,7 @@ from pathlib import Path
 
 from drift_cli.spec import Cell, Rollout
 from drift_cli.store.decode import Malformed
-from drift_cli.store.files import failed, open_folder, open_in, open_inside, read_at, size_of
+from drift_cli.store.files import failed, open_folder, open_in, open_inside, read_at, release, size_of
 from drift_cli.store.line import LIMIT, End, read_state
 from drift_cli.store.paths import RunPaths, sample_name
 from drift_cli.store.reader import Damaged
@@ -31,7 +31,7 @@ def tail_state(paths: RunPaths, rollout: Rollout) -> tuple[int, End | None]:
     try:
         return _state(fd, path)
     finally:
-        os.close(fd)
+        release(fd)
 
 
 def cell_states(paths: RunPaths, cell: Cell, samples: int) -> Iterator[tuple[int, End | None]]:
@@ -48,7 +48,7 @@ def cell_states(paths: RunPaths, cell: Cell, samples: int) -> Iterator[tuple[int
             name = sample_name(sample, "jsonl")
             yield _state_in(folder, where / name) if name in present else (0, None)
     finally:
-        os.close(folder)
+        release(folder)
 
 
 def _names(folder: int, path: Path) -> set[str]:
@@ -66,7 +66,7 @@ def _state_in(folder: int, path: Path) -> tuple[int, End | None]:
     try:
         return _state(fd, path)
     finally:
-        os.close(fd)
+        release(fd)
 
 
 def _state(fd: int, path: Path) -> tuple[int, End | None]:

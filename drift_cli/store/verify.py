@@ -6,6 +6,7 @@ manifest, and that nothing else lies in the run's folder. Nothing is changed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from drift_cli.errors import StoreError
 from drift_cli.spec import Cell, Finish, Rollout
 from drift_cli.store import residuals as residual_file
 from drift_cli.store.events import read_events
-from drift_cli.store.files import is_temporary, open_inside, size_of
+from drift_cli.store.files import is_temporary, is_there, open_inside, release, size_of
 from drift_cli.store.line import TurnLine
 from drift_cli.store.manifest import AxisEntry, Manifest, read_manifest
 from drift_cli.store.paths import RunPaths
@@ -97,19 +98,26 @@ def _direction(paths: RunPaths, entry: AxisEntry, stored: tuple[int, ...]) -> _D
 
     path = paths.axis(entry.name)
     try:
-        os.close(open_inside(paths.root, path, os.O_RDONLY))  # refuses what is not a plain file of the run's own
+        release(open_inside(paths.root, path, os.O_RDONLY))  # refuses what is not a plain file of the run's own
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-            vectors = np.asarray(file.get_tensor("axis"), dtype=np.float64)
-        vector = vectors[json.loads(header["layers"]).index(entry.layer)]
+            vectors = np.asarray(file.get_tensor("axis"), dtype="<f4")
+        layers = json.loads(header["layers"])
+        vector = vectors[layers.index(entry.layer)].astype(np.float64)
         row = stored.index(entry.layer)
+        digest = axis_digest(layers, vectors)
     except FileNotFoundError:
         raise StoreError(f"axis {entry.name} is missing, so its projections cannot be checked") from None
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise StoreError(f"cannot be read as an axis with layer {entry.layer} ({type(error).__name__}: {error})") from error
-    if header.get("digest", entry.digest) != entry.digest:
-        raise StoreError(f"not the axis that the run was measured on (its digest is {header['digest']}, the run's {entry.digest})")
+    if digest != entry.digest:
+        raise StoreError(f"not the axis that the run was measured on (its digest is {digest}, the run's {entry.digest})")
     return _Direction(entry.name, row, vector)
+
+
+def axis_digest(layers: Sequence[int], vectors: NDArray[np.float32]) -> str:
+    """What a manifest calls an axis by: SHA-256 of its layers and its (layers, width) vectors."""
+    return hashlib.sha256(json.dumps(list(layers)).encode() + vectors.astype("<f4").tobytes()).hexdigest()
 
 
 def _rollout(paths: RunPaths, manifest: Manifest, rollout: Rollout, directions: Sequence[_Direction]) -> Iterator[Finding]:
@@ -162,7 +170,7 @@ def _residuals(paths: RunPaths, rollout: Rollout, scan: Scan, directions: Sequen
         for line in scan.lines:
             yield from _turn(paths, rollout, fd, line, directions)
     finally:
-        os.close(fd)
+        release(fd)
 
 
 def _turn(paths: RunPaths, rollout: Rollout, fd: int, line: TurnLine, directions: Sequence[_Direction]) -> Iterator[Finding]:
@@ -212,8 +220,10 @@ def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[
     elif rollout is not None:
         if rollout.sample >= planned.get(rollout.cell, 0):
             yield Finding(path, f"{rollout} is not in the run's plan", fatal=False)
-        elif path == paths.residuals(rollout) and path.stat().st_size and not paths.rollout(rollout).exists():
+        elif path == paths.residuals(rollout) and path.stat().st_size and not is_there(paths.rollout(rollout)):
             yield Finding(paths.rollout(rollout), "missing, though there are residual means of its turns", fatal=True)
+    elif folder == paths.quarantine.name:
+        yield Finding(path, "set aside by a repair: no part of the run any more, it may be moved away", fatal=False)
     elif (
         path not in (paths.manifest, paths.manifest_lock, paths.events)
         and folder not in ("axes", "reference")

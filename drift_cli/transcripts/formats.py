@@ -22,7 +22,7 @@ from typing import Any
 
 from drift_cli.errors import UsageError
 from drift_cli.spec import checked_name
-from drift_cli.transcripts.dialogue import Message, Script, content, kind, read_messages, read_texts, said, script_of
+from drift_cli.transcripts.dialogue import Message, Script, encodable, kind, read_messages, read_texts, said, script_of
 
 _BODIES = ("conversation", "conversations", "messages", "users")
 _OWN = {"name", "description", "language", "users", "replies"}
@@ -88,8 +88,10 @@ def _own(value: dict[str, Any], name: str, where: str) -> Script:
     if unknown:
         raise UsageError(f"{where}: unknown key {unknown[0]!r}", mend=f"Keys beside 'users': {', '.join(sorted(_OWN - {'users'}))}.")
     for key in ("name", "description", "language"):
+        if key in value and not isinstance(value[key], str):
+            raise UsageError(f"{where}: {key} is {kind(value[key])}, not text")
         if key in value:
-            content(value[key], f"{where}: {key}")
+            encodable(value[key], f"{where}: {key}")
     users = _users(value["users"], where, "user turn")
     if not users:
         raise UsageError(f"{where}: has no user turn", mend="A transcript needs at least one.")
