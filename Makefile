@@ -23,7 +23,7 @@ types: $(DEV_STAMP)
 	$(BIN)/mypy
 
 tests: $(DEV_STAMP) strace
-	$(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term
 
 # What one types while working: no coverage, stop at the first failure.
 quick: $(DEV_STAMP)
