@@ -23,11 +23,18 @@ types: $(DEV_STAMP)
 	$(BIN)/mypy
 
 tests: $(DEV_STAMP) strace
-	$(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term
 
 # What one types while working: no coverage, stop at the first failure.
 quick: $(DEV_STAMP)
 	$(BIN)/python -m pytest -x -q
+
+# The report's tests drive a Chromium. Debian's is installed where it is missing and may be; elsewhere those tests are skipped and say so.
+browser:
+	@if ! command -v chromium chromium-browser google-chrome >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null \
+	    || echo "no Chromium could be installed: the report's tests will be skipped"; \
+	fi
 
 # The whole crash campaign: every fault that the tests inject a part of. Writes its counts into docs/reliability.md; some minutes.
 campaign: $(DEV_STAMP) strace
@@ -41,13 +48,6 @@ mutants: $(DEV_STAMP) strace
 strace:
 	@command -v strace >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get -qq update && apt-get -qq install -y strace >/dev/null; } \
 	  || echo "strace is not installed: tests of faults in system calls will be skipped"
-
-# The report's tests drive a Chromium. Debian's is installed where it is missing and may be; elsewhere those tests are skipped and say so.
-browser:
-	@if ! command -v chromium chromium-browser google-chrome >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null \
-	    || echo "no Chromium could be installed: the report's tests will be skipped"; \
-	fi
 
 # The README's picture and those of docs/pictures.md, from the demo's own run.
 pictures picture: $(STAMP)

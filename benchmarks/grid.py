@@ -29,15 +29,15 @@ from drift_cli.chat import chat_for
 from drift_cli.display import Display, Mode
 from drift_cli.engine.plain_slots import layout_of
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.slots import Layout
-from drift_cli.estimate import prompt_lengths
+from drift_cli.engine.slots import Layout, layout_from
+from drift_cli.estimate import Work, fits, prompt_lengths, seconds
 from drift_cli.models import LoadedModel
 from drift_cli.runner import run_rollouts
 from drift_cli.spec import Rollout
 from drift_cli.speeds import measure_speeds
 from drift_cli.store.manifest import Manifest
 from drift_cli.store.paths import Store
-from drift_cli.store.run import Run
+from drift_cli.store.run import RolloutState, Run
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,19 @@ def limit(model: LoadedModel, plan: Manifest, given: world.Lengths, layout: Layo
             kv += float((np.where(windows > 0, np.minimum(places, np.where(windows > 0, windows, 0)), places) * per_token).sum())
         whole = turns[-1][0] + turns[-1][1]
         operations += 2.0 * body * whole + 2.0 * float(sum(per_token / size)) * whole * whole / 2
-    weights = body * size * max(max(steps), sum(steps) / rows)
+    weights = body * size * max(*steps, sum(steps) / rows)
     return Limit(kv, weights, operations, (kv + weights) / speeds.bandwidth + operations / speeds.flops)
+
+
+def estimated(model: LoadedModel, plan: Manifest, given: world.Lengths, rows: int) -> float:
+    """What `--dry-run` would say if it knew the replies' lengths."""
+    speeds = measure_speeds(model.device, next(model.network.parameters()).dtype, rows, int(model.card.config.get_text_config().vocab_size))
+    states = [RolloutState(rollout, 0, len(given.users), None) for rollout in rollouts(plan)]
+    lengths = fits(plan, chat_for(model.card.tokenizer, "template"), model.card.context)
+    size = next(model.network.parameters()).itemsize
+    assert plan.model is not None
+    work = Work(plan.model, 0, rows, size, layout_from(model.card.config), speeds, graphs=model.device.type == "cuda")
+    return seconds("slots", states, lengths, work, lambda rollout: world.reply_lengths(given, rollout))
 
 
 def slots(model: LoadedModel, plan: Manifest, given: world.Lengths, rows: int) -> tuple[float, float, str]:
@@ -130,9 +141,9 @@ def other(way: str, model: LoadedModel, plan: Manifest, given: world.Lengths, ti
     steps = {turn: max(world.reply_lengths(given, r)[turn - 1] for r in sample) for turn in shape}
     costs = {}
     for turn in timed:
-        seconds = work(model, recipes.jobs_at(model, plan, given, sample, turn), turn)
-        costs[turn] = seconds / steps[turn]
-        say(f"  {way} turn {turn}: {len(sample)} rollouts, {seconds:.1f} s, {costs[turn] * 1e3:.1f} ms a step")
+        took = work(model, recipes.jobs_at(model, plan, given, sample, turn), turn)
+        costs[turn] = took / steps[turn]
+        say(f"  {way} turn {turn}: {len(sample)} rollouts, {took:.1f} s, {costs[turn] * 1e3:.1f} ms a step")
     for turn in shape:
         total += steps[turn] * float(np.interp(shape[turn][0], [shape[t][0] for t in timed], [costs[t] for t in timed]))
     return total * len(rollouts(plan)) / len(sample)
@@ -177,6 +188,7 @@ def main() -> None:
         f"{len(rollouts(plan))} rollouts × {len(given.users)} turns, {given.sampled} sampled tokens; limit {least.seconds:.1f} s "
         f"({least.kv_bytes / 1e12:.2f} TB of keys and values, {least.weight_bytes / 1e12:.2f} TB of weights, {least.operations / 1e15:.3f} PFLOP)"
     )
+    guess = estimated(model, plan, given, asked.rows)
     found: dict[str, float] = {}
     timed = [int(turn) for turn in asked.turns_timed.split(",") if int(turn) <= len(given.users)]
     for way in asked.ways.split(","):
@@ -185,6 +197,7 @@ def main() -> None:
             for _ in range(2 if asked.twice else 1):
                 ready, found[way], digest = slots(model, plan, given, asked.rows)
                 digests.append(digest)
+                say(f"  slots: estimated {guess:.1f} s before it ran, {guess / found[way]:.2f} of what it took")
                 say(f"  slots: set-up {ready:.1f} s, run {found[way]:.1f} s, {memory(model.device)}, stored bytes {digest}")
             if asked.twice:
                 say(f"  twice the same bytes: {len(set(digests)) == 1}")
@@ -198,9 +211,9 @@ def main() -> None:
         if gpu:
             torch.cuda.empty_cache()
     say(f"\n{'':12}{'seconds':>10}{'tokens/s':>10}{'of limit':>10}{'of recipe':>10}")
-    for name, seconds in [("limit", least.seconds), *found.items()]:
-        times = f"{found['recipe'] / seconds:>9.1f}×" if "recipe" in found else ""
-        say(f"{name:12}{seconds:>10.1f}{given.sampled / seconds:>10.0f}{seconds / least.seconds:>9.2f}×{times}")
+    for name, took in [("limit", least.seconds), *found.items()]:
+        times = f"{found['recipe'] / took:>9.1f}×" if "recipe" in found else ""
+        say(f"{name:12}{took:>10.1f}{given.sampled / took:>10.0f}{took / least.seconds:>9.2f}×{times}")
 
 
 if __name__ == "__main__":

@@ -33,9 +33,7 @@ def once(model: LoadedModel, plan: Manifest, given: world.Lengths, rows: int, fo
     run = Run.create(Store(folder), plan)
     forced = world.Forced(engine, given)
     chat = chat_for(model.card.tokenizer, "template")
-    return run_rollouts(
-        run, forced, chat=chat, axis=None, end_ids=model.card.end_ids, display=Display(Mode.NONE), stop=stop
-    ).turns
+    return run_rollouts(run, forced, chat=chat, axis=None, end_ids=model.card.end_ids, display=Display(Mode.NONE), stop=stop).turns
 
 
 def digest(folder: Path) -> str:

@@ -1,8 +1,8 @@
 """The experiment that drift grew from, in lengths alone: 3 conditions × 16 samples × 18 turns, on random weights of any shape.
 
 `lengths.json` holds the tokens of each user turn and of each reply of that experiment, estimated from their letters so that they add up to the 193,862 tokens
-that were sampled; with DRIFT_SEED_DATA set they are taken from the data itself. Words are numbers, one token each, so that prompts have exactly those lengths and
-go through a real tokenizer and a real chat template.
+that were sampled; with DRIFT_SEED_DATA set they are taken from the data itself. Words are numbers, one token each, so that prompts have exactly those lengths
+and go through a real tokenizer and a real chat template.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
 """How long a run will take and what will not fit, before it starts.
 
-Prompts are rendered by the real chat format; replies are taken to be as long as they may be. Both engines pay 2 operations per parameter and encoded token
-and attention over all pairs of tokens, and per decoded token one pass over the weights and the keys and values so far, but never less than starting a
-block's operations takes, and the draw. They differ in what they encode and in who waits: `reference` encodes every prompt anew each turn, once to generate
-and once to measure, and a group waits for its slowest reply; `slots` encodes every token once and keeps its rows busy. What is left out (tokenizing, writing,
-Python between the operations) makes the estimate too low for very small models, by about half for the built-in one.
+Prompts are rendered by the real chat format; replies are taken to be as long as they may be, unless their lengths are given. The weights are read once a step,
+what a row keeps once a token, and every token is encoded (2 operations a parameter); what that takes on this machine is measured (`speeds`). On top of it
+comes what is not reading and multiplying: on a GPU a share for every block of a step and of a chunk, as seen on an H200; elsewhere the starting of
+operations, which is measured too. `reference` encodes every prompt anew each turn, once to generate and once to measure, and a group waits for its slowest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from drift_cli.chat import Chat
-from drift_cli.spec import Cell, Condition, Transcript
+from drift_cli.engine.slots import Layout
+from drift_cli.spec import Cell, Condition, Rollout, Transcript
 from drift_cli.speeds import Speeds
 from drift_cli.store.manifest import Manifest, ModelFacts
 from drift_cli.store.run import RolloutState
@@ -51,10 +51,23 @@ def prompt_lengths(chat: Chat, script: Transcript, condition: Condition) -> tupl
     return tuple(len(chat.prompt(users[:turn], [""] * (turn - 1), condition)) for turn in range(1, len(users) + 1))
 
 
+def longest(manifest: Manifest, found: Sequence[Fit], context: int) -> int:
+    """The most tokens that a conversation of a plan may come to have."""
+    most = max((fit.prompt_lengths[-1] + len(fit.prompt_lengths) * manifest.spec.max_new_tokens for fit in found), default=context)
+    return min(most, context)
+
+
 def _fit(cell: Cell, lengths: tuple[int, ...], reply: int, context: int) -> Fit:
     certain = next((turn for turn, length in enumerate(lengths, 1) if length + reply > context), None)
     possible = next((turn for turn, length in enumerate(lengths, 1) if length + turn * reply > context), None)
     return Fit(cell, lengths, certain, possible)
+
+
+GRAPH_BLOCK, CHUNK_BLOCK = 7e-5, 1.6e-4
+"""Seconds that a block takes beyond reading and multiplying, in a step and in a chunk: (measured - least) / blocks of an Olmo-3-7B shape on an H200, as
+benchmarks/growth.py prints them (32 blocks; 48 rows at 512 to 5,600 tokens; chunks of 64 to 512 tokens)."""
+GRAPH_DRAW = 5e-4
+"""Seconds of a step's draw and bookkeeping there, from logits over 100,278 tokens."""
 
 
 @dataclass(frozen=True)
@@ -66,47 +79,100 @@ class Work:
     """Tokens of every reply."""
     rows: int
     """Rollouts generated together."""
-    weight_bytes: int
+    itemsize: int
+    """Bytes of a number."""
+    layout: Layout
     speeds: Speeds
+    graphs: bool = False
+    """Whether steps and chunks are CUDA graphs."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all parameters."""
+        return self.model.parameters * self.itemsize
+
+    def kept(self, tokens: int) -> int:
+        """Bytes of keys and values that a query looks at behind `tokens` tokens."""
+        return self.layout.held(tokens, 0, slack=0) * self.itemsize
 
     def encode(self, tokens: int, pairs: int) -> float:
         """Seconds for a forward over `tokens` that look at `pairs` of tokens."""
-        work = 2.0 * self.model.parameters * tokens / self.speeds.flops
-        return work + 4.0 * pairs * self.model.width * self.model.layers / self.speeds.attention + self.model.layers * self.speeds.step
+        speeds, layers = self.speeds, self.model.layers
+        products = 2.0 * self.model.parameters * tokens / speeds.flops
+        looking = 4.0 * pairs * self.model.width * layers / (speeds.flops if self.graphs else speeds.attention)
+        start = CHUNK_BLOCK if self.graphs else speeds.step
+        return max(products, self.weight_bytes / speeds.bandwidth) + looking + layers * start
 
-    def decode(self, held: int, step: float) -> float:
-        """Seconds for one token of every row, `held` tokens in all their caches; `step` seconds start a block's operations."""
-        # Keys and values are two numbers a token, layer and width at 2 bytes each; fewer with grouped queries.
-        read = self.weight_bytes + 4.0 * held * self.model.layers * self.model.width
-        return max(read / self.speeds.bandwidth, self.model.layers * step) + self.speeds.draw
-
-
-def seconds(engine: str, states: Sequence[RolloutState], lengths: Sequence[Fit], work: Work) -> float:
-    """Upper estimate, in seconds, for what is left of a plan on an engine (`reference`, or anything else for slots)."""
-    prompts = {fit.cell: [length + turn * work.reply for turn, length in enumerate(fit.prompt_lengths)] for fit in lengths}
-    parts = _reference(states, prompts, work) if engine == "reference" else _slots(states, prompts, work)
-    return sum(parts)
+    def step(self, kept: float, block: float, draw: float) -> float:
+        """Seconds for one token of every row, `kept` bytes in all their caches."""
+        reading = (self.weight_bytes + kept) / self.speeds.bandwidth
+        if self.graphs:
+            return reading + self.model.layers * block + draw
+        return max(reading, 2.0 * self.model.parameters * self.rows / self.speeds.flops, self.model.layers * block) + draw
 
 
-def _slots(states: Sequence[RolloutState], prompts: dict[Cell, list[int]], work: Work) -> Iterator[float]:
-    for state in states:
-        if state.ended:
-            continue
-        mine = prompts[state.rollout.cell]
-        whole = mine[-1] + work.reply
-        yield work.encode(whole, whole * whole // 2) + len(mine) * work.model.layers * work.speeds.step
-        for length in mine[state.done :]:
-            yield work.reply * work.decode(work.rows * length, work.speeds.slot_step) / work.rows
+Said = Callable[[Rollout], Sequence[int]]
+"""Lengths of a rollout's replies, where they are known."""
 
 
-def _reference(states: Sequence[RolloutState], prompts: dict[Cell, list[int]], work: Work) -> Iterator[float]:
-    for start in range(0, len(states), work.rows):
-        rows = [state for state in states[start : start + work.rows] if not state.ended]
-        for turn in range(max((row.total for row in rows), default=0)):
-            now = [prompts[row.rollout.cell][turn] for row in rows if row.done <= turn < row.total]
+def seconds(engine: str, states: Sequence[RolloutState], lengths: Sequence[Fit], work: Work, said: Said | None = None) -> float:
+    """Estimate, in seconds, for what is left of a plan on an engine (`reference`, or anything else for slots): an upper one where `said` is not given."""
+    empty = {fit.cell: fit.prompt_lengths for fit in lengths}
+    plan = [_Plan(state, empty[state.rollout.cell], _replies(state, work, said)) for state in states if not state.ended]
+    if not plan:
+        return 0.0
+    return sum(_reference(plan, work)) if engine == "reference" else _slots(plan, work)
+
+
+def _replies(state: RolloutState, work: Work, said: Said | None) -> tuple[int, ...]:
+    return tuple([work.reply] * state.total if said is None else said(state.rollout))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One rollout: where it stands, its prompts' lengths with empty replies, and its replies' lengths."""
+
+    state: RolloutState
+    empty: tuple[int, ...]
+    replies: tuple[int, ...]
+
+    def prompt(self, turn: int) -> int:
+        """Tokens of the prompt of a turn, 0 for the first."""
+        return self.empty[turn] + sum(self.replies[:turn])
+
+    @property
+    def left(self) -> range:
+        """Turns to be done, 0 for the first."""
+        return range(self.state.done, self.state.total)
+
+
+def _slots(plan: Sequence[_Plan], work: Work) -> float:
+    said = [sum(it.replies[turn] for turn in it.left) for it in plan]
+    steps = max(*said, sum(said) / work.rows) if len(said) > 1 else said[0]
+    kept = sum(it.replies[turn] * work.kept(it.prompt(turn) + it.replies[turn] // 2) for it in plan for turn in it.left)
+    speeds = work.speeds
+    block, draw = (GRAPH_BLOCK, GRAPH_DRAW) if work.graphs else (speeds.slot_step, speeds.draw)
+    return steps * work.step(kept / steps, block, draw) + sum(_chunks(plan, work))
+
+
+def _chunks(plan: Sequence[_Plan], work: Work) -> Iterator[float]:
+    """Every turn's reply and what follows it; of a rollout that goes on, all that it has said too."""
+    for it in plan:
+        yield work.encode(it.prompt(0), it.prompt(0) ** 2 // 2)
+        for turn in range(it.state.total):
+            start = it.prompt(turn)
+            end = it.prompt(turn + 1) if turn + 1 < it.state.total else start + it.replies[turn]
+            yield work.encode(end - start, (end - start) * (start + end) // 2)
+
+
+def _reference(plan: Sequence[_Plan], work: Work) -> Iterator[float]:
+    for start in range(0, len(plan), work.rows):
+        rows = plan[start : start + work.rows]
+        for turn in range(max(row.state.total for row in rows)):
+            now = [row for row in rows if turn in row.left]
             if not now:
                 continue
-            longest = max(now)
+            longest, reply = max(row.prompt(turn) for row in now), max(row.replies[turn] for row in now)
             yield work.encode(len(now) * longest, len(now) * longest**2)
-            yield sum(work.encode(length + work.reply, (length + work.reply) ** 2) for length in now)
-            yield work.reply * work.decode(len(now) * longest, work.speeds.step)
+            yield sum(work.encode(row.prompt(turn) + row.replies[turn], (row.prompt(turn) + row.replies[turn]) ** 2) for row in now)
+            yield reply * replace(work, graphs=False).step(len(now) * work.kept(longest), work.speeds.step, work.speeds.draw)

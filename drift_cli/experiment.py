@@ -65,7 +65,7 @@ def prepare(settings: Settings, scripts: Sequence[Transcript] | None = None) -> 
 
 def _check(settings: Settings) -> None:
     for key in ("samples", "batch"):
-        if settings[key] < 1:
+        if settings[key] is not None and settings[key] < 1:
             raise UsageError(f"{key} is {settings[key]}", mend="Use at least 1.")
     if settings["engine"] not in ENGINES:
         raise UsageError(f"engine {settings['engine']!r} does not exist", mend=f"Use one of {', '.join(ENGINES)}.")

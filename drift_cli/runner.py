@@ -153,7 +153,7 @@ class _Writer:
                 try:
                     self.session.commit(reply)
                     self.done.put(reply)
-                except BaseException as error:  # whatever it is, it is raised again in the main thread
+                except BaseException as error:  # noqa: BLE001 (whatever it is, it is raised again in the main thread)
                     self.failure = error
 
     def put(self, reply: Reply) -> None:

@@ -115,6 +115,6 @@ KEYS: Mapping[str, Key] = {
     "axis": Key(_text, None),
     "layer": Key(_whole, None),
     "engine": Key(_text, "auto"),
-    "batch": Key(_whole, 8),
+    "batch": Key(_whole, None),
 }
 """Every setting but the conditions: how its value is read, and its default."""

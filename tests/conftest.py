@@ -13,6 +13,8 @@ from drift_cli.models import LoadedModel
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported: without a GPU its kernels run in its interpreter
 
 
 @pytest.fixture(autouse=True)

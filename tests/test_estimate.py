@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from drift_cli.engine.plain_slots import layout_of
+from drift_cli.engine.slots import Layout, layout_from
 from drift_cli.estimate import Fit, Work, seconds
+from drift_cli.models import LoadedModel
 from drift_cli.spec import Cell, Finish, Rollout
 from drift_cli.speeds import Speeds
 from drift_cli.store.log import End
@@ -16,9 +21,12 @@ FITS = [Fit(CELL, (100, 200, 300), None, None)]
 SPEEDS = Speeds(bandwidth=1e12, flops=1e14, attention=1e13, step=1e-4, slot_step=2e-4, draw=1e-4)
 
 
-def _work(rows: int = 4) -> Work:
+LAYOUT = Layout((0,) * 10, (10,) * 10, ((100, 100),) * 10)
+
+
+def _work(rows: int = 4, *, graphs: bool = False) -> Work:
     facts = ModelFacts("x", layers=10, width=1000, context=8192, parameters=10**9, end_ids=(0,), note=None)
-    return Work(facts, 50, rows, 2 * 10**9, SPEEDS)
+    return Work(facts, 50, rows, 2, LAYOUT, SPEEDS, graphs)
 
 
 def _states(*done: int, ended: bool = False) -> list[RolloutState]:
@@ -40,6 +48,29 @@ def test_rollouts_at_very_different_turns_are_estimated() -> None:
 
 def test_a_decode_step_costs_the_larger_of_reading_and_starting() -> None:
     work = _work()
-    assert work.decode(0, 1e-9) == pytest.approx(2e9 / 1e12 + 1e-4)
-    assert work.decode(0, 1.0) == pytest.approx(10.0 + 1e-4)
-    assert work.decode(10**6, 1e-9) == pytest.approx((2e9 + 4e10) / 1e12 + 1e-4)
+    assert work.step(0, 1e-9, 1e-4) == pytest.approx(2e9 / 1e12 + 1e-4)
+    assert work.step(0, 1.0, 1e-4) == pytest.approx(10.0 + 1e-4)
+    assert work.step(4e10, 1e-9, 1e-4) == pytest.approx((2e9 + 4e10) / 1e12 + 1e-4)
+
+
+def test_a_window_bounds_what_is_read() -> None:
+    narrow = replace(_work(), layout=replace(LAYOUT, windows=(64,) * 9 + (0,)))
+    assert _work().kept(1000) == 1000 * 10 * 10 * 200 * 2
+    assert narrow.kept(1000) == (9 * 64 + 1000) * 10 * 200 * 2
+
+
+def test_known_replies_take_the_place_of_the_longest() -> None:
+    whole = seconds("auto", _states(0, 0), FITS, _work(graphs=True))
+    short = seconds("auto", _states(0, 0), FITS, _work(graphs=True), lambda rollout: (10, 10, 10))
+    assert short < whole / 2
+    assert seconds("auto", _states(0, 0), FITS, _work(graphs=True), lambda rollout: (50, 50, 50)) == whole
+
+
+def test_rollouts_beyond_the_rows_take_as_many_steps_more() -> None:
+    few, many = (seconds("auto", _states(*[0] * n), FITS, _work(4)) for n in (4, 16))
+    assert many == pytest.approx(4 * few, rel=0.05)
+
+
+def test_a_configuration_tells_what_its_network_keeps(loaded: dict[str, LoadedModel]) -> None:
+    for model in loaded.values():
+        assert layout_from(model.card.config) == layout_of(model)

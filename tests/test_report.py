@@ -91,7 +91,7 @@ def test_hovering_and_sliding_read_a_turn_and_a_click_picks_a_rollout(watched: W
     page.locator("#pick").select_option("simple/2")
     assert page.locator("#chart .picked").count() == 1
     page.get_by_role("link", name="read it").click()
-    assert page.locator(".turn.current").get_attribute("data-turn") == "5"
+    page.wait_for_selector('.turn.current[data-turn="5"]')
     assert "rollout 2" in page.locator(".head").nth(1).inner_text()
 
 

@@ -12,12 +12,13 @@ import pytest
 import tiny
 import torch
 from jobs import USERS, jobs, never, run, silent
+from transformers import AutoModelForCausalLM, Gemma2Config, GenerationConfig, GptOssConfig
 
 from drift_cli import models
 from drift_cli.engine import plain_slots
 from drift_cli.engine.choice import choose
 from drift_cli.engine.contract import Incident, Reply, Stopped
-from drift_cli.engine.plain_slots import Keeper
+from drift_cli.engine.plain_slots import Keeper, PlainSlots
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import refusal
@@ -209,3 +210,46 @@ def test_models_that_slots_cannot_run_are_refused_by_name(loaded: dict[str, Load
     monkeypatch.undo()
     monkeypatch.setattr(model.card.config, "layer_types", ["full_attention", "linear_attention"], raising=False)
     assert refusal(model) == "it has layers of kind linear_attention"
+
+
+def test_attention_sinks_and_soft_caps_of_real_networks_are_left_to_the_plain_engine() -> None:
+    shape: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "eos_token_id": 0,
+    }
+    sinks = GptOssConfig(**shape, num_local_experts=2, num_experts_per_tok=1, sliding_window=16)
+    for config, why in ((sinks, "it has attention sinks"), (Gemma2Config(**shape), "it soft-caps its attention")):
+        network = AutoModelForCausalLM.from_config(config).eval()
+        made = tiny.tokenizer(tiny.ARCHITECTURES["olmo3"])
+        card = models.make_card("x", "0", config, made, GenerationConfig(eos_token_id=0))
+        model = LoadedModel(card, network, torch.device("cpu"), "float32", 1)
+        engine, said = choose("auto", model, layers=(1,), filters=Sampling(), max_new_tokens=4, batch=2)
+        assert engine.name == "reference"
+        assert said is not None
+        assert why in said
+        with pytest.raises(UsageError, match=why):
+            choose("slots", model, layers=(1,), filters=Sampling(), max_new_tokens=4, batch=2)
+
+
+def test_windowed_layers_keep_no_more_than_they_need(tmp_path: Path) -> None:
+    folder = tiny.save("olmo3", tmp_path / "narrow")
+    model = models.load(models.describe(str(folder)), dtype="float32", device="cpu")
+    slots = PlainSlots(model, (), Sampling(), 1)
+    try:
+        held = {}
+        for turn in range(12):
+            slots.encode(0, list(range(4, 254)), 250 * turn, 0)
+            held[turn] = [slots.slots[0].buffers[layer].keys.shape[1] for layer in range(model.card.layers)]
+    finally:
+        slots.close()
+    full = [layer for layer, window in enumerate(slots.layout.windows) if not window]
+    assert all(held[11][layer] >= 3000 for layer in full)
+    assert all(held[11][layer] <= 1024 for layer in range(model.card.layers) if layer not in full)

@@ -82,11 +82,6 @@ def sample(table: RunTable, cell: Cell) -> Sample:
     return Sample(cell, values, table.sample[rows], table.first + np.arange(values.shape[1], dtype=np.float64))
 
 
-def rollout_means(values: FloatArray) -> FloatArray:
-    """Mean (n,) of each row of `values` (n, T) over the turns that it has; NaN for a row without any."""
-    return _mean(values, np.isfinite(values), axis=1)
-
-
 def both(measure: Measure, a: Sample, b: Sample) -> tuple[FloatArray, FloatArray]:
     """The measure (n,) of the rollouts of `a` and `b`, by the rule above; NaN where a rollout does not have it. Both all NaN without a common turn."""
     if a.complete and b.complete:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from drift_cli.display import Display, Table, duration
-from drift_cli.estimate import Fit, Work, fits, seconds
+from drift_cli.estimate import Fit, Work, fits, longest, seconds
 from drift_cli.speeds import measure_speeds
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ def foretell(display: Display, store: Store, experiment: Experiment, existing: R
     """Render the plan of an experiment. Nothing is written."""
     import torch
 
+    from drift_cli.engine.slots import layout_from
     from drift_cli.store.manifest import merge
     from drift_cli.store.run import Run
 
@@ -28,8 +29,11 @@ def foretell(display: Display, store: Store, experiment: Experiment, existing: R
     dtype = getattr(torch, manifest.spec.dtype)
     speeds = measure_speeds(torch.device(experiment.device), dtype, batch, len(experiment.card.tokenizer))
     assert manifest.model is not None
-    weight_bytes = manifest.model.parameters * dtype.itemsize
-    took = seconds(engine, states, lengths, Work(manifest.model, manifest.spec.max_new_tokens, batch, weight_bytes, speeds))
+    layout, graphs = layout_from(experiment.card.config), experiment.device.startswith("cuda") and engine != "reference"
+    work = Work(manifest.model, manifest.spec.max_new_tokens, batch, dtype.itemsize, layout, speeds, graphs)
+    weight_bytes, took = work.weight_bytes, seconds(engine, states, lengths, work)
+    together = min(batch, sum(not state.ended for state in states))
+    kept = together * layout.held(longest(manifest, lengths, experiment.card.context), manifest.spec.max_new_tokens) * dtype.itemsize
     left = sum(state.total - state.done for state in states if not state.ended)
     total = sum(state.total for state in states)
     residuals = len(manifest.layers) * manifest.model.width * 4 * left
@@ -37,7 +41,8 @@ def foretell(display: Display, store: Store, experiment: Experiment, existing: R
     notes = [
         f"{left} of {total} turns left, about {duration(took)} if every reply is as long as it may be, "
         f"on {experiment.device} ({manifest.spec.dtype}, {batch} at a time, engine {engine})",
-        f"weights {_size(weight_bytes)}, residual means {_size(residuals)} on disk; context {experiment.card.context} tokens",
+        f"memory: weights {_size(weight_bytes)}, keys and values of {together} rollouts up to {_size(kept)}{_room(experiment.device, weight_bytes + kept)}",
+        f"residual means {_size(residuals)} on disk; context {experiment.card.context} tokens",
     ]
     document = {
         "run": manifest.spec.id,
@@ -46,6 +51,7 @@ def foretell(display: Display, store: Store, experiment: Experiment, existing: R
         "turns": total,
         "seconds_estimated": round(took, 1),
         "weight_bytes": weight_bytes,
+        "kv_bytes_at_most": kept,
         "residual_bytes": residuals,
         "context": experiment.card.context,
         "cells": [
@@ -60,6 +66,16 @@ def foretell(display: Display, store: Store, experiment: Experiment, existing: R
     }
     table = Table(f"Plan of run {manifest.spec.id}", ["cell", "rollouts>", "turns left>", "last prompt at least>", "context"], rows, notes)
     display.result(document, table)
+
+
+def _room(device: str, needed: int) -> str:
+    """What to expect where a GPU's free memory is less than may be needed."""
+    import torch
+
+    if not device.startswith("cuda"):
+        return ""
+    free = torch.cuda.mem_get_info(torch.device(device))[0]
+    return f" ({_size(free)} free)" if free > needed else f" ({_size(free)} free: if replies are long, some rollouts wait for others)"
 
 
 def _row(fit: Fit, states: list[RolloutState]) -> list[str]:

@@ -94,7 +94,8 @@ class Work:
                 self._trace(run, experiment, stop, None)
             return Outcome(0, 0.0, interrupted=False)
         from drift_cli import models
-        from drift_cli.engine.choice import choose
+        from drift_cli.engine.choice import choose, rows
+        from drift_cli.estimate import fits, longest
 
         spec = run.manifest.spec
         left = sum(state.total - state.done for state in states if not state.ended)
@@ -106,7 +107,8 @@ class Work:
             layers=run.manifest.layers,
             filters=spec.sampling,
             max_new_tokens=spec.max_new_tokens,
-            batch=settings["batch"],
+            batch=rows(settings["batch"], experiment.device),
+            longest=longest(run.manifest, fits(run.manifest, experiment.chat, experiment.card.context), experiment.card.context),
         )
         if said is not None:
             self.display.note(said)
@@ -186,8 +188,10 @@ class Work:
 
     def _foretell(self, experiment: Experiment, existing: Run | None, settings: Settings) -> None:
         from drift_cli.commands.foretell import foretell
+        from drift_cli.engine.choice import rows
 
-        foretell(self.display, self.store, experiment, existing, settings["engine"], settings["batch"])
+        batch = rows(settings["batch"], experiment.device)
+        foretell(self.display, self.store, experiment, existing, settings["engine"], batch)
 
 
 def _why(settings: Settings) -> str:

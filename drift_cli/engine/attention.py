@@ -51,8 +51,9 @@ class PassingCache(Cache):  # type: ignore[misc]
 def refuse_unknown(attention_mask: object, given: dict[str, Any]) -> None:
     """Refuse what slots do not apply: a mask, or an argument whose meaning is not known here."""
     unknown = [] if attention_mask is None else ["a mask"]
-    for name in given:
-        if name not in _HARMLESS and given[name] is not None:
+    # A plain loop, since this is compiled too, with releases of torch that do not take a comprehension over a dict.
+    for name, value in given.items():
+        if name not in _HARMLESS and value is not None:
             unknown.append(name)
     if unknown:
         raise DriftError(f"attention asks for {', '.join(unknown)}, which slots do not apply", mend="Use --engine reference.")

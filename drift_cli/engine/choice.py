@@ -23,6 +23,15 @@ _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
 """Largest difference of logits allowed in that trial, as a share of their standard deviation: rounding is well below, another formula well above."""
 
 
+ROWS = {"cuda": 48, "cpu": 16}
+"""Slots where no number is asked for: on a GPU as many as three conditions of 16 samples have, since a step's weights are read once for all of them."""
+
+
+def rows(asked: int | None, device: str) -> int:
+    """How many rollouts to generate together. Never what happens to be free: equal bits need equal rows."""
+    return ROWS.get(device.partition(":")[0], 8) if asked is None else asked
+
+
 _REFUSALS = (DriftError, TypeError, AttributeError, LookupError, ValueError, RuntimeError)
 """What a network that was not written for such a cache or attention may raise; any of them means that slots are not for it."""
 

@@ -1,4 +1,4 @@
-"""Queued work: graphs, copies and marks on a CUDA device. On the CPU the same calls do the work at once, so that what is built on them can be tested anywhere."""
+"""Queued work: graphs and copies on a CUDA device. On the CPU the same calls do the work at once, so that what is built on them can be tested anywhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def captured(work: Callable[[], None], device: torch.device, memory: Any, warm: 
     """`work` as a graph. Its memory is shared with all others of `memory`: nothing in it outlives a replay."""
     if device.type != "cuda":
         return Graph(work, None)
-    side = torch.cuda.Stream(device)
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(side), repeatable():
         for _ in range(warm):
@@ -61,7 +61,7 @@ class Copy:
 
     def ready(self) -> bool:
         """Whether it has arrived."""
-        return self.there is None or bool(self.there.query())
+        return self.there is None or bool(self.there.query())  # type: ignore[no-untyped-call]
 
     def numpy(self) -> NDArray[Any]:
         """Its numbers; waits for them."""
@@ -76,6 +76,6 @@ def to_host(tensor: Tensor) -> Copy:
         return Copy(tensor.clone(), None)
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     pinned.copy_(tensor, non_blocking=True)
-    there = torch.cuda.Event()
+    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
     there.record()
     return Copy(pinned, there)

@@ -39,9 +39,9 @@ _now: list[Items] = []
 
 
 def _kernels() -> Any:
-    from drift_cli.engine import paged_attention
+    from drift_cli.engine import attention_kernel
 
-    return paged_attention
+    return attention_kernel
 
 
 @torch.library.custom_op("drift::attend", mutates_args=())
@@ -52,8 +52,10 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, address: Tensor, scale: f
     q, k, v = ((t[:, :, 0] if items.bounds is None else t[0].transpose(0, 1)) for t in (query, key, value))
     kernels.write(k, v, pages.pool, address, pages.table, items.rows, items.places)
     if items.bounds is None:
-        return kernels.decode(q, pages.pool, address, pages.table, items.places, scale, window)[:, None]
-    return kernels.chunk(q, pages.pool, address, pages.table, items.rows, items.bounds, scale, window)[None]
+        out: Tensor = kernels.decode(q, pages.pool, address, pages.table, items.places, scale, window)[:, None]
+    else:
+        out = kernels.chunk(q, pages.pool, address, pages.table, items.rows, items.bounds, scale, window)[None]
+    return out
 
 
 @_attend.register_fake
@@ -82,9 +84,9 @@ def attend(
 @contextmanager
 def paged(model: LoadedModel, pages: Pages) -> Iterator[None]:
     """The network's attention goes to `pages` within."""
-    layers = [module for module in model.network.modules() if hasattr(module, "layer_idx") and hasattr(module, "is_causal")]
+    layers = [module for module in model.network.modules() if isinstance(getattr(module, "layer_idx", None), int)]
     for module in layers:
-        module.drift_address = pages.addresses[int(module.layer_idx)]  # type: ignore[arg-type]
+        module.drift_address = pages.addresses[module.layer_idx]
     try:
         with installed(model, ATTENTION, attend):
             yield

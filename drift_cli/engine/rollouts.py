@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from drift_cli.chat import common_prefix
 from drift_cli.engine.contract import Incident, Job, Reply, Stopped, finish_of, is_out_of_memory, no_memory, too_long
@@ -216,33 +215,40 @@ class _Schedule:
         ids, moment = self.slots.said(row)[: live.cut], job.dialogue.snapshot()
         job.dialogue.advance(ids)
         turn, (prompt, content) = moment.turn, job.dialogue.past[-1]
-        over = job.turn > job.dialogue.total
+        over, full = job.turn > job.dialogue.total, False
         text, finish = job.dialogue.replies[-1], finish_of(ids, self.engine.max_new_tokens, self.engine.model.card.end_ids)
         try:
             self._asked()
             residual = self._turn(row, prompt, content, None if over else job.dialogue.prompt)
         except NoRoom:
-            self._wait(row, job, moment)
-            return
+            if len(self.live) > 1:
+                job.dialogue.restore(moment)
+                del self.live[row]
+                self.slots.free(row)
+                self._wait(job)
+                return
+            residual, full = self._measured_alone(row, prompt, content), not over
         except (RuntimeError, Stopped):
             job.dialogue.restore(moment)
             raise
         job.last = tuple(ids)
         self.done.append((Reply(job.rollout, turn, prompt, tuple(ids), text, finish, None), residual))
-        self._next(row, job, over=over)
+        self._next(row, job, over=over, full=full)
 
-    def _wait(self, row: int, job: Job, moment: Any) -> None:
-        job.dialogue.restore(moment)
-        del self.live[row]
-        self.slots.free(row)
-        if not self.live:
-            self._end_for_context(job)
-        else:
-            self.waiting.append(job)
+    def _measured_alone(self, row: int, prompt: Sequence[int], content: Sequence[int]) -> Residual | None:
+        """Measure a reply whose next prompt does not fit even with all memory to itself: the reply counts, and is the rollout's last."""
+        self.slots.encode(row, prompt, 0, 0)
+        return self.slots.encode(row, content, len(prompt), len(content)) if content else None
 
-    def _next(self, row: int, job: Job, *, over: bool) -> None:
+    def _wait(self, job: Job) -> None:
+        self.waiting.append(job)
+        self.report(
+            Incident("no-room", f"{job.rollout} waits for room among {len(self.live)} others and goes on from turn {job.turn} later")
+        )
+
+    def _next(self, row: int, job: Job, *, over: bool, full: bool) -> None:
         job.ended = over
-        fits = not over and not too_long(job, self.engine.max_new_tokens, self.engine.model.card.context)
+        fits = not over and not full and not too_long(job, self.engine.max_new_tokens, self.engine.model.card.context)
         if fits:
             self.live[row] = _Live(job)
             self._begin(row, job)

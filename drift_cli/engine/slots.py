@@ -46,9 +46,9 @@ class Layout:
         """Whether all layers have keys and values of one shape."""
         return len(set(self.heads)) == 1 and len({width for pair in self.widths for width in pair}) == 1
 
-    def held(self, tokens: int, reply: int) -> int:
-        """Numbers kept of a conversation of `tokens` tokens whose newest reply has up to `reply`."""
-        kept = [tokens if window == 0 else min(tokens, window + SLACK + reply) for window in self.windows]
+    def held(self, tokens: int, reply: int, slack: int = SLACK) -> int:
+        """Numbers kept of a conversation of `tokens` tokens whose newest reply has up to `reply`; with neither reply nor slack, those a query looks at."""
+        kept = [tokens if window == 0 else min(tokens, window + slack + reply) for window in self.windows]
         return sum(n * heads * sum(pair) for n, heads, pair in zip(kept, self.heads, self.widths, strict=True))
 
     def rewound(self, prompt: int, keep: int) -> int:
@@ -57,6 +57,20 @@ class Layout:
         """
         trimmed = self.window > 0 and prompt + 1 > self.window + SLACK
         return 0 if trimmed and keep < prompt - SLACK else keep
+
+
+def layout_from(config: Any) -> Layout:
+    """What a network of this configuration keeps of every token, as far as its configuration tells: for estimates, before there is a network."""
+    text = config.get_text_config()
+    layers = int(text.num_hidden_layers)
+    kinds = (
+        getattr(text, "layer_types", None)
+        or ["sliding_attention" if getattr(text, "use_sliding_window", False) else "full_attention"] * layers
+    )
+    window = int(getattr(text, "sliding_window", None) or 0)
+    heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+    width = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    return Layout(tuple(window if kind == "sliding_attention" else 0 for kind in kinds), (heads,) * layers, ((width, width),) * layers)
 
 
 @dataclass(frozen=True)

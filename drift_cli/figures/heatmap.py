@@ -18,7 +18,6 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from drift_cli.analysis.flags import Flag
-from drift_cli.analysis.measures import rollout_means
 from drift_cli.analysis.table import FloatArray, RunTable
 from drift_cli.figures.canvas import looks
 from drift_cli.figures.layout import Panel, blank, color_bar, compose
@@ -66,7 +65,7 @@ def heatmap(table: RunTable, *, title: str | None = None, style: Style = PAPER) 
 
 def order(values: FloatArray) -> NDArray[np.intp]:
     """Rows of `values` (n, T) from the bottom up: the lowest mean over the turns that a rollout has first, rollouts without a turn last."""
-    found: NDArray[np.intp] = np.argsort(rollout_means(values), kind="stable")
+    found: NDArray[np.intp] = np.argsort(np.ma.masked_invalid(values).mean(1).filled(np.nan), kind="stable")
     return found
 
 
