@@ -142,6 +142,8 @@ def test_real_vectors_give_the_axis_of_the_original_experiment(seed_data: Path) 
     assert found is not None
     centred = np.stack(list(raw.values())) - np.mean(list(raw.values()), 0)
     variances = np.linalg.eigvalsh(centred @ centred.T)[::-1]
+    first = centred.T @ np.linalg.eigh(centred @ centred.T)[1][:, -1]
+    assert found.cosine_with_pc1 == pytest.approx(abs(first @ axis.at(21)) / np.linalg.norm(first), abs=1e-5)
     assert found.pc1_variance == pytest.approx(variances[0] / variances.sum(), abs=1e-5)
     assert found.variance_explained == pytest.approx(((centred @ axis.at(21)) ** 2).sum() / (centred**2).sum(), abs=1e-6)
     assert {name for name, _ in found.ordering[:5]} <= {*axis.assistants, "evaluator", "analyst", "generalist", "rationalist"}
