@@ -45,11 +45,14 @@ def axes_folder() -> Path:
     return home() / "data" / "axes"
 
 
-def prepare(settings: Settings) -> Experiment:
-    """Settle everything that the settings ask for; every problem that can be seen before the weights are read is raised here."""
+def prepare(settings: Settings, scripts: Sequence[Transcript] | None = None) -> Experiment:
+    """Settle everything that the settings ask for; every problem that can be seen before the weights are read is raised here.
+
+    `scripts` are transcripts that come from no file; where given, the settings name none.
+    """
     _check(settings)
     card = models.describe(settings["model"], settings["revision"])
-    scripts = tuple(_by_name(_load_transcripts(settings)).values())
+    scripts = tuple(_by_name(_load_transcripts(settings) if scripts is None else scripts).values())
     plans = tuple(
         CellPlan(Cell(script.name, condition.name, temperature), settings["samples"])
         for script in scripts

@@ -62,7 +62,8 @@ def test_files_round_trip(tmp_path: Path) -> None:
 def test_a_changed_vector_is_found_out(tmp_path: Path) -> None:
     save(demo_axis(), tmp_path / "a.safetensors")
     data = bytearray((tmp_path / "a.safetensors").read_bytes())
-    data[-3] ^= 1
+    header = 8 + int.from_bytes(data[:8], "little")
+    data[header + 3] ^= 1  # the first number of the first tensor, `axis`
     (tmp_path / "a.safetensors").write_bytes(bytes(data))
     with pytest.raises(DriftError, match=r"digest does not match|not of unit norm"):
         load(tmp_path / "a.safetensors")
@@ -114,11 +115,11 @@ def test_missing_names_and_layers_say_what_to_do(tmp_path: Path) -> None:
 
 def test_another_model_or_width_is_refused_by_name() -> None:
     axis = demo_axis()
-    axis.check_model("demo", axis.width, 4)
+    axis.check_model("demo", axis.width, 6)
     with pytest.raises(UsageError, match="built on demo, not on org/other"):
-        axis.check_model("org/other", axis.width, 4)
-    with pytest.raises(UsageError, match="has width 64, but demo has width 65"):
-        axis.check_model("demo", 65, 4)
+        axis.check_model("org/other", axis.width, 6)
+    with pytest.raises(UsageError, match="has width 192, but demo has width 65"):
+        axis.check_model("demo", 65, 6)
     with pytest.raises(UsageError, match="has layer 4, but demo has layers 0 to 3"):
         axis.check_model("demo", axis.width, 3)
 
@@ -141,6 +142,8 @@ def test_real_vectors_give_the_axis_of_the_original_experiment(seed_data: Path) 
     assert found is not None
     centred = np.stack(list(raw.values())) - np.mean(list(raw.values()), 0)
     variances = np.linalg.eigvalsh(centred @ centred.T)[::-1]
+    first = centred.T @ np.linalg.eigh(centred @ centred.T)[1][:, -1]
+    assert found.cosine_with_pc1 == pytest.approx(abs(first @ axis.at(21)) / np.linalg.norm(first), abs=1e-5)
     assert found.pc1_variance == pytest.approx(variances[0] / variances.sum(), abs=1e-5)
     assert found.variance_explained == pytest.approx(((centred @ axis.at(21)) ** 2).sum() / (centred**2).sum(), abs=1e-6)
     assert {name for name, _ in found.ordering[:5]} <= {*axis.assistants, "evaluator", "analyst", "generalist", "rationalist"}

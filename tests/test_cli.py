@@ -65,11 +65,11 @@ def test_every_command_has_help_that_says_what_it_does() -> None:
 
 def test_an_experiment_from_end_to_end() -> None:
     made = drift("generate", *SHORT, "--json")
-    assert made.json["turns"] == 3 * 2 * 3
+    assert made.json["turns"] == 4 * 2 * 3
     assert made.err.splitlines()[0] == "model: demo (built-in, as no --model, DRIFT_MODEL or drift.toml names another)"
     stats = drift("stats", "--json").json
-    assert {c["condition"] for c in stats["summary"]["cells"]} == {"baseline", "simple", "complex"}
-    assert len(stats["comparisons"]) == 3
+    assert {c["condition"] for c in stats["summary"]["cells"]} == {"baseline", "simple", "complex", "placebo"}
+    assert len(stats["comparisons"]) == 6
     table = drift("stats").out
     assert "simple − baseline" in table
     assert "NaN" not in table.replace("nan", "NaN")
@@ -92,8 +92,8 @@ def test_the_same_line_again_does_nothing_and_a_longer_one_adds() -> None:
     after = _bytes()
     assert {name: after[name] for name in before} == before
     run = _run()
-    assert len(run.manifest.conditions) == 4
-    assert {plan.cell.temperature for plan in run.manifest.cells} == {0.0, 0.7}
+    assert len(run.manifest.conditions) == 5
+    assert {plan.cell.temperature for plan in run.manifest.cells} == {0.0, 1.0}
     assert all(state.complete for state in run.states())
 
 
@@ -102,7 +102,7 @@ def test_projections_are_the_dot_products_of_the_stored_residuals() -> None:
     run = _run()
     from drift_cli.axes import demo_axis
 
-    record = run.record(Rollout(Cell("short", "baseline", 0.7), 1), residuals=True)
+    record = run.record(Rollout(Cell("short", "baseline", 1.0), 1), residuals=True)
     layer = run.manifest.axes[0].layer
     row = run.manifest.layers.index(layer)
     assert len(record.turns) == 3
@@ -211,11 +211,11 @@ def test_a_model_that_changed_under_its_name_is_not_gone_on_with(tmp_path: Path)
 
 def test_a_dry_run_writes_nothing_and_says_what_is_left() -> None:
     plan = drift("generate", *SHORT, "--dry-run", "--json").json
-    assert (plan["turns_left"], plan["turns"]) == (18, 18)
+    assert (plan["turns_left"], plan["turns"]) == (24, 24)
     assert plan["seconds_estimated"] > 0
     assert not Path("checkpoints").exists()
     drift("generate", *SHORT)
-    assert drift("generate", *SHORT, "--samples", "3", "--dry-run", "--json").json["turns_left"] == 9
+    assert drift("generate", *SHORT, "--samples", "3", "--dry-run", "--json").json["turns_left"] == 12
 
 
 def test_a_conversation_that_cannot_fit_is_foreseen_and_ends_marked(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_show_tells_where_every_setting_came_from(monkeypatch: pytest.MonkeyPatc
     assert settings["seed"] == {"value": 5, "source": "environment DRIFT_SEED"}
     assert settings["samples"] == {"value": 2, "source": "flag --samples"}
     assert settings["temperatures"]["source"] == "preset demo"
-    assert settings["top_p"]["source"] == "the model's generation_config"
+    assert settings["top_p"]["source"] == "default"
 
 
 def test_the_reference_line_of_a_finished_conversation() -> None:
@@ -295,7 +295,7 @@ def test_the_reference_line_of_a_finished_conversation() -> None:
     with_line = drift("plot", "-o", "with.svg")
     assert "with.svg" in with_line.out
     assert "reference" in Path("with.svg").read_text()
-    alone = drift("measure", "--transcript", "short.json.json", "--axis", "demo", "--layer", "3", "--json").json
+    alone = drift("measure", "--transcript", "short.json.json", "--axis", "demo", "--layer", "5", "--json").json
     assert alone["projections"] == pytest.approx(line["projections"], rel=1e-5)
     assert Path(alone["file"]).exists()
 
@@ -380,7 +380,7 @@ def test_export_and_import_give_the_same_numbers() -> None:
     drift("generate", *SHORT)
     first = drift("stats", "--json").json["comparisons"]
     files = drift("export", "--json").json["files"]
-    assert len(files) == 3
+    assert len(files) == 4
     imported = drift("import", *files, "--name", "again", "--axis-name", "demo", "--json").json
     second = drift("stats", imported["run"], "--json").json["comparisons"]
     assert [c["difference"] for c in first] == pytest.approx([c["difference"] for c in second], rel=1e-12)
@@ -400,16 +400,16 @@ def test_a_pipe_sees_whole_lines_and_no_escape_codes() -> None:
     env = {**os.environ, "PYTHONUNBUFFERED": ""}
     done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, env=env)
     assert "\x1b" not in done.stdout
-    assert "18/18 turns" in done.stdout
+    assert "24/24 turns" in done.stdout
     assert done.stdout.endswith("\n")
 
 
 def test_residual_rows_are_stored_for_every_layer_asked_for() -> None:
     drift("generate", *SHORT, "--condition", "baseline", "--layers", "all")
     run = _run()
-    turn = run.record(Rollout(Cell("short", "baseline", 0.7), 0), residuals=True).turns[0]
+    turn = run.record(Rollout(Cell("short", "baseline", 1.0), 0), residuals=True).turns[0]
     assert turn.residual is not None
-    assert turn.residual.shape == (5, 64)
+    assert turn.residual.shape == (7, 192)
     assert np.isfinite(turn.residual).all()
 
 

@@ -36,7 +36,7 @@ def test_flag_beats_environment_beats_file_beats_preset_beats_default() -> None:
 def test_without_anything_the_demo_is_meant() -> None:
     settings = resolve({}, environment={})
     assert settings["model"] == "demo"
-    assert [c.name for c in settings.conditions] == ["baseline", "simple", "complex"]
+    assert [c.name for c in settings.conditions] == ["baseline", "simple", "complex", "placebo"]
 
 
 def test_a_real_model_does_not_take_over_the_demos_settings() -> None:

@@ -116,5 +116,5 @@ def test_the_built_in_model_is_the_same_in_every_process() -> None:
 def test_the_built_in_model_says_what_it_is() -> None:
     card = models.describe("demo")
     assert card.note is not None
-    assert "random weights" in card.note
+    assert "planted drift" in card.note
     assert card.tokenizer.decode(card.tokenizer.encode("Hello, wörld! 🙂")) == "Hello, wörld! 🙂"

@@ -207,7 +207,7 @@ def test_an_unknown_name_lists_the_names_there_are() -> None:
     error = refusal("gardem")
     assert error.exit_code == 2
     assert error.mend is not None
-    assert "garden, lonely, mirror" in error.mend
+    assert "garden, harbour, lonely, mirror" in error.mend
 
 
 def test_a_name_is_drifts_own_unless_a_file_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +238,7 @@ def test_drifts_own_transcripts_are_found_in_an_installed_package(tmp_path: Path
     (tmp_path / "drift_cli" / "data" / "transcripts" / "extra.json").write_text('["a"]')
     script = "from drift_cli import transcripts; print(transcripts.builtin_names(), transcripts.load('extra').users)"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['extra', 'garden', 'lonely', 'mirror'] ('a',)"
+    assert done.stdout.strip() == "['extra', 'garden', 'harbour', 'lonely', 'mirror'] ('a',)"
 
 
 def test_reading_transcripts_imports_no_torch() -> None:

@@ -32,6 +32,7 @@ def measure(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="With --transcript: where the reference line goes.")] = None,
     strip_private: Annotated[bool, typer.Option("--strip-private", help="Take auditors' private tags out of user turns.")] = False,
     traces: Annotated[bool, typer.Option("--traces", help="Measure every token of the run's replies, for `drift report`.")] = False,
+    controls: Annotated[int | None, typer.Option(help="Also project on this many control axes of each kind.", min=1)] = None,
     device: DeviceOption = None,
     store: StoreOption = None,
     display: DisplayOption = Mode.AUTO,
@@ -41,14 +42,20 @@ def measure(
 
     `drift measure RUN --axis A` adds the axis to the run: `drift stats RUN --axis A` and `drift plot RUN --axis A` use it from then on.
     `drift measure RUN --transcript FILE` runs the model over FILE's replies; `drift plot RUN` then draws them as the reference line.
+    `drift measure RUN --controls N` makes N random unit vectors and N axes of personas with shuffled labels, at the axis's layer; `drift stats
+    RUN` says from then on where its differences stand among theirs.
     `drift measure RUN --traces` runs the model over the run's own replies; `drift report RUN` then colours every token.
     """
     shown = make_display(display, as_json)
     if traces:
-        _refuse_with_traces(transcript=transcript, model=model, layer=layer, output=output)
+        _refuse_with_traces(transcript=transcript, model=model, layer=layer, output=output, controls=controls)
         from drift_cli.commands.traces import trace
 
         trace(shown, open_run(store, run), axis, device)
+        return
+    if controls is not None:
+        _refuse_with_controls(transcript=transcript, model=model, layer=layer, output=output)
+        _controls(shown, open_run(store, run), axis, controls)
         return
     if transcript is None:
         _project(shown, open_run(store, run), axis, layer)
@@ -68,6 +75,40 @@ def _refuse_with_traces(**given: object) -> None:
             raise UsageError(
                 f"--{name} does not go with --traces", mend="Traces are of the run's own replies, by its model, at its axis's layer."
             )
+
+
+def _refuse_with_controls(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"--{name} does not go with --controls", mend="Control axes are for an axis that the run has, at its layer there."
+            )
+
+
+def _controls(display: Display, run: Run, name: str | None, count: int) -> None:
+    """Make control axes for one of the run's axes, keep them in the run, and show where its differences stand among theirs."""
+    from drift_cli.analysis.results import Options
+    from drift_cli.analysis.summary import scope
+    from drift_cli.analysis.table import choose_axis
+    from drift_cli.analysis.table import load as load_table
+    from drift_cli.axes import controls, load
+    from drift_cli.commands.stats import among_controls
+    from drift_cli.tables.study import controls_table
+
+    entry = choose_axis(run.manifest, name, run.paths.run_id)
+    if entry.layer not in run.manifest.layers:
+        raise UsageError(
+            f"run {run.paths.run_id} has no stored residuals of layer {entry.layer}, where axis {entry.name} is",
+            mend="Control axes need them: generate with --layers all, or with that layer.",
+        )
+    axis = load(run.paths.axis(entry.name))
+    controls.save(controls.make(axis, entry.layer, count), run.paths.controls(entry.name))
+    table = load_table(run, entry.name)
+    found = among_controls(run, table, Options())
+    notes = [] if axis.means is not None else [f"axis {axis.name} does not know its personas: no shuffled ones"]
+    display.result(
+        {"run": run.paths.run_id, "axis": entry.name, "layer": entry.layer, "controls": found}, controls_table(found, scope(table)), *notes
+    )
 
 
 def _project(display: Display, run: Run, name: str | None, layer: int | None) -> None:

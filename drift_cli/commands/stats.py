@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from enum import StrEnum
     from typing import TypeVar
 
+    from drift_cli.analysis.controls import Standing
     from drift_cli.analysis.power import Power
     from drift_cli.analysis.results import Options
     from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
+    from drift_cli.store.run import Run
 
     E = TypeVar("E", bound=StrEnum)
 
@@ -75,8 +77,9 @@ def stats(
     )
     wanted, written = _choice(Flagged, "--flagged", flagged), _format(format_, output)
     widths = _widths(half_width or [], power)
-    table = load(open_run(store, run), axis)
-    result = _power(table, options, widths, wanted) if power else _study(table, options, wanted)
+    opened = open_run(store, run)
+    table = load(opened, axis)
+    result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened)
     _show(make_display(display, as_json), result, written, output, per_turn)
 
 
@@ -87,14 +90,29 @@ class Result:
     studies: dict[str, Study]
     remark: str
     """On suspect replies."""
+    controls: Sequence[Standing] = ()
+    """The first study's differences among those on control axes, where the run has some."""
     power: Sequence[Power] | None = None
 
 
-def _study(table: RunTable, options: Options, wanted: str) -> Result:
+def _study(table: RunTable, options: Options, wanted: str, run: Run) -> Result:
     from drift_cli.analysis.study import analyze
 
     tables, remark = _tables(table, options, wanted)
-    return Result({name: analyze(chosen, options) for name, chosen in tables.items()}, remark)
+    return Result(
+        {name: analyze(chosen, options) for name, chosen in tables.items()},
+        remark,
+        among_controls(run, next(iter(tables.values())), options),
+    )
+
+
+def among_controls(run: Run, table: RunTable, options: Options) -> Sequence[Standing]:
+    """Where the table's differences stand among those on the control axes of its axis; nothing where `drift measure --controls` made none."""
+    from drift_cli.analysis.controls import standings
+    from drift_cli.axes import controls
+
+    path = run.paths.controls(table.axis)
+    return standings(table, controls.project(run, controls.load(path)), options) if path.exists() else ()
 
 
 def _power(table: RunTable, options: Options, widths: Sequence[float], wanted: str) -> Result:
@@ -105,7 +123,7 @@ def _power(table: RunTable, options: Options, widths: Sequence[float], wanted: s
     ((name, chosen),) = tables.items()
     study = analyze(chosen, options)
     return Result(
-        {name: study}, remark, power(chosen if options.turns is None else chosen.window(*options.turns), options, half_widths=widths)
+        {name: study}, remark, power=power(chosen if options.turns is None else chosen.window(*options.turns), options, half_widths=widths)
     )
 
 
@@ -151,7 +169,7 @@ def _text(result: Result, format_: Format, per_turn: bool) -> str:
 
 
 def _shown(result: Result, per_turn: bool) -> list[Table]:
-    from drift_cli.tables.study import power_tables, study_tables
+    from drift_cli.tables.study import controls_table, power_tables, study_tables
 
     if result.power is not None:
         return power_tables(result.power, _first(result).scope)
@@ -159,7 +177,7 @@ def _shown(result: Result, per_turn: bool) -> list[Table]:
     for name, study in result.studies.items():
         which = " (without suspect replies)" if name == "exclude" else ""
         tables += study_tables(study, turns=per_turn and study is _first(result), which=which)
-    return tables
+    return tables + ([controls_table(result.controls, _first(result).scope)] if result.controls else [])
 
 
 def _first(result: Result) -> Study:
@@ -183,6 +201,8 @@ def _document(result: Result) -> dict[str, Any]:
         "remark": result.remark,
     }
     document |= vars(first)
+    if result.controls:
+        document["controls"] = list(result.controls)
     if others:
         document["without_flagged"] = others[0][1]
     if result.power is not None:

@@ -16,10 +16,13 @@ from drift_cli.errors import EXIT_INTERRUPTED
 from drift_cli.interrupts import Stop
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from drift_cli.engine.contract import Engine
     from drift_cli.experiment import Experiment
     from drift_cli.models import LoadedModel
     from drift_cli.runner import Outcome
+    from drift_cli.spec import Transcript
     from drift_cli.store.manifest import Epoch
     from drift_cli.store.paths import Store
     from drift_cli.store.run import Run
@@ -34,14 +37,17 @@ class Work:
     traces: bool = False
     """Measure every token of the replies once they are made, with the model that is loaded for making them."""
 
-    def start(self, settings: Settings, *, dry_run: bool = False) -> Run | None:
-        """Make the run that the settings name, or go on with it. Returns the run, None after a dry run; exits with 75 when interrupted."""
+    def start(self, settings: Settings, scripts: Sequence[Transcript] | None = None, *, dry_run: bool = False) -> Run | None:
+        """Make the run that the settings name, or go on with it. Returns the run, None after a dry run; exits with 75 when interrupted.
+
+        `scripts` are transcripts that come from no file; where given, the settings name none.
+        """
         self.display.note(f"model: {settings['model']} ({_why(settings)})")
         with Stop() as stop:
             from drift_cli.experiment import prepare
             from drift_cli.store.run import Run
 
-            experiment = prepare(settings)
+            experiment = prepare(settings, scripts)
             run_id = experiment.manifest.spec.id
             existing = Run.open(self.store, run_id) if run_id in self.store.run_ids() else None
             return self._carry_out(experiment, existing, settings, stop, dry_run)
@@ -65,7 +71,7 @@ class Work:
         outcome = self._run(run, experiment, settings, stop)
         if outcome.interrupted:
             self._stopped(run, stop, outcome)
-        self._finished(run, outcome)
+        self.finished(run, outcome)
         return run
 
     def _open(self, experiment: Experiment) -> Run:
@@ -127,7 +133,7 @@ class Work:
         self.display.note(done.said)
 
     def _stopped(self, run: Run, stop: Stop, outcome: Outcome) -> None:
-        command = self._resume_command(run)
+        command = self.resume_command(run)
         states = run.states()
         done, total = sum(state.done for state in states), sum(state.total for state in states)
         self.display.note(f"stopped by {stop.signal_name}: {done} of {total} turns are on disk. Go on with: {command}", kind="interrupted")
@@ -143,13 +149,15 @@ class Work:
             self.display.result(document)
         raise typer.Exit(EXIT_INTERRUPTED)
 
-    def _resume_command(self, run: Run) -> str:
+    def resume_command(self, run: Run) -> str:
+        """The line that goes on with a run that was interrupted."""
         from drift_cli.config import home
 
         line = f"drift resume {run.paths.run_id}"
         return line if self.store.root == home() / "checkpoints" else f"{line} --store {shlex.quote(str(self.store.root))}"
 
-    def _finished(self, run: Run, outcome: Outcome) -> None:
+    def finished(self, run: Run, outcome: Outcome) -> None:
+        """Say what became of a run that is done."""
         states = run.states()
         rows, cells = [], []
         for plan in run.manifest.cells:

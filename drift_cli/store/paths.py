@@ -82,6 +82,10 @@ class RunPaths:
         """The run's own copy of an axis."""
         return self.root / "axes" / f"{checked_name('axis', name)}.safetensors"
 
+    def controls(self, axis: str) -> Path:
+        """The control axes of one of its axes."""
+        return self.root / "controls" / f"{checked_name('axis', axis)}.safetensors"
+
     def reference(self, transcript: str, axis: str) -> Path:
         """The reference line: projections of somebody else's replies."""
         return self.root / "reference" / f"{checked_name('transcript', transcript)}.{checked_name('axis', axis)}.json"

@@ -226,7 +226,7 @@ def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[
         yield Finding(path, "set aside by a repair: no part of the run any more, it may be moved away", fatal=False)
     elif (
         path not in (paths.manifest, paths.manifest_lock, paths.events)
-        and folder not in ("axes", "reference")
+        and folder not in ("axes", "controls", "reference")
         and not (folder == "traces" and path.suffix == ".traces")
     ):
         yield Finding(path, "not part of the run", fatal=False)

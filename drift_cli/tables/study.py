@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from drift_cli.analysis.controls import Standing
 from drift_cli.analysis.power import Power
 from drift_cli.analysis.results import Comparison, Correction, Measure, PairTurns, Provenance, Test
 from drift_cli.analysis.study import Study
@@ -226,6 +227,18 @@ def turns_table(summary: Summary, which: str = "") -> Table:
         rows.append(row)
     notes = [f"± half the {percent(summary.level)} t interval over rollouts, pointwise per turn", summary.scope]
     return Table(f"Every turn: mean ± half-width{which}", heads, rows, notes)
+
+
+def controls_table(found: Sequence[Standing], scope: str) -> Table:
+    """Where the differences stand among those on control axes."""
+    rows = []
+    for s in found[:MOST_ROWS]:
+        effects = [number(s.hedges_g, 2, sign=True), number(s.median, 2), number(s.largest, 2)]
+        share = "—" if s.smaller is None else f"{100 * s.smaller:.1f} %"
+        rows.append([f"{s.a} − {s.b}", f"{s.transcript}, T{s.temperature:g}", f"{s.count} {s.kind}", *effects, share])
+    heads = ["difference", "where", "control axes", "g on this axis>", "median |g|>", "largest |g|>", "smaller than here>"]
+    said = "random: unit vectors from the whole sphere; shuffled: made as the axis was, of personas whose labels were shuffled"
+    return Table("Is it this axis, or any axis?", heads, rows, [said, scope])
 
 
 def power_tables(found: Sequence[Power], scope: str) -> list[Table]:

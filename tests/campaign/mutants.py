@@ -99,7 +99,7 @@ MUTANTS = (
     ),
     Mutant("a lost terminal is no error", "display.py", "error.errno != errno.EIO", "True", "test_preemption.py -k terminal_that_is_gone"),
     Mutant("escapes are inert", "display.py", '{"Cc", "Cf", "Cs"}', '{"Cs"}', "test_display.py"),
-    Mutant("pickles run nothing", "axes.py", "weights_only=True", "weights_only=False", "test_hostile.py -k torch_file"),
+    Mutant("pickles run nothing", "axes/torch_files.py", "weights_only=True", "weights_only=False", "test_hostile.py -k torch_file"),
     Mutant("templates have a limit", "chat/limit.py", "    thread.join(SECONDS)", "    thread.join()", "test_chat_hostile.py"),
 )
 

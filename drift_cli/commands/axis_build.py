@@ -1,0 +1,129 @@
+"""`drift axis build`: every persona answers every question, and an axis comes out."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Option
+
+from drift_cli.commands.options import (
+    BatchOption,
+    DeviceOption,
+    DisplayOption,
+    DryRunOption,
+    EngineOption,
+    JsonOption,
+    StoreOption,
+    make_display,
+    open_store,
+)
+from drift_cli.commands.work import Work
+from drift_cli.config import Settings, resolve
+from drift_cli.display import Mode, duration
+from drift_cli.errors import UsageError
+from drift_cli.spec import Condition, Placement, Transcript
+
+if TYPE_CHECKING:
+    from drift_cli.axes.personas import Personas
+    from drift_cli.runner import Outcome
+    from drift_cli.store.run import Run
+
+
+def build(
+    model: Annotated[str | None, Option(help="A hub id, a local folder, or demo.")] = None,
+    revision: Annotated[str | None, Option(help="The hub revision of the model.")] = None,
+    name: Annotated[str | None, Option(help="The axis's name (default: the model's).")] = None,
+    personas: Annotated[Path | None, Option(help="A file of personas and questions (default: drift's own; `drift axis personas`).")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="The axis's file (default: data/axes/NAME.safetensors).")] = None,
+    samples: Annotated[int, Option(help="Replies of each persona to each question.", min=1)] = 1,
+    temperature: Annotated[float, Option(help="Sampling temperature.")] = 1.0,
+    max_new_tokens: Annotated[int, Option(help="The longest reply, in tokens.", min=1)] = 256,
+    seed: Annotated[int, Option(help="The run's seed.", min=0)] = 0,
+    chat: Annotated[str | None, Option(help="Chat format: template, or raw for base models.")] = None,
+    chat_option: Annotated[list[str] | None, Option(help="A variable for the chat template, KEY=VALUE; repeat for several.")] = None,
+    dtype: Annotated[str | None, Option(help="auto, bfloat16, float16 or float32.")] = None,
+    device: DeviceOption = None,
+    batch: BatchOption = None,
+    engine: EngineOption = None,
+    dry_run: DryRunOption = False,
+    store: StoreOption = None,
+    display: DisplayOption = Mode.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Build an axis for a model.
+
+    Personas, on the assistant's side and in other parts, answer questions; the axis is the mean of the ones minus the mean of the others, at
+    every layer. The replies are a run like any other: the same line goes on where it was stopped, and more --samples add to it.
+    """
+    from drift_cli.axes import save
+    from drift_cli.axes.build import made_from, transcripts
+    from drift_cli.axes.personas import read
+    from drift_cli.commands.axis import axis_facts, axis_tables
+    from drift_cli.experiment import axes_folder
+
+    asked = read(personas)
+    flags: dict[str, object] = {"model": model, "revision": revision, "chat": chat, "chat_options": chat_option, "dtype": dtype}
+    flags |= {"device": device, "batch": batch, "engine": engine}
+    settings = resolve(flags)
+    title = _title(name, settings["model"], output)
+    own = {"name": f"axis-{title}", "samples": samples, "temperatures": (temperature,), "max_new_tokens": max_new_tokens, "seed": seed}
+    shown = make_display(display, as_json)
+    work = Building(shown, open_store(store))
+    run = work.start(_settled(settings, asked, own), transcripts(asked), dry_run=dry_run)
+    if run is None:
+        return
+    made = made_from(run, asked, samples, title)
+    path = output or axes_folder() / f"{made.name}.safetensors"
+    save(made, path)
+    use = f"written to {path}; use it with --axis {title if output is None else path}"
+    shown.result({**axis_facts(made), "run": run.paths.run_id, "file": str(path)}, *axis_tables(made), use)
+
+
+def _title(name: str | None, model: str, output: Path | None) -> str:
+    """The axis's name. The built-in axis's own is taken, unless the file goes where no name is looked for."""
+    from drift_cli.axes import DEMO
+    from drift_cli.experiment import plain_name
+
+    if name == DEMO and output is None:
+        raise UsageError(f"axis name {DEMO!r} is the built-in axis's", mend="Choose another --name.")
+    return name or (f"{DEMO}-rebuilt" if model == DEMO else plain_name(model.rstrip("/").rsplit("/", 1)[-1]))
+
+
+def _settled(settings: Settings, asked: Personas, own: dict[str, object]) -> Settings:
+    """The settings of the run: what the model needs as resolved, everything else as `drift axis build` has it, whatever drift.toml says of experiments."""
+    from drift_cli.axes.build import conditions
+
+    own = {**own, "layers": "all", "axis": None, "layer": None, "transcripts": ()}
+    origins = {**settings.origins, **dict.fromkeys(own, "drift axis build")}
+    return Settings({**settings.values, **own}, origins, conditions(asked, _placement(settings)))
+
+
+def _placement(settings: Settings) -> Placement:
+    """Where the personas' prompts go: first, or, where the chat template takes no system message, at the end of the question."""
+    from drift_cli import models
+    from drift_cli.chat import chat_for
+
+    card = models.describe(settings["model"], settings["revision"])
+    made = chat_for(card.tokenizer, settings["chat"], date=settings["chat_date"], options=settings["chat_options"])
+    try:
+        made.check(Condition("persona", "You are somebody.", Placement.START), Transcript("question", ("Who are you?",)))
+    except UsageError:
+        return Placement.USER_SUFFIX
+    return Placement.START
+
+
+@dataclass(frozen=True)
+class Building(Work):
+    """Work on a run that becomes an axis."""
+
+    def resume_command(self, run: Run) -> str:
+        """The same line: `drift resume` would finish the replies and make no axis of them."""
+        return shlex.join(["drift", *sys.argv[1:]])
+
+    def finished(self, run: Run, outcome: Outcome) -> None:
+        """A line in place of a table of hundreds of cells."""
+        self.display.note(f"run {run.paths.run_id}: {outcome.turns} replies made in {duration(outcome.seconds)}")

@@ -1,0 +1,124 @@
+"""Control axes, and where an effect stands among theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli import drift
+
+from drift_cli.analysis.controls import standings
+from drift_cli.analysis.effects import hedges_g
+from drift_cli.analysis.results import Options
+from drift_cli.analysis.table import RunTable
+from drift_cli.axes import controls, demo_axis
+from drift_cli.errors import DriftError
+from drift_cli.spec import Cell
+from drift_cli.store.paths import Store
+from drift_cli.store.run import Run
+
+
+def test_controls_are_unit_vectors_and_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    made, again = (controls.make(demo_axis(), 4, 50, seed=3) for _ in range(2))
+    for vectors in (made.random, made.shuffled):
+        assert vectors.shape == (50, 192)
+        assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert np.array_equal(made.random, again.random)
+    assert not np.array_equal(made.random, controls.make(demo_axis(), 4, 50, seed=4).random)
+    controls.save(made, tmp_path / "c.safetensors")
+    read = controls.load(tmp_path / "c.safetensors")
+    assert (read.axis, read.layer, read.seed, read.digest) == ("demo", 4, 3, demo_axis().digest)
+    assert np.array_equal(read.shuffled, made.shuffled)
+    (tmp_path / "c.safetensors").write_bytes(b"nothing")
+    with pytest.raises(DriftError, match="drift measure RUN --controls N"):
+        controls.load(tmp_path / "c.safetensors")
+
+
+def test_random_vectors_have_no_favourite_direction() -> None:
+    vectors = controls.make(demo_axis(), 4, 4000).random
+    assert abs(float((vectors @ demo_axis().at(4)).mean())) < 4 / np.sqrt(192 * 4000)
+    assert np.allclose((vectors**2).mean(0) * 192, 1, atol=0.15)
+
+
+def test_an_effect_is_ranked_among_those_of_the_controls_by_size() -> None:
+    rng = np.random.default_rng(0)
+    cells = [Cell("t", name, 1.0) for name in ("plain", "kind")]
+    base = {cell: rng.normal(size=(9, 4)) + rng.normal(size=(9, 1)) for cell in cells}
+    base[cells[1]] = base[cells[1]] + 1.5
+    base[cells[1]][2, 3] = np.nan
+    table = RunTable.from_arrays("r", "a", base)
+    rows = table.rows(cells[1])
+
+    def shifted(by: float) -> np.ndarray:
+        moved = table.projections.copy()
+        moved[rows] += by
+        return moved
+
+    # One weaker, the axis itself, one stronger, and one that is as strong the other way round.
+    found = standings(table, {"made": np.stack([shifted(-1.4), shifted(0), shifted(1), -shifted(0)])}, Options())
+    (only,) = found
+    whole = {name: np.delete(table.projections[table.rows(cell)], 2, axis=0) for name, cell in zip("ab", cells, strict=True)}
+    assert (only.a, only.b, only.kind, only.count) == ("kind", "plain", "made", 4)
+    assert only.smaller == 0.25
+    assert only.largest is not None
+    assert only.hedges_g is not None
+    assert only.largest > abs(only.hedges_g) > 0.5
+    complete = RunTable.from_arrays("r", "a", {cell: whole[name] for name, cell in zip("ab", cells, strict=True)})
+    (same,) = standings(complete, {"itself": complete.projections[None]}, Options())
+    means = [whole[name].mean(1)[:, None] for name in "ba"]
+    assert same.hedges_g == pytest.approx(float(hedges_g(*means, 0.95).g[0]))
+    assert same.largest == pytest.approx(abs(same.hedges_g))
+    assert same.smaller == 0
+
+
+def test_controls_are_projected_from_the_runs_stored_residuals_and_stats_shows_them() -> None:
+    Path("short.json").write_text('{"users": ["hello there", "and the light"]}')
+    drift(
+        "generate",
+        "--samples",
+        "3",
+        "--max-new-tokens",
+        "6",
+        "--transcript",
+        "short.json",
+        "--condition",
+        "baseline",
+        "--condition",
+        "simple",
+    )
+    assert "controls" not in drift("stats", "--json", "--resamples", "99").json
+    said = drift("measure", "--controls", "5", "--json").json
+    assert [(s["kind"], s["count"]) for s in said["controls"]] == [("random", 5), ("shuffled", 5)]
+    assert drift("stats", "--json", "--resamples", "99").json["controls"] == said["controls"]
+    assert "Is it this axis, or any axis?" in drift("stats", "--resamples", "99").out
+    assert drift("runs", "verify", "--json").json["ok"] is True
+    run = Run.newest(Store(Path("checkpoints")))
+    made = controls.load(run.paths.controls("demo"))
+    state = run.states()[4]
+    turn = run.record(state.rollout, residuals=True).turns[1]
+    assert turn.residual is not None
+    direct = made.random[2] @ turn.residual[run.manifest.layers.index(made.layer)]
+    assert controls.project(run, made)["random"][2, 4, 1] == pytest.approx(float(direct), rel=1e-4)
+
+
+def test_what_does_not_go_with_controls_is_refused() -> None:
+    Path("short.json").write_text('{"users": ["hello there"]}')
+    drift(
+        "generate",
+        "--samples",
+        "1",
+        "--max-new-tokens",
+        "2",
+        "--transcript",
+        "short.json",
+        "--condition",
+        "baseline",
+        "--layers",
+        "2",
+        "--layer",
+        "2",
+    )
+    assert "--layer does not go with --controls" in drift("measure", "--controls", "3", "--layer", "1", code=2).err
+    assert "--controls does not go with --traces" in drift("measure", "--controls", "3", "--traces", code=2).err
+    drift("measure", "--controls", "0", code=2)

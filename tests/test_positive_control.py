@@ -1,0 +1,114 @@
+"""The instrument finds what was planted in the built-in model, and nothing where nothing was.
+
+Run with DRIFT_CONTROL_MODEL naming a model folder (what `python3 -m drift_cli.demo_model.train` wrote), everything is asked of that model, on an axis of
+its own, instead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli import drift
+from numpy.typing import NDArray
+
+from drift_cli.demo_model import register
+from drift_cli.demo_model.planted import Cue
+from drift_cli.demo_model.planted import drift as planted
+from drift_cli.store.paths import Store
+from drift_cli.store.run import Run
+
+SAMPLES = 6
+GRADES = {"baseline": None, "simple": "short", "complex": "detailed", "placebo": None}
+PULLS = (0, 0, 0, 1, 0, 1, 2, 2, 3, 3, 0, 0, 1, 2, 3, 3, 0, 0)
+"""How much each user turn of the transcript `harbour` pulls."""
+ELSEWHERE = os.environ.get("DRIFT_CONTROL_MODEL")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A run of the demo, and what was read from it."""
+
+    document: Any
+    """`drift stats --json`."""
+    shares: dict[str, NDArray[np.float64]]
+    """By condition: of each reply (rollouts, turns), the share of its sentences that are in the assistant's register."""
+    projections: dict[str, NDArray[np.float64]]
+
+    def comparison(self, a: str, b: str) -> Any:
+        return next(c for c in self.document["comparisons"] if (c["a"], c["b"]) == (a, b))
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Observed]:
+    folder = tmp_path_factory.mktemp("control")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        if ELSEWHERE:
+            drift("axis", "build", "--model", ELSEWHERE, "--name", "control")
+            drift("init", "--preset", "demo")
+            text = Path("drift.toml").read_text()
+            Path("drift.toml").write_text(text.replace('"demo"', f'"{ELSEWHERE}"', 1).replace('axis = "demo"', 'axis = "control"'))
+        drift("generate", "--samples", str(SAMPLES), "--seed", "11")
+        drift("measure", "--controls", "200")
+        yield _read(Run.newest(Store(folder / "checkpoints")), drift("stats", "--json", "--resamples", "999").json)
+
+
+def _read(run: Run, document: Any) -> Observed:
+    axis = run.manifest.axes[0].name
+    shares = {name: np.full((SAMPLES, len(PULLS)), np.nan) for name in GRADES}
+    projections = {name: np.full((SAMPLES, len(PULLS)), np.nan) for name in GRADES}
+    for state in run.states():
+        name, sample = state.rollout.cell.condition, state.rollout.sample
+        for turn in run.record(state.rollout).turns:
+            share = register.assistant_share(turn.text)
+            shares[name][sample, turn.index - 1] = np.nan if share is None else share
+            projections[name][sample, turn.index - 1] = turn.projections.get(axis, np.nan)
+    return Observed(document, shares, projections)
+
+
+def _planted(condition: str) -> NDArray[np.float64]:
+    return np.array(list(planted([Cue(pull, GRADES[condition]) for pull in PULLS])))
+
+
+def test_the_planted_ordering_is_found_with_intervals_apart(observed: Observed) -> None:
+    cells = {cell["condition"]: cell for cell in observed.document["summary"]["cells"]}
+    for lower, higher in combinations(("baseline", "simple", "complex"), 2):
+        assert cells[lower]["high"] < cells[higher]["low"]
+        assert observed.comparison(higher, lower)["p_adjusted"] < 0.001
+
+
+def test_a_prompt_as_long_and_about_nothing_does_nothing(observed: Observed) -> None:
+    placebo, simple = observed.comparison("placebo", "baseline"), observed.comparison("simple", "baseline")
+    assert abs(placebo["difference"]) < simple["low"]
+    assert placebo["p"] > 0.01
+    assert not next(t for t in observed.document["turns"] if (t["a"], t["b"]) == ("placebo", "baseline"))["turns"][0]["p_adjusted"] < 0.01
+
+
+def test_a_replys_projection_follows_the_register_of_its_sentences(observed: Observed) -> None:
+    shares = np.concatenate([observed.shares[name].ravel() for name in GRADES])
+    projections = np.concatenate([observed.projections[name].ravel() for name in GRADES])
+    there = np.isfinite(shares) & np.isfinite(projections)
+    assert there.mean() > 0.99
+    assert np.corrcoef(shares[there], projections[there])[0, 1] >= 0.9
+
+
+@pytest.mark.parametrize("condition", ["baseline", "placebo", "simple", "complex"])
+def test_the_model_drifts_as_it_was_planted_and_dips_where_the_script_pulls(observed: Observed, condition: str) -> None:
+    drifted = 1 - np.nanmean(observed.shares[condition], axis=0)
+    assert abs(drifted.mean() - _planted(condition).mean()) < 0.06
+    assert np.corrcoef(np.nanmean(observed.projections[condition], axis=0), _planted(condition))[0, 1] < -0.8
+
+
+def test_random_axes_show_less(observed: Observed) -> None:
+    standings = {(s["a"], s["b"]): s for s in observed.document["controls"] if s["kind"] == "random"}
+    assert {s["count"] for s in standings.values()} == {200}
+    for condition in ("simple", "complex"):
+        assert standings[condition, "baseline"]["smaller"] >= 0.95
+    assert standings["placebo", "baseline"]["smaller"] < 0.95
