@@ -62,6 +62,9 @@ class Rows:
         return stops | (counts >= numbers[:, 4])
 
 
+REPEATABLE: dict[str, str | int | bool | Callable[..., object]] = {"deterministic": True}
+"""The compiler tries nothing out on the device: which of several kernels is fastest differs from process to process, and so would the order of sums."""
+
 Uniforms = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -129,7 +132,7 @@ def compiled(model: LoadedModel, *, dynamic: bool) -> Iterator[None]:
         yield
         return
     found = blocks(model.network)
-    kinds = {type(block): torch.compile(type(block).forward, dynamic=dynamic, fullgraph=True) for block in found}
+    kinds = {type(block): torch.compile(type(block).forward, dynamic=dynamic, fullgraph=True, options=REPEATABLE) for block in found}
     with _without_hooks(found):
         for block in found:
             block.forward = kinds[type(block)].__get__(block)
