@@ -23,11 +23,11 @@ from drift_cli.demo_model.planted import drift as planted
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 
-SAMPLES = 6
 GRADES = {"baseline": None, "simple": "short", "complex": "detailed", "placebo": None}
 PULLS = (0, 0, 0, 1, 0, 1, 2, 2, 3, 3, 0, 0, 1, 2, 3, 3, 0, 0)
 """How much each user turn of the transcript `harbour` pulls."""
 ELSEWHERE = os.environ.get("DRIFT_CONTROL_MODEL")
+SAMPLES = 16 if ELSEWHERE else 8
 
 
 @dataclass(frozen=True)
