@@ -20,7 +20,7 @@ from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 
 LINE = ["generate", "--samples", "4", "--max-new-tokens", "8", "--transcript", "short.json", "--batch", "3", "--display", "json"]
-TURNS = 3 * 4 * 3
+TURNS = 4 * 4 * 3
 KILLS = 30
 
 
@@ -91,7 +91,7 @@ def uninterrupted(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> d
     zygote.start(folder)
     assert zygote.wait() == 0
     files = _files(folder)
-    assert len(files) == 2 * 12
+    assert len(files) == 2 * 16
     return files
 
 
