@@ -17,7 +17,7 @@ import world
 
 from drift_cli.engine.contract import Incident
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.slots import Draw, Slots
+from drift_cli.engine.slots import Draw, Layout, Slots
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Cell, Rollout, Sampling
 from drift_cli.speeds import measure_speeds
@@ -78,6 +78,11 @@ def main() -> None:
     say(f"set-up {took:.1f} s: {'; '.join(note.detail for note in notes)}")
     slots = engine.prepare(notes.append)
     contexts = [int(n) for n in asked.contexts.split(",")]
+    size = next(model.network.parameters()).itemsize
+    full = Layout(tuple(0 for _ in slots.layout.windows), slots.layout.heads, slots.layout.widths)
+    for context in [*contexts, 4 * contexts[-1]]:
+        kept, whole = slots.layout.held(context, 0), full.held(context, 0)
+        say(f"memory: a row of {context} tokens keeps {kept * size / 1e6:.1f} MB, {kept / whole:.2f} of what it would without windows")
     for filled in [int(n) for n in (asked.filled or str(asked.rows)).split(",")]:
         for context in contexts:
             for row in range(filled):
