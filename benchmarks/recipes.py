@@ -15,7 +15,6 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from drift_cli.chat import Dialogue, chat_for
 from drift_cli.engine.contract import Job
-from drift_cli.engine.kernels import repeatable
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.sampling import noise_key
 from drift_cli.models import LoadedModel
@@ -123,8 +122,6 @@ def reference(model: LoadedModel, jobs: list[Job], turn: int) -> float:
     longest = max(job.lengths[turn - 1] for job in jobs if job.lengths is not None)
     engine = ReferenceEngine(model, (model.card.layers * 2 // 3,), Sampling(top_p=0.95), longest, batch=len(jobs))
     started = clock(model)
-    with repeatable():
-        pass
     for _ in engine.run(jobs, lambda: False, lambda incident: print("   ", incident.detail)):
         pass
     return clock(model) - started

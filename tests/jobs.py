@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from drift_cli.chat import Dialogue, chat_for
 from drift_cli.engine.contract import Engine, Incident, Job, Reply
 from drift_cli.engine.sampling import noise_key
@@ -33,3 +35,13 @@ def jobs(model: LoadedModel, *, samples: int = 3, temperature: float = 0.8, size
 def run(engine: Engine, todo: list[Job]) -> dict[tuple[Rollout, int], Reply]:
     """Replies by rollout and turn."""
     return {(reply.rollout, reply.turn): reply for reply in engine.run(todo, never, silent)}
+
+
+def same_bits(a: dict[tuple[Rollout, int], Reply], b: dict[tuple[Rollout, int], Reply]) -> bool:
+    """Whether two runs gave the same prompts, ids and residual means, to the bit."""
+    return set(a) == set(b) and all(
+        x.ids == b[key].ids
+        and x.prompt == b[key].prompt
+        and (x.residual is None if b[key].residual is None else np.array_equal(x.residual, b[key].residual))
+        for key, x in a.items()
+    )

@@ -10,11 +10,11 @@ import plain_kernels
 import pytest
 import tiny
 import torch
-from jobs import jobs, never, run
+from jobs import jobs, never, run, same_bits
 
 from drift_cli import models
 from drift_cli.engine import paged_network, paged_slots
-from drift_cli.engine.contract import Incident, Reply
+from drift_cli.engine.contract import Incident
 from drift_cli.engine.plain_slots import PlainSlots
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import PAGE, Slots
@@ -80,29 +80,17 @@ def test_paged_slots_give_the_plain_slots_tokens_and_residuals(name: str, models
         assert error.max() < 1e-4
 
 
-Residuals = dict[Key, Reply]
-
-
-def _same_bits(a: Residuals, b: Residuals) -> bool:
-    return set(a) == set(b) and all(
-        x.ids == b[key].ids
-        and x.prompt == b[key].prompt
-        and (x.residual is None if b[key].residual is None else np.array_equal(x.residual, b[key].residual))
-        for key, x in a.items()
-    )
-
-
 @pytest.mark.parametrize("name", ["olmo3", "qwen3"])
 def test_company_order_and_interruptions_do_not_change_a_bit(name: str, models_here: dict[str, LoadedModel]) -> None:
     model = models_here[name]
     first = run(_engine(Paged, model), jobs(model))
-    assert _same_bits(first, run(_engine(Paged, model), jobs(model)[::-1]))
+    assert same_bits(first, run(_engine(Paged, model), jobs(model)[::-1]))
     todo = jobs(model)
     for place, job in enumerate(todo):
         for turn in range(1, 2 + place % 2):
             job.dialogue.advance(first[job.rollout, turn].ids)
     left = {(job.rollout, turn) for job in todo for turn in range(job.turn, job.dialogue.total + 1)}
-    assert _same_bits(run(_engine(Paged, model), todo), {key: first[key] for key in left})
+    assert same_bits(run(_engine(Paged, model), todo), {key: first[key] for key in left})
 
 
 def test_too_few_pages_for_all_rows_make_some_wait_and_change_nothing(
@@ -114,7 +102,7 @@ def test_too_few_pages_for_all_rows_make_some_wait_and_change_nothing(
     monkeypatch.setattr(paged_slots, "_page_count", lambda *args: 26)
     incidents: list[Incident] = []
     got = [*_engine(Paged, model).run(jobs(model), never, incidents.append)]
-    assert _same_bits({(reply.rollout, reply.turn): reply for reply in got}, expected)
+    assert same_bits({(reply.rollout, reply.turn): reply for reply in got}, expected)
     assert "no-room" in {incident.kind for incident in incidents}
 
 

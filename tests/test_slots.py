@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from jobs import USERS, jobs, never, run, silent
+from jobs import USERS, jobs, never, run, same_bits, silent
 from transformers import AutoModelForCausalLM, Gemma2Config, GenerationConfig, GptOssConfig
 
 from drift_cli import models
@@ -39,15 +39,6 @@ def _plain(model: LoadedModel, *, batch: int = 4, tokens: int = TOKENS) -> Refer
 
 
 Key = tuple[Rollout, int]
-
-
-def _same_bits(a: dict[Key, Reply], b: dict[Key, Reply]) -> bool:
-    return set(a) == set(b) and all(
-        x.ids == b[key].ids
-        and x.prompt == b[key].prompt
-        and (x.residual is None if b[key].residual is None else np.array_equal(x.residual, b[key].residual))
-        for key, x in a.items()
-    )
 
 
 @pytest.mark.parametrize("chat", ["template", "raw"])
@@ -78,11 +69,11 @@ def test_greedy_slots_are_greedy_generate(name: str, loaded: dict[str, LoadedMod
 def test_order_and_company_do_not_change_a_bit(name: str, loaded: dict[str, LoadedModel]) -> None:
     model = loaded[name]
     first = run(_slots(model), jobs(model))
-    assert _same_bits(first, run(_slots(model), jobs(model)[::-1]))
+    assert same_bits(first, run(_slots(model), jobs(model)[::-1]))
     alone: dict[Key, Reply] = {}
     for job in jobs(model):
         alone.update(run(_slots(model), [job]))
-    assert _same_bits(first, alone)
+    assert same_bits(first, alone)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -97,7 +88,7 @@ def test_a_resumed_rollout_repeats_an_uninterrupted_one_to_the_bit(name: str, lo
         left = {(job.rollout, turn) for job in todo for turn in range(job.turn, len(USERS) + 1)}
         again = run(_slots(model), todo)
         assert set(again) == left
-        assert _same_bits(again, {key: first[key] for key in left})
+        assert same_bits(again, {key: first[key] for key in left})
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

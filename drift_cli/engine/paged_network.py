@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from drift_cli.engine.attention import installed, refuse_unknown
 from drift_cli.engine.pages import Pages
@@ -44,7 +44,7 @@ def _kernels() -> Any:
     return attention_kernel
 
 
-@torch.library.custom_op("drift::attend", mutates_args=())
+@library.custom_op("drift::attend", mutates_args=())
 def _attend(query: Tensor, key: Tensor, value: Tensor, address: Tensor, scale: float, window: int) -> Tensor:
     kernels, items = _kernels(), _now[-1]
     pages = items.pages

@@ -108,6 +108,8 @@ class _Schedule:
     waiting: deque[Job] = field(default_factory=deque)
     """Jobs that lost their slot to a lack of memory; they come before new ones."""
     done: deque[tuple[Reply, Residual | None]] = field(default_factory=deque)
+    crowded: bool = False
+    """Whether a rollout found no room since the last one left: none is tried before another leaves."""
 
     def replies(self) -> Iterator[Reply]:
         """Fill free slots, decode a token, finish what ended, until nothing is left."""
@@ -136,6 +138,8 @@ class _Schedule:
             raise Stopped
 
     def _admit(self) -> None:
+        if self.crowded and self.live:
+            return
         for row in range(self.slots.rows):
             while row not in self.live and self._more():
                 job = self.waiting[0]
@@ -156,6 +160,7 @@ class _Schedule:
             if not self.live:
                 self._end_for_context(self.waiting.popleft())
                 return True
+            self.crowded = True
             return False
         self.waiting.popleft()
         self.live[row] = _Live(job)
@@ -184,15 +189,20 @@ class _Schedule:
     def _make_room(self) -> None:
         """The rollout that has said least of its reply gives its slot up and is encoded again when there is room."""
         row = min(self.live, key=lambda r: (len(self.slots.said(r)), -r))
+        if len(self.live) > 1:
+            self._suspend(row)
+            return
+        self._end_for_context(self.live.pop(row).job)
+        self.slots.free(row)
+
+    def _suspend(self, row: int) -> None:
+        """A rollout gives its slot up and waits."""
         job = self.live.pop(row).job
         self.slots.free(row)
-        if not self.live:
-            self._end_for_context(job)
-            return
         self.waiting.append(job)
-        self.report(
-            Incident("no-room", f"{job.rollout} waits for room among {len(self.live)} others and goes on from turn {job.turn} later")
-        )
+        self.crowded = True
+        detail = f"{job.rollout} waits for room among {len(self.live)} others and goes on from turn {job.turn} later"
+        self.report(Incident("no-room", detail))
 
     def _finish_ended(self) -> None:
         for row, live in self.live.items():
@@ -223,9 +233,7 @@ class _Schedule:
         except NoRoom:
             if len(self.live) > 1:
                 job.dialogue.restore(moment)
-                del self.live[row]
-                self.slots.free(row)
-                self._wait(job)
+                self._suspend(row)
                 return
             residual, full = self._measured_alone(row, prompt, content), not over
         except (RuntimeError, Stopped):
@@ -240,12 +248,6 @@ class _Schedule:
         self.slots.encode(row, prompt, 0, 0)
         return self.slots.encode(row, content, len(prompt), len(content)) if content else None
 
-    def _wait(self, job: Job) -> None:
-        self.waiting.append(job)
-        self.report(
-            Incident("no-room", f"{job.rollout} waits for room among {len(self.live)} others and goes on from turn {job.turn} later")
-        )
-
     def _next(self, row: int, job: Job, *, over: bool, full: bool) -> None:
         job.ended = over
         fits = not over and not full and not too_long(job, self.engine.max_new_tokens, self.engine.model.card.context)
@@ -257,6 +259,7 @@ class _Schedule:
             self._end_for_context(job)
         del self.live[row]
         self.slots.free(row)
+        self.crowded = False
 
     def _turn(self, row: int, prompt: Sequence[int], content: Sequence[int], following: Sequence[int] | None) -> Residual | None:
         """Encode a reply and what follows it on top of its prompt: as one chunk, or, where the template rewrote history, as two."""
