@@ -69,13 +69,14 @@ def prompts(model: LoadedModel, plan: Manifest, given: world.Lengths, rollout: R
 
 
 def limit(model: LoadedModel, plan: Manifest, given: world.Lengths, layout: Layout, rows: int) -> Limit:
-    """Read the weights once per step and a row's keys and values once per token; encode every token once."""
+    """Read the weights once per step and a row's keys and values once per token; encode every token once (logits are needed of a turn's last one only)."""
     speeds = measure_speeds(model.device, next(model.network.parameters()).dtype)
     say(f"measured: copies {speeds.bandwidth / 1e9:.0f} GB/s, multiplies {speeds.flops / 1e12:.2f} TFLOP/s")
     size = next(model.network.parameters()).itemsize
     windows, per_token = np.array(layout.windows), np.array([h * sum(w) for h, w in zip(layout.heads, layout.widths, strict=True)]) * size
     kv, operations, steps = 0.0, 0.0, []
     body = model.parameters - model.network.get_input_embeddings().weight.numel()
+    head = model.network.get_output_embeddings().weight.numel()
     for rollout in rollouts(plan):
         turns = list(prompts(model, plan, given, rollout))
         steps.append(sum(reply for _, reply in turns))
@@ -83,7 +84,10 @@ def limit(model: LoadedModel, plan: Manifest, given: world.Lengths, layout: Layo
             places = prompt + np.arange(reply)[:, None]
             kv += float((np.where(windows > 0, np.minimum(places, np.where(windows > 0, windows, 0)), places) * per_token).sum())
         whole = turns[-1][0] + turns[-1][1]
-        operations += 2.0 * body * whole + 2.0 * float(sum(per_token / size)) * whole * whole / 2
+        seen = np.minimum(np.where(windows > 0, windows, whole), whole)
+        operations += (
+            2.0 * (body - head) * whole + 2.0 * float((per_token / size * seen * (whole - seen / 2)).sum()) + 2.0 * head * len(turns)
+        )
     weights = body * size * max(*steps, sum(steps) / rows)
     return Limit(kv, weights, operations, (kv + weights) / speeds.bandwidth + operations / speeds.flops)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,15 @@ TEMPLATE = (
     "{%- if add_generation_prompt -%}<|assistant|> {%- endif -%}"
 )
 SYSTEM_TOKENS = {"baseline": 0, "simple": 8, "complex": 112}
-"""Of each condition's prompt."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of user turns, and of every reply by condition, sample and turn."""
+    """Tokens of user turns, of every reply by condition, sample and turn, and of each condition's prompt."""
 
     users: tuple[int, ...]
     replies: dict[str, list[list[int]]]
+    systems: dict[str, int] = field(default_factory=lambda: dict(SYSTEM_TOKENS))
 
     def cut(self, samples: int, turns: int, scale: float, longest: int) -> Lengths:
         """Fewer samples and turns, and shorter texts."""
@@ -52,7 +52,8 @@ class Lengths:
             return max(1, min(longest, round(n * scale)))
 
         replies = {name: [[short(n) for n in row[:turns]] for row in rows[:samples]] for name, rows in self.replies.items()}
-        return Lengths(tuple(max(1, round(n * scale)) for n in self.users[:turns]), replies)
+        systems = {name: round(n * scale) for name, n in self.systems.items()}
+        return Lengths(tuple(max(1, round(n * scale)) for n in self.users[:turns]), replies, systems)
 
     @property
     def sampled(self) -> int:
@@ -125,7 +126,7 @@ def manifest(model: LoadedModel, given: Lengths, layers: tuple[int, ...], tokens
     script = Transcript("script", tuple(_words(n, turn, size) for turn, n in enumerate(given.users)))
     conditions = {
         name: Condition(name, _words(n, 1000 + n, size) if n else None, Placement.EVERY_TURN if n else Placement.START)
-        for name, n in SYSTEM_TOKENS.items()
+        for name, n in given.systems.items()
         if name in given.replies
     }
     chat = chat_for(model.card.tokenizer, "template")

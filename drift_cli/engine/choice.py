@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import torch
 
-from drift_cli.engine.attention import installed
+from drift_cli.engine.attention import forward, installed
 from drift_cli.engine.contract import Engine
 from drift_cli.engine.kernels import repeatable
-from drift_cli.engine.plain_slots import ATTENTION, Keeper, Slot, put
+from drift_cli.engine.plain_slots import ATTENTION, Keeper, put
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import refusal
@@ -81,10 +81,17 @@ def _through_slots(model: LoadedModel, ids: torch.Tensor) -> torch.Tensor:
     """Logits (2 × tokens, vocabulary) of the same tokens as one chunk, and in pieces."""
     keeper = Keeper()
     with installed(model, ATTENTION, keeper.attend):
-        return torch.cat([put(model, keeper, Slot(), ids).logits[0], _in_pieces(model, keeper, ids)])
+        return torch.cat([put(model, keeper, 0, 0, ids).logits[0], _in_pieces(model, keeper, ids)])
 
 
 def _in_pieces(model: LoadedModel, keeper: Keeper, ids: torch.Tensor) -> torch.Tensor:
     """Logits (tokens, vocabulary) of the same tokens as a chunk, single tokens and another chunk on one slot."""
-    slot, bounds = Slot(), [0, 20, 21, 22, 23, 24, _TRIAL]
-    return torch.cat([put(model, keeper, slot, ids[:, a:b]).logits[0] for a, b in pairwise(bounds)])
+    bounds = [0, 20, 21, 22, 23, 24, _TRIAL]
+    return torch.cat([_piece(model, keeper, ids[:, a:b], a) for a, b in pairwise(bounds)])
+
+
+def _piece(model: LoadedModel, keeper: Keeper, ids: torch.Tensor, start: int) -> torch.Tensor:
+    if ids.shape[1] > 1:
+        return put(model, keeper, 0, start, ids).logits[0]  # type: ignore[no-any-return]
+    keeper.step([start], [True])
+    return forward(model, ids, torch.tensor([[start]], device=ids.device)).logits[0]  # type: ignore[no-any-return]

@@ -1,8 +1,8 @@
-"""Slots in plain torch, on any device: a growing KV buffer per row and layer, attention row by row, one token a step.
+"""Slots in plain torch, on any device: keys and values in pages, one token a step.
 
-A row's attention runs over its own keys alone, at its own length, so its bits do not depend on its company; all rows go through the rest of the network
-together, in a batch whose number of rows never changes. Keys and values are (kv heads, tokens, head width) per layer and row, in blocks that are added as a
-conversation grows. A windowed layer lets go of what no query can come back for.
+A row's attention runs over its own pages alone, so its bits do not depend on its company; all rows go through the rest of the network together, in a batch
+whose number of rows never changes. A chunk's attention is its row's own; that of a step is one for all rows on a CPU in float32 (`plain_pages`), and row by
+row elsewhere.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -20,57 +21,26 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from drift_cli.engine.attention import forward, installed, refuse_unknown
 from drift_cli.engine.contract import not_finite
+from drift_cli.engine.plain_pages import Pool, Reading, Table, Together, attend_together
 from drift_cli.engine.sampling import draw, split_key, uniforms
-from drift_cli.engine.slots import SLACK, Draw, Layout
+from drift_cli.engine.slots import Draw, Layout
 from drift_cli.models import LoadedModel
 from drift_cli.probe import pool
 from drift_cli.spec import Sampling
 
 ATTENTION = "drift_slots"
-_BLOCK = 256
-"""Tokens by which a row's buffers grow."""
-
-
-@dataclass
-class Buffer:
-    """One layer's keys and values of one row: (kv heads, capacity, head width), of which those from position `first` on are there."""
-
-    keys: Tensor
-    values: Tensor
-    first: int = 0
-
-    def write(self, start: int, key: Tensor, value: Tensor) -> None:
-        """Put (kv heads, new, head width) at position `start` on."""
-        end = start + key.shape[1] - self.first
-        if end > self.keys.shape[1]:
-            self.keys, self.values = (_grown(held, start - self.first, end) for held in (self.keys, self.values))
-        self.keys[:, start - self.first : end] = key
-        self.values[:, start - self.first : end] = value
-
-    def trim(self, first: int) -> None:
-        """Let go of positions before `first`, where that frees a block or more."""
-        gone = first - self.first
-        if gone >= _BLOCK:
-            self.keys, self.values = (held[:, gone:].clone() for held in (self.keys, self.values))
-            self.first = first
-
-
-def _grown(held: Tensor, length: int, end: int) -> Tensor:
-    capacity = max(-(-end // _BLOCK) * _BLOCK, length + length // 4)
-    made = held.new_zeros((held.shape[0], capacity, held.shape[2]))
-    made[:, :length] = held[:, :length]
-    return made
 
 
 @dataclass
 class Slot:
-    """One row: its buffers by layer, how many tokens count, and the reply it is in the middle of."""
+    """One row: how many tokens count, and the reply it is in the middle of."""
 
     length: int = 0
-    buffers: dict[int, Buffer] = field(default_factory=dict)
     draw: Draw | None = None
     ids: list[int] = field(default_factory=list)
     ended: bool = False
+    logits: Tensor | None = None
+    """(1, vocabulary): what the first token of the reply is to be drawn from, until it is."""
 
     @property
     def moving(self) -> bool:
@@ -78,14 +48,59 @@ class Slot:
         return self.draw is not None and not self.ended
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """New tokens of one row, at positions `start` to before `end`."""
+
+    row: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A new token for every row that moves, at the position that its length says."""
+
+    lengths: list[int]
+    moving: list[bool]
+
+
 class Keeper:
     """The attention of plain slots: stores what a forward pass brings, and reads each row's own."""
 
-    def __init__(self) -> None:
-        self.rows: Sequence[Slot | None] = ()
-        """The slot of each row of the batch; None for a row that stands empty."""
+    def __init__(self, rows: int = 1) -> None:
+        self.rows = rows
+        self.tables: dict[int, Table] = {}
+        """By window."""
+        self.pools: dict[int, Pool] = {}
+        """By layer."""
         self.seen: dict[int, tuple[int, int, tuple[int, int]]] = {}
         """Of every layer met: its window (0 for none), its kv heads and their widths."""
+        self._now: _Chunk | _Step = _Chunk(0, 0, 0)
+        self._readings: dict[tuple[int, int], Reading] = {}
+        self._together: dict[int, tuple[int, Together]] = {}
+        self._fresh: set[int] = set()
+
+    def chunk(self, row: int, start: int, end: int) -> None:
+        """The next forward pass has one row's tokens at positions `start` to before `end`."""
+        self._now = _Chunk(row, start, end)
+        self._readings.clear()
+
+    def step(self, lengths: list[int], moving: list[bool]) -> None:
+        """The next forward pass has a token of every row, at the positions `lengths`."""
+        self._now = _Step(lengths, moving)
+        self._readings.clear()
+        self._fresh.clear()
+
+    def release(self, row: int) -> None:
+        """Forget what a row holds."""
+        for table in self.tables.values():
+            table.release(row)
+
+    def trim(self, row: int, start: int) -> None:
+        """Let go of what no chunk that starts at `start` or later can come back for."""
+        for table in self.tables.values():
+            table.trim(row, start)
 
     def attend(
         self,
@@ -100,43 +115,63 @@ class Keeper:
     ) -> tuple[Tensor, None]:
         """Attention of (rows, heads, tokens, head width) queries over their own slots → (rows, tokens, heads, head width)."""
         refuse_unknown(attention_mask, kwargs)
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
-        self.seen[layer] = (sliding_window or 0, key.shape[1], (key.shape[-1], value.shape[-1]))
-        out = query.new_zeros((*query.shape[:-1], value.shape[-1]))
-        for row, slot in enumerate(self.rows):
-            if slot is not None:
-                held = slot.buffers.get(layer)
-                if held is None:
-                    held = slot.buffers[layer] = Buffer(
-                        key.new_zeros((key.shape[1], 0, key.shape[-1])), value.new_zeros((value.shape[1], 0, value.shape[-1]))
-                    )
-                held.write(slot.length, key[row], value[row])
-                out[row] = _attend_row(query[row : row + 1], held, slot.length, scaling, sliding_window)[0]
-        return out.transpose(1, 2), None
+        layer, window = int(module.layer_idx), sliding_window or 0  # type: ignore[arg-type]
+        self.seen[layer] = (window, key.shape[1], (key.shape[-1], value.shape[-1]))
+        table = self.tables.setdefault(window, Table(window, self.rows))
+        pool = self.pools.setdefault(layer, Pool(key, value))
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        now = self._now
+        if isinstance(now, _Chunk):
+            return self._row(query, key, value, table, pool, scale, now), None
+        if query.device.type == "cpu" and query.dtype == torch.float32:
+            plan = self._plan(table, now)
+            pool.hold(table.count)
+            pool.write(*plan.into, key[:, :, 0], value[:, :, 0])
+            return attend_together(query, pool, plan, scale), None
+        # Elsewhere products in one go may round differently with the number of rows.
+        out = query.new_zeros((len(query), 1, query.shape[1], value.shape[-1]))
+        for row, (at, moves) in enumerate(zip(now.lengths, now.moving, strict=True)):
+            if moves:
+                part = slice(row, row + 1)
+                out[part] = self._row(query[part], key[part], value[part], table, pool, scale, _Chunk(row, at, at + 1))
+        return out, None
+
+    def _row(self, query: Tensor, key: Tensor, value: Tensor, table: Table, pool: Pool, scale: float, chunk: _Chunk) -> Tensor:
+        """One row's (1, heads, new, width) queries → (1, new, heads, width)."""
+        where = table.window, chunk.row
+        if where not in self._readings:
+            self._readings[where] = Reading.of(table, chunk.row, chunk.start, chunk.end, query.device)
+        reading = self._readings[where]
+        pool.hold(table.count)
+        pool.write(*reading.into, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        keys, values = (kind[None, :, reading.span] for kind in pool.read(reading.pages))
+        return _attend_row(query, keys, values, reading.mask, scale).transpose(1, 2)
+
+    def _plan(self, table: Table, step: _Step) -> Together:
+        """What all rows look at in layers of one window: made once a step."""
+        version, before = self._together.get(table.window, (-1, None))
+        if table.window not in self._fresh:
+            for row, (at, moves) in enumerate(zip(step.lengths, step.moving, strict=True)):
+                if moves:
+                    table.reserve(row, at + 1)
+            before = Together.of(table, step.lengths, step.moving, before, order=version != table.version)
+            self._together[table.window] = table.version, before
+            self._fresh.add(table.window)
+        assert before is not None
+        return before
 
 
-def _attend_row(query: Tensor, held: Buffer, length: int, scaling: float | None, window: int | None) -> Tensor:
-    """Queries (1, heads, new, head width) of a row's tokens from position `length` on, over all that they may see."""
-    new = query.shape[2]
-    end = length + new
-    first = 0 if window is None else max(0, length + 1 - window)
-    keys, values = (kept[None, :, first - held.first : end - held.first] for kept in (held.keys, held.values))
-    mask = None
-    if new > 1:
-        at = torch.arange(length, end, device=query.device)[:, None]
-        seen = torch.arange(first, end, device=query.device)[None, :]
-        mask = seen <= at if window is None else (seen <= at) & (seen > at - window)
+def _attend_row(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Queries (1, heads, new, head width) of a row's newest tokens over all that they may see."""
     grouped = query.shape[1] != keys.shape[1]
-    return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=grouped)
+    return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale, enable_gqa=grouped)
 
 
-def put(model: LoadedModel, keeper: Keeper, slot: Slot, ids: Tensor, **how: Any) -> Any:
-    """Put (1, tokens) ids behind what a slot holds; the network's output over them."""
-    keeper.rows = (slot,)
-    positions = torch.arange(slot.length, slot.length + ids.shape[1], device=ids.device)[None]
-    out = forward(model, ids, positions, **how)
-    slot.length += ids.shape[1]
-    return out
+def put(model: LoadedModel, keeper: Keeper, row: int, start: int, ids: Tensor, **how: Any) -> Any:
+    """Put (1, tokens) ids behind the first `start` tokens that a row holds; the network's output over them."""
+    end = start + ids.shape[1]
+    keeper.chunk(row, start, end)
+    return forward(model, ids, torch.arange(start, end, device=ids.device)[None], **how)
 
 
 def layout_of(model: LoadedModel) -> Layout:
@@ -144,7 +179,7 @@ def layout_of(model: LoadedModel) -> Layout:
     keeper = Keeper()
     with installed(model, ATTENTION, keeper.attend):
         # Hidden states are asked for so that transformers puts its hooks in place now rather than while blocks are being compiled.
-        put(model, keeper, Slot(), torch.zeros((1, 1), dtype=torch.long, device=model.device), output_hidden_states=True)
+        put(model, keeper, 0, 0, torch.zeros((1, 1), dtype=torch.long, device=model.device), output_hidden_states=True)
     seen = [keeper.seen[layer] for layer in sorted(keeper.seen)]
     return Layout(tuple(s[0] for s in seen), tuple(s[1] for s in seen), tuple(s[2] for s in seen))
 
@@ -172,16 +207,19 @@ class PlainSlots:
     layers: tuple[int, ...]
     filters: Sampling
     rows: int
-    keeper: Keeper = field(default_factory=Keeper)
+    keeper: Keeper = field(init=False)
     layout: Layout = field(init=False)
     slots: list[Slot] = field(init=False)
     logits: Tensor = field(init=False)
-
+    _last: dict[str, Any] = field(init=False)
+    """Asks the network for the logits of a chunk's last token alone, where it can be asked."""
     _open: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
         self.layout = layout_of(self.model)
+        self.keeper = Keeper(self.rows)
         self.slots = [Slot() for _ in range(self.rows)]
+        self._last = {"logits_to_keep": 1} if "logits_to_keep" in signature(self.model.network.forward).parameters else {}
         self._open.enter_context(installed(self.model, ATTENTION, self.keeper.attend))
 
     def close(self) -> None:
@@ -192,39 +230,44 @@ class PlainSlots:
     def encode(self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None = None) -> _Now | None:
         """See `slots.Slots.encode`. It never raises `NoRoom`: torch says when memory is out."""
         slot = self.slots[row]
-        slot.draw, slot.length = None, start
+        slot.draw, slot.length = None, start + len(ids)
         if start == 0:
-            slot.buffers.clear()
+            self.keeper.release(row)
         tokens = torch.tensor([list(ids)], device=self.model.device)
-        how: dict[str, Any] = {"output_hidden_states": True} if counted else {}
-        out = put(self.model, self.keeper, slot, tokens, **how)
+        how = {**self._last, "output_hidden_states": True} if counted else self._last
+        out = put(self.model, self.keeper, row, start, tokens, **how)
         self.logits = out.logits[:, -1]
-        self._trim(slot, start if hold is None else min(start, hold))
+        self.keeper.trim(row, start if hold is None else min(start, hold))
         return _Now(pool(out.hidden_states, 0, (0, counted), self.layers)) if counted else None
-
-    def _trim(self, slot: Slot, start: int) -> None:
-        for layer, window in enumerate(self.layout.windows):
-            if window:
-                slot.buffers[layer].trim(start - window + 1 - SLACK)
 
     def begin(self, row: int, draw: Draw) -> None:
         """See `slots.Slots.begin`."""
         slot = self.slots[row]
-        slot.draw, slot.ids, slot.ended = draw, [], False
-        self._drawn([slot], self.logits)
+        slot.draw, slot.ids, slot.ended, slot.logits = draw, [], False, self.logits
 
     def step(self) -> None:
         """See `slots.Slots.step`. Rows that stand still are computed and thrown away, so that the shape never changes."""
+        self._begun()
         rows = [slot if slot.moving else None for slot in self.slots]
-        self.keeper.rows = rows
+        if not any(rows):
+            return
+        lengths = [0 if slot is None else slot.length for slot in rows]
+        self.keeper.step(lengths, [slot is not None for slot in rows])
         device = self.model.device
         last = torch.tensor([[0 if slot is None else slot.ids[-1]] for slot in rows], device=device)
-        places = torch.tensor([[0 if slot is None else slot.length] for slot in rows], device=device)
-        logits = forward(self.model, last, places).logits[:, -1]
+        logits = forward(self.model, last, torch.tensor(lengths, device=device)[:, None]).logits[:, -1]
         for slot in rows:
             if slot is not None:
                 slot.length += 1
         self._drawn(rows, logits)
+
+    def _begun(self) -> None:
+        """Draw the first tokens of replies that have just begun, all at once."""
+        begun = [(slot, slot.logits) for slot in self.slots if slot.logits is not None]
+        if begun:
+            self._drawn([slot for slot, _ in begun], torch.cat([logits for _, logits in begun]))
+        for slot, _ in begun:
+            slot.logits = None
 
     def _drawn(self, rows: Sequence[Slot | None], logits: Tensor) -> None:
         """Give each row its next token from (rows, vocabulary) logits."""
@@ -255,3 +298,4 @@ class PlainSlots:
     def free(self, row: int) -> None:
         """See `slots.Slots.free`."""
         self.slots[row] = Slot()
+        self.keeper.release(row)
