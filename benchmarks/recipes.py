@@ -21,6 +21,9 @@ from drift_cli.models import LoadedModel
 from drift_cli.spec import Rollout, Sampling
 from drift_cli.store.manifest import Manifest
 
+_PATIENCE = 240.0
+"""Seconds to wait for a reply. Without FlashAttention's package continuous batching masks one long attention, and a step takes far longer than anybody else's."""
+
 PER_BATCH = 4
 """Rows that the recipe decodes together."""
 SAMPLING = {"do_sample": True, "temperature": 0.5, "top_p": 0.95, "top_k": 0}
@@ -111,9 +114,9 @@ def continuous(model: LoadedModel, jobs: list[Job], turn: int) -> float:
 def _collect(manager: Any, wanted: int) -> None:
     got = 0
     while got < wanted:
-        result = manager.get_result(timeout=60)
+        result = manager.get_result(timeout=_PATIENCE)
         if result is None:
-            raise RuntimeError("continuous batching gave no result for a minute")
+            raise RuntimeError(f"continuous batching finished no reply in {_PATIENCE:.0f} seconds")
         got += bool(result.is_finished())
 
 

@@ -9,7 +9,7 @@ operations, which is measured too. `reference` encodes every prompt anew each tu
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from drift_cli.chat import Chat
 from drift_cli.engine.slots import Layout
@@ -100,15 +100,23 @@ class Work:
         speeds, layers = self.speeds, self.model.layers
         products = 2.0 * self.model.parameters * tokens / speeds.flops
         looking = 4.0 * pairs * self.model.width * layers / (speeds.flops if self.graphs else speeds.attention)
-        start = CHUNK_BLOCK if self.graphs else speeds.step
+        start = CHUNK_BLOCK if self.graphs else speeds.chunk
         return max(products, self.weight_bytes / speeds.bandwidth) + looking + layers * start
 
-    def step(self, kept: float, block: float, draw: float) -> float:
-        """Seconds for one token of every row, `kept` bytes in all their caches."""
-        reading = (self.weight_bytes + kept) / self.speeds.bandwidth
+    def step(self, kept: float) -> float:
+        """Seconds for one token of every slot, `kept` bytes in all their caches."""
         if self.graphs:
-            return reading + self.model.layers * block + draw
-        return max(reading, 2.0 * self.model.parameters * self.rows / self.speeds.flops, self.model.layers * block) + draw
+            return (self.weight_bytes + kept) / self.speeds.bandwidth + self.model.layers * GRAPH_BLOCK + GRAPH_DRAW
+        starting = self.model.layers * self.speeds.slot_step + self.speeds.draw
+        return self._least() + kept / self.speeds.slot_read + starting
+
+    def padded_step(self, kept: float) -> float:
+        """The same for `model.generate`, whose rows are padded to one length."""
+        return max(self._least(), kept / self.speeds.bandwidth, self.model.layers * self.speeds.step) + self.speeds.draw
+
+    def _least(self) -> float:
+        products = 2.0 * self.model.parameters * self.rows / self.speeds.flops
+        return max(self.weight_bytes / self.speeds.bandwidth, products)
 
 
 Said = Callable[[Rollout], Sequence[int]]
@@ -150,9 +158,7 @@ def _slots(plan: Sequence[_Plan], work: Work) -> float:
     said = [sum(it.replies[turn] for turn in it.left) for it in plan]
     steps = max(*said, sum(said) / work.rows) if len(said) > 1 else said[0]
     kept = sum(it.replies[turn] * work.kept(it.prompt(turn) + it.replies[turn] // 2) for it in plan for turn in it.left)
-    speeds = work.speeds
-    block, draw = (GRAPH_BLOCK, GRAPH_DRAW) if work.graphs else (speeds.slot_step, speeds.draw)
-    return steps * work.step(kept / steps, block, draw) + sum(_chunks(plan, work))
+    return steps * work.step(kept / steps) + sum(_chunks(plan, work))
 
 
 def _chunks(plan: Sequence[_Plan], work: Work) -> Iterator[float]:
@@ -175,4 +181,17 @@ def _reference(plan: Sequence[_Plan], work: Work) -> Iterator[float]:
             longest, reply = max(row.prompt(turn) for row in now), max(row.replies[turn] for row in now)
             yield work.encode(len(now) * longest, len(now) * longest**2)
             yield sum(work.encode(row.prompt(turn) + row.replies[turn], (row.prompt(turn) + row.replies[turn]) ** 2) for row in now)
-            yield reply * replace(work, graphs=False).step(len(now) * work.kept(longest), work.speeds.step, work.speeds.draw)
+            yield reply * work.padded_step(len(now) * work.kept(longest))
+
+
+_TURNS, _USER, _REPLY = 18, 80, 224
+"""Turns, tokens of a user turn and tokens of a reply of the experiment of the preset olmo3-003b."""
+
+
+def example(work: Work) -> tuple[float, int]:
+    """(seconds, bytes) of one conversation a row, as long as those of the preset olmo3-003b: what a device can be said to do before there is a plan."""
+    cell = Cell("example", "baseline", 1.0)
+    lengths = [Fit(cell, tuple(_USER * turn for turn in range(1, _TURNS + 1)), None, None)]
+    states = [RolloutState(Rollout(cell, sample), 0, _TURNS, None) for sample in range(work.rows)]
+    kept = work.rows * work.layout.held((_USER + _REPLY) * _TURNS, _REPLY) * work.itemsize
+    return seconds("auto", states, lengths, work, lambda rollout: (_REPLY,) * _TURNS), work.weight_bytes + kept

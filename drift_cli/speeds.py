@@ -28,7 +28,11 @@ class Speeds:
     step: float
     """Seconds of one decode step per decoder block, however small."""
     slot_step: float
-    """The same where every row has an attention of its own, for the number of rows asked for."""
+    """The same for slots in plain torch, for the number of rows asked for."""
+    slot_read: float
+    """Bytes/s of keys and values that such a step reads."""
+    chunk: float
+    """Seconds to encode a few tokens in such slots, per decoder block."""
     draw: float
     """Seconds to draw a token for each row from logits over the vocabulary asked for."""
 
@@ -50,12 +54,15 @@ def measure_speeds(device: torch.device, dtype: torch.dtype, rows: int = 8, voca
     copy = _fastest(device, lambda: into.copy_(large))
     product = _fastest(device, lambda: square @ square)
     attention = _fastest(device, lambda: scaled_dot_product_attention(query, query, query, attn_mask=mask))
+    slot_step, slot_read, chunk = _slot_seconds(device, str(dtype).removeprefix("torch."), rows)
     return Speeds(
         bandwidth=2 * large.numel() / copy,
         flops=2 * side**3 / product,
         attention=4 * tokens**2 * heads * width / attention,
         step=_step_seconds(device, dtype),
-        slot_step=_slot_step_seconds(device, str(dtype).removeprefix("torch."), rows),
+        slot_step=slot_step,
+        slot_read=slot_read,
+        chunk=chunk,
         draw=_draw_seconds(device, rows, vocabulary),
     )
 
@@ -76,24 +83,39 @@ def _step_seconds(device: torch.device, dtype: torch.dtype) -> float:
     return took / steps / LAYERS
 
 
-def _slot_step_seconds(device: torch.device, dtype: str, rows: int) -> float:
-    """The same for a step of `rows` slots, each row with an attention of its own."""
+_SHORT, _LONG = 16, 528
+"""Tokens that rows hold while their steps are timed: what the difference takes is reading."""
 
+
+def _slot_seconds(device: torch.device, dtype: str, rows: int) -> tuple[float, float, float]:
+    """(a step of `rows` plain slots per block, bytes/s that it reads of what rows keep, a short chunk per block)."""
     from drift_cli import models
     from drift_cli.engine.plain_slots import PlainSlots
-    from drift_cli.engine.slots import Draw
-    from drift_cli.spec import Cell, Rollout, Sampling
+    from drift_cli.spec import Sampling
 
     model = models.load(models.describe(models.DEMO), dtype=dtype, device=str(device))
-    slots = PlainSlots(model, (), Sampling(), rows)
+    layers = model.card.layers
+    slots = PlainSlots(model, (layers,), Sampling(), rows)
     try:
-        for row in range(rows):
-            slots.encode(row, [1] * 16, 0, 0)
-            slots.begin(row, Draw(Rollout(Cell("t", "c", 0.0), row), 1, 0, 16, 10**6, True))
-        took = _fastest(device, lambda: _steps(slots, 8), tries=3) / 8
+        chunk = _fastest(device, lambda: slots.encode(0, [1] * _SHORT, 0, _SHORT), tries=3)
+        short, long = (_slot_step_seconds(device, slots, tokens) for tokens in (_SHORT, _LONG))
+        kept = rows * (slots.layout.held(_LONG, 0, slack=0) - slots.layout.held(_SHORT, 0, slack=0))
+        size = next(model.network.parameters()).itemsize
     finally:
         slots.close()
-    return took / model.card.layers
+    return short / layers, kept * size / max(long - short, 1e-9), chunk / layers
+
+
+def _slot_step_seconds(device: torch.device, slots: PlainSlots, tokens: int) -> float:
+    """A step where every row holds `tokens` tokens."""
+    from drift_cli.engine.slots import Draw
+    from drift_cli.spec import Cell, Rollout
+
+    for row in range(slots.rows):
+        slots.encode(row, [1] * tokens, 0, 0)
+        slots.begin(row, Draw(Rollout(Cell("t", "c", 0.0), row), 1, 0, tokens, 10**6, True))
+    slots.step()
+    return _fastest(device, lambda: _steps(slots, 8), tries=3) / 8
 
 
 def _steps(slots: PlainSlots, times: int) -> None:

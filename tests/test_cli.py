@@ -392,7 +392,7 @@ def test_export_and_import_give_the_same_numbers() -> None:
 def test_doctor_looks_at_this_machine() -> None:
     found = drift("doctor", "--json").json
     assert found["ok"] is True
-    assert {"torch", "CPU", "disk", "locks", "fsync"} <= {check["what"] for check in found["checks"]}
+    assert {"torch", "CPU", "estimate", "disk", "locks", "fsync"} <= {check["what"] for check in found["checks"]}
 
 
 def test_a_pipe_sees_whole_lines_and_no_escape_codes() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from drift_cli.engine.plain_slots import layout_of
 from drift_cli.engine.slots import Layout, layout_from
-from drift_cli.estimate import Fit, Work, seconds
+from drift_cli.estimate import Fit, Work, example, seconds
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Cell, Finish, Rollout
 from drift_cli.speeds import Speeds
@@ -18,7 +18,7 @@ from drift_cli.store.run import RolloutState
 
 CELL = Cell("t", "baseline", 0.5)
 FITS = [Fit(CELL, (100, 200, 300), None, None)]
-SPEEDS = Speeds(bandwidth=1e12, flops=1e14, attention=1e13, step=1e-4, slot_step=2e-4, draw=1e-4)
+SPEEDS = Speeds(bandwidth=1e12, flops=1e14, attention=1e13, step=1e-4, slot_step=2e-4, slot_read=1e11, chunk=1e-4, draw=1e-4)
 
 
 LAYOUT = Layout((0,) * 10, (10,) * 10, ((100, 100),) * 10)
@@ -46,11 +46,19 @@ def test_rollouts_at_very_different_turns_are_estimated() -> None:
     assert seconds("reference", [*_states(2), *_states(0)], FITS, _work()) > 0
 
 
-def test_a_decode_step_costs_the_larger_of_reading_and_starting() -> None:
-    work = _work()
-    assert work.step(0, 1e-9, 1e-4) == pytest.approx(2e9 / 1e12 + 1e-4)
-    assert work.step(0, 1.0, 1e-4) == pytest.approx(10.0 + 1e-4)
-    assert work.step(4e10, 1e-9, 1e-4) == pytest.approx((2e9 + 4e10) / 1e12 + 1e-4)
+def test_a_decode_step_costs_reading_and_starting() -> None:
+    starting = 10 * SPEEDS.slot_step + SPEEDS.draw
+    assert _work().step(0) == pytest.approx(2e9 / 1e12 + starting)
+    assert _work().step(4e10) == pytest.approx(2e9 / 1e12 + 4e10 / 1e11 + starting)
+    slow = replace(_work(), speeds=replace(SPEEDS, flops=1e12))
+    assert slow.step(0) == pytest.approx(2e9 * 4 / 1e12 + starting)
+    assert _work().padded_step(4e10) == pytest.approx(4e10 / 1e12 + SPEEDS.draw)
+
+
+def test_an_example_tells_time_and_memory_of_a_device() -> None:
+    took, size = example(_work(48, graphs=True))
+    assert took > example(_work(24, graphs=True))[0] / 2
+    assert size - example(_work(24, graphs=True))[1] == 24 * LAYOUT.held(18 * 304, 224) * 2
 
 
 def test_a_window_bounds_what_is_read() -> None:

@@ -7,7 +7,7 @@ import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,7 +16,7 @@ from drift_cli.display import Mode, Table
 from drift_cli.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
-    from drift_cli.speeds import Speeds
+    import torch
 
 
 @dataclass(frozen=True)
@@ -60,24 +60,53 @@ def _software() -> list[Check]:
 def _device() -> list[Check]:
     import torch
 
-    from drift_cli.speeds import measure_speeds
-
     checks = []
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(index)
-            speeds = _speeds(measure_speeds(torch.device("cuda", index), torch.bfloat16))
-            found = f"{torch.cuda.get_device_name(index)}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free, {speeds}"
-            checks.append(Check(f"cuda:{index}", "ok", found))
-    else:
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = f"{torch.cuda.get_device_name(index)}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        checks += _speed(f"cuda:{index}", name, torch.bfloat16)
+    if not torch.cuda.is_available():
         checks.append(Check("GPU", "note", "torch sees none: models run on the CPU, which suits small ones"))
-    speeds = _speeds(measure_speeds(torch.device("cpu"), torch.float32))
-    checks.append(Check("CPU", "ok", f"{torch.get_num_threads()} threads, {speeds}"))
+    return [*checks, *_speed("cpu", f"{torch.get_num_threads()} threads", torch.float32)]
+
+
+def _speed(device: str, name: str, dtype: torch.dtype) -> list[Check]:
+    """What a device does, and how long it would take for conversations as long as those of the preset olmo3-003b."""
+    import torch
+
+    from drift_cli.display import duration
+    from drift_cli.engine.choice import rows
+    from drift_cli.engine.slots import layout_from
+    from drift_cli.estimate import Work, example
+    from drift_cli.speeds import measure_speeds
+    from drift_cli.store.manifest import ModelFacts
+
+    together = rows(None, device)
+    checks: list[Check] = []
+    for title, config, parameters in _shapes():
+        found = measure_speeds(torch.device(device), dtype, together, config.vocab_size)
+        if not checks:
+            said = f"{name}, copies {found.bandwidth / 1e9:.0f} GB/s, multiplies {found.flops / 1e12:.2f} TFLOP/s"
+            checks.append(Check("CPU" if device == "cpu" else device, "ok", said))
+        facts = ModelFacts(title, config.num_hidden_layers, config.hidden_size, config.max_position_embeddings, parameters, (), None)
+        graphs = device.startswith("cuda")
+        took, size = example(Work(facts, 0, together, dtype.itemsize, layout_from(config), found, graphs))
+        text = f"{together} conversations of 18 turns with {title}: about {duration(took)}, {size / 1e9:.1f} GB of memory"
+        checks.append(Check("estimate", "ok", text))
     return checks
 
 
-def _speeds(found: Speeds) -> str:
-    return f"copies {found.bandwidth / 1e9:.0f} GB/s, multiplies {found.flops / 1e12:.2f} TFLOP/s"
+def _shapes() -> list[tuple[str, Any, int]]:
+    """Networks to give an example of: title, configuration, parameters."""
+    from transformers import Olmo3Config
+
+    from drift_cli import models
+
+    card = models.describe(models.DEMO)
+    return [
+        ("the built-in model", card.config, models.count_parameters(card)),
+        ("a model of 7 billion parameters", Olmo3Config(), 7_300_000_000),
+    ]
 
 
 def _folder(folder: Path) -> list[Check]:

@@ -117,8 +117,11 @@ class Keeper:
         refuse_unknown(attention_mask, kwargs)
         layer, window = int(module.layer_idx), sliding_window or 0  # type: ignore[arg-type]
         self.seen[layer] = (window, key.shape[1], (key.shape[-1], value.shape[-1]))
-        table = self.tables.setdefault(window, Table(window, self.rows))
-        pool = self.pools.setdefault(layer, Pool(key, value))
+        if window not in self.tables:
+            self.tables[window] = Table(window, self.rows)
+        if layer not in self.pools:
+            self.pools[layer] = Pool(key, value)
+        table, pool = self.tables[window], self.pools[layer]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         now = self._now
         if isinstance(now, _Chunk):
