@@ -22,7 +22,7 @@ from drift_cli.spec import Rollout, Sampling
 from drift_cli.store.manifest import Manifest
 
 _PATIENCE = 240.0
-"""Seconds to wait for a reply. Without FlashAttention's package continuous batching masks one long attention, and a step takes far longer than anybody else's."""
+"""Seconds to wait for a reply: without FlashAttention's package, continuous batching masks one long attention, and its steps are slow."""
 
 PER_BATCH = 4
 """Rows that the recipe decodes together."""

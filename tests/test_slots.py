@@ -22,10 +22,10 @@ from drift_cli.engine.plain_pages import PAGE
 from drift_cli.engine.plain_slots import Keeper, PlainSlots
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.slots import refusal
+from drift_cli.engine.slots import Draw, refusal
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Finish, Rollout, Sampling
+from drift_cli.spec import Cell, Finish, Rollout, Sampling
 
 ARCHITECTURES = list(tiny.ARCHITECTURES)
 TOKENS = 12
@@ -245,3 +245,30 @@ def test_windowed_layers_keep_no_more_than_they_need(tmp_path: Path) -> None:
     assert held[11].pop(0) >= 3000
     assert held[11]
     assert all(kept <= 1024 for kept in held[11].values())
+
+
+class _Watched(PlainSlots):
+    """Keeps the logits of row 0."""
+
+    def _drawn(self, rows: Any, logits: torch.Tensor) -> None:
+        if len(rows) == self.rows:
+            self.__dict__.setdefault("seen", []).append(logits[0].clone())
+        super()._drawn(rows, logits)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_rows_logits_are_the_same_bits_beside_rows_of_any_length(name: str, loaded: dict[str, LoadedModel]) -> None:
+    model, seen = loaded[name], []
+    longest = min(900, model.card.context - 20)
+    for lengths in ((70,), (70, 3, 3), (70, longest, 200), (70, 200, longest)):
+        slots = _Watched(model, (), Sampling(), 3)
+        try:
+            for row, length in enumerate(lengths):
+                slots.encode(row, [4 + i % 20 for i in range(length)], 0, 0)
+                slots.begin(row, Draw(Rollout(Cell("t", "c", 1.0), row), 1, 7, length, 8, forced=True))
+            for _ in range(6):
+                slots.step()
+        finally:
+            slots.close()
+        seen.append(torch.stack(slots.__dict__["seen"]))
+    assert all(torch.equal(seen[0], other) for other in seen[1:])

@@ -19,6 +19,8 @@ from drift_cli.engine.slots import SLACK
 
 PAGE = 64
 """Tokens of a page."""
+_BLOCK = 16
+"""Pages that are added up in one go."""
 
 
 class Table:
@@ -79,8 +81,9 @@ class Table:
         return [held[at // PAGE - first] for at in range(start, end)], [at % PAGE for at in range(start, end)]
 
     def order(self) -> NDArray[np.int64]:
-        """(rows, most pages of a row): every row's pages in order, page 0 where it has no more."""
-        made = np.zeros((len(self.pages), max(1, *map(len, self.pages))), dtype=np.int64)
+        """(rows, a multiple of _BLOCK): every row's pages in order, page 0 where it has no more."""
+        most = max(1, *map(len, self.pages))
+        made = np.zeros((len(self.pages), -(-most // _BLOCK) * _BLOCK), dtype=np.int64)
         for row, held in enumerate(self.pages):
             made[row, : len(held)] = held
         return made
@@ -153,7 +156,7 @@ class Together:
     bias: Tensor
     """(pages, 1, 1, PAGE) float32: 0 where a key may be seen, else minus infinity."""
     order: Tensor
-    """(rows, most pages of a row): see `Table.order`."""
+    """(rows, a multiple of _BLOCK): see `Table.order`."""
     into: tuple[Tensor, Tensor]
     """(rows,) pages and places of the new tokens."""
 
@@ -199,6 +202,17 @@ def attend_together(query: Tensor, pool: Pool, plan: Together, scale: float) -> 
     top = scores.amax(-1)[plan.order].amax(1).clamp_min(torch.finfo(scores.dtype).min)
     scores.sub_(top.index_select(0, plan.owner)[..., None]).exp_()
     # The largest score's exponential is 1: less than that has only a row that stands still.
-    total = scores.sum(-1)[plan.order].sum(1).clamp_min(1.0)
+    total = _added(scores.sum(-1), plan.order).clamp_min(1.0)
     parts = torch.bmm(scores.view(count * kv, heads // kv, PAGE), values).view(count, kv, heads // kv, -1)
-    return (parts[plan.order].sum(1) / total[..., None]).view(rows, 1, heads, -1)
+    return (_added(parts, plan.order) / total[..., None]).view(rows, 1, heads, -1)
+
+
+def _added(parts: Tensor, order: Tensor) -> Tensor:
+    """(pages, ...) numbers added up row by row, in the order of each row's pages: block by block, since how a sum is taken depends on its length, and the
+    length on the longest row; blocks that a row does not have add zeros.
+    """
+    blocks = [parts[pages].sum(1) for pages in order.split(_BLOCK, 1)]
+    total = blocks[0]
+    for block in blocks[1:]:
+        total = total + block
+    return total
