@@ -18,7 +18,7 @@ from drift_cli import models
 from drift_cli.engine import plain_slots
 from drift_cli.engine.choice import choose
 from drift_cli.engine.contract import Incident, Reply, Stopped
-from drift_cli.engine.plain_pages import PAGE
+from drift_cli.engine.plain_pages import PAGE, Table, added
 from drift_cli.engine.plain_slots import Keeper, PlainSlots
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
@@ -251,7 +251,7 @@ class _Watched(PlainSlots):
     """Keeps the logits of row 0."""
 
     def _drawn(self, rows: Any, logits: torch.Tensor) -> None:
-        if len(rows) == self.rows:
+        if self.slots[0].ids:
             self.__dict__.setdefault("seen", []).append(logits[0].clone())
         super()._drawn(rows, logits)
 
@@ -272,3 +272,15 @@ def test_a_rows_logits_are_the_same_bits_beside_rows_of_any_length(name: str, lo
             slots.close()
         seen.append(torch.stack(slots.__dict__["seen"]))
     assert all(torch.equal(seen[0], other) for other in seen[1:])
+
+
+def test_a_rows_pages_add_up_to_the_same_bits_whatever_the_longest_row_has() -> None:
+    parts = torch.rand(1000, 2, 3, generator=torch.Generator().manual_seed(0)) * (torch.arange(1000) > 0)[:, None, None]
+    for own in range(1, 40):
+        sums = []
+        for others in (1, 3, 17, 60):
+            table = Table(0, 2)
+            table.reserve(0, own * PAGE)
+            table.reserve(1, others * PAGE)
+            sums.append(added(parts, torch.from_numpy(table.order()))[0])
+        assert all(torch.equal(sums[0], other) for other in sums[1:]), own

@@ -202,16 +202,16 @@ def attend_together(query: Tensor, pool: Pool, plan: Together, scale: float) -> 
     top = scores.amax(-1)[plan.order].amax(1).clamp_min(torch.finfo(scores.dtype).min)
     scores.sub_(top.index_select(0, plan.owner)[..., None]).exp_()
     # The largest score's exponential is 1: less than that has only a row that stands still.
-    total = _added(scores.sum(-1), plan.order).clamp_min(1.0)
+    total = added(scores.sum(-1), plan.order).clamp_min(1.0)
     parts = torch.bmm(scores.view(count * kv, heads // kv, PAGE), values).view(count, kv, heads // kv, -1)
-    return (_added(parts, plan.order) / total[..., None]).view(rows, 1, heads, -1)
+    return (added(parts, plan.order) / total[..., None]).view(rows, 1, heads, -1)
 
 
-def _added(parts: Tensor, order: Tensor) -> Tensor:
+def added(parts: Tensor, order: Tensor) -> Tensor:
     """(pages, ...) numbers added up row by row, in the order of each row's pages: block by block, since how a sum is taken depends on its length, and the
     length on the longest row; blocks that a row does not have add zeros.
     """
-    blocks = [parts[pages].sum(1) for pages in order.split(_BLOCK, 1)]
+    blocks = [parts[order[:, start : start + _BLOCK]].sum(1) for start in range(0, order.shape[1], _BLOCK)]
     total = blocks[0]
     for block in blocks[1:]:
         total = total + block
