@@ -34,6 +34,10 @@ class Store:
             raise UsageError(f"{run_id!r} is not the id of a run", mend="`drift runs ls` lists the runs.")
         return RunPaths(self.root / run_id)
 
+    def logs(self, run_id: str) -> Path:
+        """What batch jobs of a run said, and their scripts. Beside the runs, not in them: whatever runs batch jobs puts links and files of its own there."""
+        return self.root / "logs" / self.run(run_id).run_id
+
     def run_ids(self) -> list[str]:
         """Folders that hold a manifest, the newest manifest first."""
         found = []

@@ -1,0 +1,208 @@
+"""Workers as Ray tasks (`pip install 'drift-cli[ray]'`): on a cluster that is named by its address, or on a private one of this machine.
+
+A task runs a worker's command line as a process of its own and returns its exit status. Ray finds it a node with as many GPUs as it needs and shows it those
+alone. Where a node is lost, or a worker ends without being done, its task is given to Ray again, unless that happens again and again and nothing is committed
+in between. What the lost worker held is taken over by the others (see `store.claims`), so a loss costs the turns that were in progress.
+
+The private cluster listens on the loopback interface only, with a token of its own and in a folder of its own; RAY_ADDRESS is not looked at, so that nobody's
+cluster is joined by accident. No usage statistics are sent.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from drift_cli.errors import EXIT_INTERRUPTED, DriftError
+from drift_cli.launch.plan import LAUNCHER, Plan, worker_command
+from drift_cli.launch.tied import tied
+from drift_cli.store.paths import RunPaths
+from drift_cli.store.workers import read_workers
+
+FRUITLESS = 3
+"""Losses in a row, with no turn committed in between, after which no worker is started again."""
+_GRACE = 20.0
+"""Seconds that a worker has to stop. It needs two."""
+_LOOK = 0.5
+"""Seconds between two looks at the tasks."""
+_SOCKET_ROOM = 40
+"""Characters of a folder's name that leave room for Ray's sockets, whose whole name has 107 at most (unix(7))."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a launch ended."""
+
+    done: int
+    """Workers that left because nothing was left to take."""
+    lost: int
+    """Workers that ended otherwise and were started again."""
+    failed: tuple[str, ...] = ()
+    """Logs of workers that failed."""
+    interrupted: bool = False
+
+
+def work_on_node(command: tuple[str, ...], log: str, environment: Mapping[str, str]) -> int:
+    """What a Ray task does, on whatever node: run a worker, say how it ended. Asked to stop, it stops the worker first."""
+    Path(log).parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as stream:  # noqa: PTH123 (kept open for the child)
+        child = subprocess.Popen(tied(command), stdout=stream, stderr=stream, env={**os.environ, **environment})
+        try:
+            return child.wait()
+        finally:
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
+                try:
+                    child.wait(_GRACE)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+
+
+@contextmanager
+def cluster(plan: Plan, address: str | None) -> Iterator[Any]:
+    """Ray, connected to the cluster at `address`, or to one that is started here and stopped afterwards.
+
+    Raises:
+        DriftError: there is no Ray here, or no cluster at the address, or this machine has too few GPUs for one worker.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    if address is None:
+        os.environ.pop("RAY_ADDRESS", None)
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's own switch for "this machine only": everything listens on 127.0.0.1
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    ray = _import()
+    try:
+        with _private(ray, plan) if address is None else _joined(ray, address):
+            yield ray
+    finally:
+        ray.shutdown()
+
+
+def _import() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise DriftError("Ray is not installed", mend="pip install 'drift-cli[ray]'") from error
+    return ray
+
+
+@contextmanager
+def _private(ray: Any, plan: Plan) -> Iterator[None]:
+    base = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="drift-ray-", dir=base if len(base) <= _SOCKET_ROOM else "/tmp"))
+    try:
+        # One CPU a worker is only a count that Ray keeps: all workers that were asked for are to run.
+        cpus = max(plan.workers, os.cpu_count() or 1)
+        ray.init("local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(folder), log_to_driver=False, configure_logging=False)
+        there = int(ray.cluster_resources().get("GPU", 0))
+        if there < plan.gpus_per_worker:
+            raise DriftError(
+                f"a worker was to have {plan.gpus_per_worker} GPUs, and Ray finds {there} on this machine",
+                mend="Use a smaller --gpus-per-worker, or --ray-address with the address of a cluster that has them.",
+            )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _joined(ray: Any, address: str) -> Iterator[None]:
+    try:
+        ray.init(address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DriftError(
+            f"no Ray cluster answers at {address}: {first}",
+            mend="`ray status` on its head node says whether it runs; without --ray-address drift starts a private one here.",
+        ) from error
+    yield
+
+
+@dataclass
+class Workers:
+    """The workers of one launch, as Ray tasks."""
+
+    ray: Any
+    plan: Plan
+    run: RunPaths
+    note: Callable[[str], None]
+    _tasks: dict[Any, str] = field(default_factory=dict)
+    """Worker ids by what Ray calls their tasks."""
+    _name: str = field(default_factory=lambda: f"ray-{secrets.token_hex(3)}")
+    _started: int = 0
+    _lost: int = 0
+    _fruitless: int = 0
+    _turns: int = 0
+    _done: int = 0
+    _failed: list[str] = field(default_factory=list)
+
+    def go(self, stop: Callable[[], bool]) -> Finished:
+        """Start the workers and stay until all are gone. Soon after `stop()` turns true they are stopped, each after the token in progress."""
+        self._turns = self._committed()
+        for _ in range(self.plan.workers):
+            self._start()
+        interrupted = False
+        while self._tasks:
+            if stop() and not interrupted:
+                interrupted = True
+                for task in self._tasks:
+                    self.ray.cancel(task, recursive=False)
+            ended, _ = self.ray.wait(list(self._tasks), timeout=_LOOK)
+            for task in ended:
+                self._ended(task, again=not interrupted)
+        return Finished(self._done, self._lost, tuple(self._failed), interrupted)
+
+    def _start(self) -> None:
+        worker = f"{self._name}-{self._started}"
+        self._started += 1
+        # max_retries=0: a worker's id is used once, and it is for us to say when it is enough.
+        remote = self.ray.remote(work_on_node).options(
+            num_cpus=1, num_gpus=self.plan.gpus_per_worker, max_retries=0, name=f"drift {self.run.run_id}"
+        )
+        task = remote.remote(worker_command(self.plan, worker), str(self.run.worker_log(worker)), {LAUNCHER: "ray"})
+        self._tasks[task] = worker
+
+    def _ended(self, task: Any, *, again: bool) -> None:
+        worker = self._tasks.pop(task)
+        log = self.run.worker_log(worker)
+        try:
+            status = self.ray.get(task)
+        except self.ray.exceptions.TaskCancelledError:
+            return
+        except self.ray.exceptions.RayError as error:
+            self._lose(worker, f"was lost ({type(error).__name__})", again)
+            return
+        if status == 0:
+            self._done += 1
+        elif status == EXIT_INTERRUPTED or status < 0:
+            self._lose(worker, "was stopped" if status > 0 else f"was ended by {signal.Signals(-status).name}", again)
+        else:
+            self._failed.append(str(log))
+            self.note(f"worker {worker} failed with exit status {status}; what it said is in {log}")
+
+    def _lose(self, worker: str, how: str, again: bool) -> None:
+        turns = self._committed()
+        self._fruitless = self._fruitless + 1 if turns == self._turns else 1
+        self._turns = turns
+        if not again:
+            return
+        if self._fruitless > max(FRUITLESS, self.plan.workers):
+            self._failed.append(str(self.run.worker_log(worker)))
+            self.note(f"worker {worker} {how}; {self._fruitless} in a row did, and no turn was committed: no other is started in its place")
+            return
+        self._lost += 1
+        self.note(f"worker {worker} {how}; another is started in its place")
+        self._start()
+
+    def _committed(self) -> int:
+        return sum(worker.turns for worker in read_workers(self.run))
