@@ -26,7 +26,7 @@ from drift_cli.commands.options import (
 )
 from drift_cli.commands.work import Work, why
 from drift_cli.commands.worker import LeaseOption
-from drift_cli.display import Display, Mode, Table
+from drift_cli.display import Display, Mode, Progress, Table
 from drift_cli.errors import EXIT_INTERRUPTED, DriftError, UsageError
 from drift_cli.interrupts import Stop
 from drift_cli.launch.local import Workers, threads, visible_gpus

@@ -202,7 +202,7 @@ class Presence:
         return self._said.lease
 
     def now(self, state: WorkerState | None = None, *, turns: int | None = None, held: int | None = None) -> None:
-        """What the next sign of life is to say. A new state is said at once, and so is the first turn: who started this worker wants to know whether it can work."""
+        """What the next sign of life is to say. A new state is said at once, as is the first turn: a worker that made one can work."""
         if state in (None, self._said.state) and turns in (None, self._said.turns) and held in (None, self._said.held):
             return  # asked once a token
         with self._mutex:
