@@ -6,13 +6,14 @@ import functools
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
 
+from drift_cli.commands import clusters
 from drift_cli.commands.generate import generate, settings_from
 from drift_cli.commands.options import (
     BatchOption,
@@ -30,21 +31,16 @@ from drift_cli.display import Display, Mode, Progress, Table
 from drift_cli.errors import EXIT_INTERRUPTED, DriftError, UsageError
 from drift_cli.interrupts import Stop
 from drift_cli.launch.local import Workers, threads, visible_gpus
-from drift_cli.launch.plan import Finished, Plan, worker_command
+from drift_cli.launch.plan import Crew, Finished, Launcher, Plan, worker_command
+from drift_cli.launch.slurm import Request
 from drift_cli.store.workers import forget_workers
 
 if TYPE_CHECKING:
     from drift_cli.config import Settings
     from drift_cli.experiment import Experiment
     from drift_cli.runner import Outcome
+    from drift_cli.store.paths import RunPaths
     from drift_cli.store.run import Run
-
-
-class Launcher(StrEnum):
-    """Where workers are started."""
-
-    LOCAL = "local"
-    """On this machine, one process each."""
 
 
 def launch(
@@ -60,6 +56,18 @@ def launch(
     device: DeviceOption = None,
     batch: BatchOption = None,
     lease: LeaseOption = None,
+    partition: clusters.PartitionOption = None,
+    time_limit: clusters.TimeOption = None,
+    gres: clusters.GresOption = None,
+    constraint: clusters.ConstraintOption = None,
+    account: clusters.AccountOption = None,
+    qos: clusters.QosOption = None,
+    cpus_per_worker: clusters.CpusOption = None,
+    memory: clusters.MemoryOption = None,
+    max_parallel: clusters.MaxParallelOption = None,
+    setup: clusters.SetupOption = None,
+    sbatch: clusters.SbatchOption = None,
+    ray_address: clusters.RayAddressOption = None,
     dry_run: DryRunOption = False,
     store: StoreOption = None,
     display: DisplayOption = Mode.AUTO,
@@ -71,26 +79,50 @@ def launch(
     worker is a `drift work`: it loads the model once and takes rollouts that nobody is at until none is left. Workers may be killed, and others started, at any
     time; the run's files come out the same.
     """
+    request = Request(
+        partition,
+        time_limit,
+        gres,
+        constraint,
+        account,
+        qos,
+        cpus_per_worker,
+        memory,
+        max_parallel,
+        tuple(setup or ()),
+        tuple(sbatch or ()),
+    )
+    clusters.refuse_misplaced(engine, workers, request, ray_address)
     shown, where = make_display(display, as_json), open_store(store)
-    gpus = _gpus(engine, gpus_per_worker, device)
+    here = engine is Launcher.LOCAL or (engine is Launcher.RAY and ray_address is None)
+    gpus = _gpus(here, gpus_per_worker, device)
     number = workers if workers is not None else _as_many_as_fit(gpus)
     work = Launching(shown, where, on_gpus=gpus > 0)
     with Stop() as stop:
         run_id, run = work.prepared(context.args, {"engine": rollouts, "batch": batch}, dry_run=dry_run)
         used = device if gpus or device else "cpu"
         plan = Plan(run_id, where.root.absolute(), number, gpus, used, batch, rollouts, lease)
-        Workers(plan, where.run(run_id), shown.note)  # refuses what this machine cannot do
-        if run is None:
-            _foretell(shown, plan)
+        paths = where.run(run_id)
+        if engine is Launcher.SLURM:
+            clusters.on_slurm(shown, where, plan, request, run)
             return
-        _carry_out(shown, work, run, plan, stop)
+        crew = clusters.on_ray(plan, paths, shown.note, ray_address) if engine is Launcher.RAY else _here(plan, paths, shown)
+        if run is None:
+            _foretell(shown, engine, plan)
+            return
+        _carry_out(shown, work, run, (engine, plan, crew), stop)
 
 
-def _gpus(engine: Launcher, asked: int | None, device: str | None) -> int:
-    """GPUs per worker: as asked, else one where there are any to be had."""
+def _here(plan: Plan, paths: RunPaths, shown: Display) -> AbstractContextManager[Crew]:
+    """The workers on this machine; `UsageError` where it has too few GPUs for them."""
+    return nullcontext(Workers(plan, paths, shown.note))
+
+
+def _gpus(here: bool, asked: int | None, device: str | None) -> int:
+    """GPUs per worker: as asked, else one where there are any to be had, as is taken for granted of a cluster."""
     if asked is not None:
         return asked
-    return 0 if device == "cpu" or (engine is Launcher.LOCAL and not visible_gpus()) else 1
+    return 0 if device == "cpu" or (here and not visible_gpus()) else 1
 
 
 def _as_many_as_fit(gpus: int) -> int:
@@ -158,21 +190,24 @@ def _parsed(rest: Sequence[str]) -> dict[str, Any]:
     return made
 
 
-def _foretell(shown: Display, plan: Plan) -> None:
+def _foretell(shown: Display, engine: Launcher, plan: Plan) -> None:
     """The plan of a dry run."""
-    commands = [shlex.join(worker_command(plan, f"local-{number}")) for number in range(plan.workers)]
+    commands = [shlex.join(worker_command(plan, f"{engine.value}-{number}")) for number in range(plan.workers)]
     document = {"run": plan.run_id, "workers": plan.workers, "gpus_per_worker": plan.gpus_per_worker, "commands": commands}
-    shown.result(document, Table(f"Launch {plan.run_id}", ["worker>", "GPUs>"], _rows(plan), ["each runs:", f"  {commands[0]}"]))
+    shown.result(document, Table(f"Launch {plan.run_id}", ["worker>", "GPUs>"], _rows(engine, plan), ["each runs:", f"  {commands[0]}"]))
 
 
-def _rows(plan: Plan) -> list[list[str]]:
+def _rows(engine: Launcher, plan: Plan) -> list[list[str]]:
+    if engine is Launcher.RAY:  # which ones is for Ray to say
+        return [[str(number), str(plan.gpus_per_worker or "—")] for number in range(plan.workers)]
     gpus = visible_gpus() if plan.gpus_per_worker else []
     each = plan.gpus_per_worker
     return [[str(number), ", ".join(gpus[number * each : (number + 1) * each]) or "—"] for number in range(plan.workers)]
 
 
-def _carry_out(shown: Display, work: Launching, run: Run, plan: Plan, stop: Stop) -> None:
+def _carry_out(shown: Display, work: Launching, run: Run, what: tuple[Launcher, Plan, AbstractContextManager[Crew]], stop: Stop) -> None:
     """Start the workers, show how far they are, and say how it ended."""
+    engine, plan, crew = what
     from drift_cli.runner import Outcome
 
     states = run.states()
@@ -180,14 +215,14 @@ def _carry_out(shown: Display, work: Launching, run: Run, plan: Plan, stop: Stop
     if all(state.ended for state in states):
         shown.note(f"run {plan.run_id} is complete: nothing to do")
         return
-    cores = f", {threads(plan.workers)} threads each" if not plan.gpus_per_worker else ""
+    cores = f", {threads(plan.workers)} threads each" if engine is Launcher.LOCAL and not plan.gpus_per_worker else ""
     shown.note(
         f"run {plan.run_id}: {total - done} turns to do, {plan.workers} workers{cores}; look on with: drift runs watch {plan.run_id}"
     )
-    run.event("launch", launcher="local", workers=plan.workers, turns_left=total - done)
+    run.event("launch", launcher=engine.value, workers=plan.workers, turns_left=total - done)
     started = time.monotonic()
-    with shown.progress(total, done) as progress:
-        finished = Workers(plan, run.paths, shown.note).run(stop, _Look(run, progress))
+    with crew as workers, shown.progress(total, done) as progress:
+        finished = workers.run(stop, _Look(run, progress))
     forget_workers(run.paths)
     _end(shown, work, run, finished, Outcome(_done(run) - done, time.monotonic() - started, finished.interrupted), stop)
 

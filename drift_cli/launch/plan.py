@@ -8,14 +8,27 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
 from drift_cli.errors import UsageError
 
 LAUNCHER = "DRIFT_LAUNCHER"
 """The environment variable by which a launcher tells a worker what started it (`local`, `ray`); it is shown with the worker."""
+
+
+class Launcher(StrEnum):
+    """Where workers are started."""
+
+    LOCAL = "local"
+    """On this machine, one process each."""
+    SLURM = "slurm"
+    """As the tasks of a job array."""
+    RAY = "ray"
+    """As Ray tasks."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,13 @@ class Finished:
     failed: tuple[str, ...] = ()
     """Logs of workers that failed and were not started again."""
     interrupted: bool = False
+
+
+class Crew(Protocol):
+    """A plan's workers, wherever they run."""
+
+    def run(self, stop: Callable[[], bool], look: Callable[[], None]) -> Finished:
+        """Start the workers and see them through. `look` is called now and then; `stop` ends them in order."""
 
 
 def worker_command(plan: Plan, worker: str | None = None) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from drift_cli.errors import EXIT_INTERRUPTED, DriftError
-from drift_cli.launch.plan import LAUNCHER, Plan, worker_command
+from drift_cli.launch.plan import LAUNCHER, Finished, Plan, worker_command
 from drift_cli.launch.tied import tied
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.workers import read_workers
@@ -36,19 +36,6 @@ _LOOK = 0.5
 """Seconds between two looks at the tasks."""
 _SOCKET_ROOM = 40
 """Characters of a folder's name that leave room for Ray's sockets, whose whole name has 107 at most (unix(7))."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How a launch ended."""
-
-    done: int
-    """Workers that left because nothing was left to take."""
-    lost: int
-    """Workers that ended otherwise and were started again."""
-    failed: tuple[str, ...] = ()
-    """Logs of workers that failed."""
-    interrupted: bool = False
 
 
 def work_on_node(command: tuple[str, ...], log: str, environment: Mapping[str, str]) -> int:
@@ -65,6 +52,15 @@ def work_on_node(command: tuple[str, ...], log: str, environment: Mapping[str, s
                     child.wait(_GRACE)
                 except subprocess.TimeoutExpired:
                     child.kill()
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Ray catches SIGTERM for itself when it begins; signals stay drift's own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @contextmanager
@@ -102,7 +98,8 @@ def _private(ray: Any, plan: Plan) -> Iterator[None]:
     try:
         # One CPU a worker is only a count that Ray keeps: all workers that were asked for are to run.
         cpus = max(plan.workers, os.cpu_count() or 1)
-        ray.init("local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(folder), log_to_driver=False, configure_logging=False)
+        with _handlers_kept():
+            ray.init("local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(folder), log_to_driver=False, configure_logging=False)
         there = int(ray.cluster_resources().get("GPU", 0))
         if there < plan.gpus_per_worker:
             raise DriftError(
@@ -118,7 +115,8 @@ def _private(ray: Any, plan: Plan) -> Iterator[None]:
 @contextmanager
 def _joined(ray: Any, address: str) -> Iterator[None]:
     try:
-        ray.init(address, log_to_driver=False, configure_logging=False)
+        with _handlers_kept():
+            ray.init(address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DriftError(
@@ -134,8 +132,8 @@ class Workers:
 
     ray: Any
     plan: Plan
-    run: RunPaths
-    note: Callable[[str], None]
+    paths: RunPaths
+    tell: Callable[[str], None]
     _tasks: dict[Any, str] = field(default_factory=dict)
     """Worker ids by what Ray calls their tasks."""
     _name: str = field(default_factory=lambda: f"ray-{secrets.token_hex(3)}")
@@ -146,8 +144,8 @@ class Workers:
     _done: int = 0
     _failed: list[str] = field(default_factory=list)
 
-    def go(self, stop: Callable[[], bool]) -> Finished:
-        """Start the workers and stay until all are gone. Soon after `stop()` turns true they are stopped, each after the token in progress."""
+    def run(self, stop: Callable[[], bool], look: Callable[[], None]) -> Finished:
+        """Start the workers and see them through. `look` is called now and then; soon after `stop()` turns true they end in order."""
         self._turns = self._committed()
         for _ in range(self.plan.workers):
             self._start()
@@ -160,6 +158,7 @@ class Workers:
             ended, _ = self.ray.wait(list(self._tasks), timeout=_LOOK)
             for task in ended:
                 self._ended(task, again=not interrupted)
+            look()
         return Finished(self._done, self._lost, tuple(self._failed), interrupted)
 
     def _start(self) -> None:
@@ -167,14 +166,14 @@ class Workers:
         self._started += 1
         # max_retries=0: a worker's id is used once, and it is for us to say when it is enough.
         remote = self.ray.remote(work_on_node).options(
-            num_cpus=1, num_gpus=self.plan.gpus_per_worker, max_retries=0, name=f"drift {self.run.run_id}"
+            num_cpus=1, num_gpus=self.plan.gpus_per_worker, max_retries=0, name=f"drift {self.paths.run_id}"
         )
-        task = remote.remote(worker_command(self.plan, worker), str(self.run.worker_log(worker)), {LAUNCHER: "ray"})
+        task = remote.remote(worker_command(self.plan, worker), str(self.paths.worker_log(worker)), {LAUNCHER: "ray"})
         self._tasks[task] = worker
 
     def _ended(self, task: Any, *, again: bool) -> None:
         worker = self._tasks.pop(task)
-        log = self.run.worker_log(worker)
+        log = self.paths.worker_log(worker)
         try:
             status = self.ray.get(task)
         except self.ray.exceptions.TaskCancelledError:
@@ -188,7 +187,7 @@ class Workers:
             self._lose(worker, "was stopped" if status > 0 else f"was ended by {signal.Signals(-status).name}", again)
         else:
             self._failed.append(str(log))
-            self.note(f"worker {worker} failed with exit status {status}; what it said is in {log}")
+            self.tell(f"worker {worker} failed with exit status {status}; what it said is in {log}")
 
     def _lose(self, worker: str, how: str, again: bool) -> None:
         turns = self._committed()
@@ -197,12 +196,12 @@ class Workers:
         if not again:
             return
         if self._fruitless > max(FRUITLESS, self.plan.workers):
-            self._failed.append(str(self.run.worker_log(worker)))
-            self.note(f"worker {worker} {how}; {self._fruitless} in a row did, and no turn was committed: no other is started in its place")
+            self._failed.append(str(self.paths.worker_log(worker)))
+            self.tell(f"worker {worker} {how}; {self._fruitless} in a row did, and no turn was committed: no other is started in its place")
             return
         self._lost += 1
-        self.note(f"worker {worker} {how}; another is started in its place")
+        self.tell(f"worker {worker} {how}; another is started in its place")
         self._start()
 
     def _committed(self) -> int:
-        return sum(worker.turns for worker in read_workers(self.run))
+        return sum(worker.turns for worker in read_workers(self.paths))
