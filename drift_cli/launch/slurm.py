@@ -7,10 +7,12 @@ whose time is over runs again, in the same log.
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import shutil
 import sys
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,14 +118,19 @@ def submit(plan: Plan, request: Request, run_folder: Path, logs: Path) -> Submit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     logs.mkdir(parents=True, exist_ok=True)
+    said = io.StringIO()  # submitit prints what sbatch complains of, which is also in its error
     try:
-        job = executor._submit_command(shlex.join(task_command(plan, run_folder)))
+        with redirect_stderr(said):
+            job = executor._submit_command(shlex.join(task_command(plan, run_folder)))
     except (FailedJobError, FailedSubmissionError) as error:
-        said = str(error).strip().removeprefix("sbatch: error: ") or "sbatch failed and gave no reason"
+        reason = " ".join(line.removeprefix("sbatch: error: ") for line in str(error).strip().splitlines())
         raise DriftError(
-            f"SLURM did not take the job: {said}",
+            f"SLURM did not take the job: {reason or 'sbatch gave no reason'}",
             mend="`sinfo` lists partitions; --dry-run prints the batch script that was given to sbatch.",
         ) from error
+    for link in logs.glob(".submission_file_*.sh"):  # the script's second name, which submitit leaves behind
+        if link.is_symlink() and link.resolve() == job.paths.submission_file.resolve():
+            link.unlink(missing_ok=True)
     return Submitted(job.job_id, plan.workers, logs)
 
 
