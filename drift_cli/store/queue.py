@@ -144,7 +144,7 @@ class Queue:
         lives = {self.claims.observer.life(holder) for rollout in unit if (holder := self._holders.get(rollout)) is not None}
         if Life.ALIVE in lives or not self._locked.isdisjoint(unit):
             return Life.ALIVE
-        return Life.GONE if lives == {Life.GONE} else Life.QUIET
+        return Life.QUIET if Life.QUIET in lives else Life.GONE
 
     def _claim(self, unit: Unit) -> list[RolloutState] | None:
         """Claim what has not ended of a unit: all or nothing. None where all of it has, or somebody holds a part."""
