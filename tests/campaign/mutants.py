@@ -67,8 +67,8 @@ MUTANTS = (
     Mutant(
         "an id is used once",
         "store/workers.py",
-        "            raise FileExistsError(path)\n        release",
-        "            pass\n        release",
+        "release(open_inside(paths.root, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))",
+        "release(open_inside(paths.root, path, os.O_WRONLY | os.O_CREAT))",
         "test_claims.py",
     ),
     Mutant(
