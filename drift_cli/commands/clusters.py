@@ -5,14 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
 from drift_cli.display import Display, Table
-from drift_cli.errors import UsageError
+from drift_cli.errors import DriftError, UsageError
 from drift_cli.launch.plan import Launcher, Plan
-from drift_cli.launch.slurm import Request, script, submit
+from drift_cli.launch.slurm import Request, check_here, script, submit
 from drift_cli.store.paths import RunPaths, Store
 
 if TYPE_CHECKING:
@@ -49,6 +50,16 @@ def refuse_misplaced(engine: Launcher, workers: int | None, request: Request, ra
         raise UsageError(f"--ray-address was given to --engine {engine.value}", mend="Add --engine ray, or leave it out.")
     if engine is not Launcher.LOCAL and workers is None:
         raise UsageError(f"--engine {engine.value} needs to know how many workers to start", mend="Add --workers N.")
+
+
+def refuse_impossible(engine: Launcher, plan: Plan, request: Request, store: Store, *, dry_run: bool) -> None:
+    """Raise `DriftError` where what a launcher needs is not there, `UsageError` where a batch script cannot hold what was asked for."""
+    if engine is Launcher.SLURM:
+        script(plan, request, plan.store, store.logs("checked").absolute())
+        if not dry_run:
+            check_here()
+    elif engine is Launcher.RAY and find_spec("ray") is None:
+        raise DriftError("Ray is not installed", mend="pip install 'drift-cli[ray]'")
 
 
 def on_slurm(display: Display, store: Store, plan: Plan, request: Request, run: Run | None) -> None:

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -68,27 +69,20 @@ def cluster(plan: Plan, address: str | None) -> Iterator[Any]:
     """Ray, connected to the cluster at `address`, or to one that is started here and stopped afterwards.
 
     Raises:
-        DriftError: there is no Ray here, or no cluster at the address, or this machine has too few GPUs for one worker.
+        DriftError: there is no cluster at the address, or this machine has too few GPUs for one worker.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     if address is None:
         os.environ.pop("RAY_ADDRESS", None)
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's own switch for "this machine only": everything listens on 127.0.0.1
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
-    ray = _import()
+    import ray  # after its environment is set
+
     try:
         with _private(ray, plan) if address is None else _joined(ray, address):
             yield ray
     finally:
         ray.shutdown()
-
-
-def _import() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise DriftError("Ray is not installed", mend="pip install 'drift-cli[ray]'") from error
-    return ray
 
 
 @contextmanager
@@ -115,15 +109,23 @@ def _private(ray: Any, plan: Plan) -> Iterator[None]:
 @contextmanager
 def _joined(ray: Any, address: str) -> Iterator[None]:
     try:
+        _knock(address)
         with _handlers_kept():
             ray.init(address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DriftError(
             f"no Ray cluster answers at {address}: {first}",
             mend="`ray status` on its head node says whether it runs; without --ray-address drift starts a private one here.",
         ) from error
     yield
+
+
+def _knock(address: str) -> None:
+    """Raise `OSError` unless something listens at an address. Ray itself would try for ever."""
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 @dataclass

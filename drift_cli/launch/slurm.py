@@ -102,6 +102,15 @@ def script(plan: Plan, request: Request, run_folder: Path, logs: Path) -> str:
     return str(executor._make_submission_file_text(shlex.join(task_command(plan, run_folder)), ""))
 
 
+def check_here() -> None:
+    """Raise `DriftError` where jobs cannot be submitted from this machine."""
+    if shutil.which("sbatch") is None:
+        raise DriftError(
+            "sbatch was not found: this machine is not part of a SLURM cluster",
+            mend="Run this where `sbatch` works, or see the batch script with --dry-run; on this machine alone: drift launch --engine local.",
+        )
+
+
 def submit(plan: Plan, request: Request, run_folder: Path, logs: Path) -> Submitted:
     """Put the workers into SLURM's queue.
 
@@ -110,11 +119,7 @@ def submit(plan: Plan, request: Request, run_folder: Path, logs: Path) -> Submit
         DriftError: there is no submitit or no SLURM here, or SLURM refuses the job; the message has its words.
     """
     executor = _executor(plan, request, logs)
-    if shutil.which("sbatch") is None:
-        raise DriftError(
-            "sbatch was not found: this machine is not part of a SLURM cluster",
-            mend="Run this where `sbatch` works, or see the batch script with --dry-run; on this machine alone: drift launch --engine local.",
-        )
+    check_here()
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     logs.mkdir(parents=True, exist_ok=True)
