@@ -54,14 +54,19 @@ class Task:
     def __init__(self, command: Sequence[str], left: float | None) -> None:
         self.time_up = False
         self._child: subprocess.Popen[bytes] | None = None
+        self._early: list[int] = []
         for number in (*_LEAVE, _TIME_UP):
             signal.signal(number, self._pass_on)
         self._deadline = None if left is None else time.monotonic() + left - min(MARGIN, left / 10)
         self._child = subprocess.Popen(command)
+        for number in self._early:  # what came while there was no process yet to pass it on to
+            self._child.send_signal(number)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.time_up = self.time_up or number == _TIME_UP
-        if self._child is not None:
+        if self._child is None:
+            self._early.append(number)
+        else:
             self._child.send_signal(number)
 
     def wait(self) -> int:

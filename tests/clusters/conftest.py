@@ -45,10 +45,12 @@ class RayCluster:
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": self.folder,  # where Cluster notes its address for others to find
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "OMP_NUM_THREADS": "1",
         }
+        Path(self.folder, "ray").mkdir()
         script = Path(__file__).with_name("ray_cluster.py")
         line = [sys.executable, str(script), self.folder]
         self.errors = (Path(self.folder) / "errors").open("wb")

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-SETTINGS = ("--samples", "6", "--max-new-tokens", "48", "--transcript", "short.json", "--batch", "2")
+SETTINGS = ("--samples", "4", "--max-new-tokens", "40", "--transcript", "short.json", "--batch", "2")
 USERS = ["hello there", "who are you", "and the light", "what is kind", "tell me more", "please help"]
-TURNS = 4 * 6 * len(USERS)
-"""Four conditions of the demo, six samples, and the script's turns."""
+TURNS = 4 * 4 * len(USERS)
+"""Four conditions of the demo, four samples, and the script's turns."""
 
 
 def prepare(folder: Path) -> Path:
