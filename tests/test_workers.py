@@ -81,6 +81,7 @@ def test_four_workers_of_which_one_is_killed_again_and_again_make_what_one_proce
             kills, due = kills + 1, time.monotonic() + chance.uniform(*KILL_EVERY)
         time.sleep(0.02)
     assert [status for pid in alive if (status := stable.wait(pid)) not in (0, -signal.SIGKILL)] == []
+    print(f"{kills} kills, {number} workers")
     assert kills >= 4
     settled(place, alone)
 

@@ -23,6 +23,7 @@ from drift_cli.commands.options import (
     StoreOption,
     make_display,
     open_store,
+    with_given,
 )
 from drift_cli.commands.work import Work, why
 from drift_cli.commands.worker import LeaseOption
@@ -120,8 +121,7 @@ class Launching(Work):
                     mend="Leave RUN out to add to a run: the same settings name it.",
                 )
             run = Run.open(self.store, rest[0])
-            stored, given = settings_of(run.manifest), {key: value for key, value in own.items() if value is not None}
-            settings = self._as_workers_see_it(replace(stored, values={**stored.values, **given}))
+            settings = self._as_workers_see_it(with_given(settings_of(run.manifest), **own))
             experiment = reopen(run, settings)
         else:
             settings = self._as_workers_see_it(settings_from({**_parsed(rest), **own}))

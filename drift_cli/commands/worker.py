@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +19,7 @@ from drift_cli.commands.options import (
     make_display,
     open_run,
     open_store,
+    with_given,
 )
 from drift_cli.commands.work import Part, Work
 from drift_cli.display import Mode, duration
@@ -69,9 +70,7 @@ def work(
         raise UsageError(f"--gpus is {gpus}", mend="Use at least 1.")
     check_lease(LEASE if lease is None else lease)
     found = open_run(store, run)
-    settings = settings_of(found.manifest)
-    changed = {key: value for key, value in {"device": device, "batch": batch, "engine": engine}.items() if value is not None}
-    settings = replace(settings, values={**settings.values, **changed})
+    settings = with_given(settings_of(found.manifest), device=device, batch=batch, engine=engine)
     shown = make_display(display, as_json)
     Working(shown, open_store(store), gpus=gpus, worker=worker, lease=LEASE if lease is None else lease).go_on(found, settings)
 
