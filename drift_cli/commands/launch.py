@@ -185,7 +185,7 @@ def _carry_out(shown: Display, work: Launching, run: Run, plan: Plan, stop: Stop
     if all(state.ended for state in states):
         shown.note(f"run {plan.run_id} is complete: nothing to do")
         return
-    cores = f", {threads(plan.workers)} threads each" if not plan.gpus_per_worker else ""
+    cores = f", {threads(run.paths, plan.workers)} threads each" if not plan.gpus_per_worker else ""
     shown.note(
         f"run {plan.run_id}: {total - done} turns to do, {plan.workers} workers{cores}; look on with: drift runs watch {plan.run_id}"
     )
