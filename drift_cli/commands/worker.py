@@ -23,7 +23,7 @@ from drift_cli.commands.options import (
 )
 from drift_cli.commands.work import Part, Work
 from drift_cli.display import Mode, duration
-from drift_cli.errors import UsageError
+from drift_cli.errors import EXIT_INTERRUPTED, UsageError
 from drift_cli.launch.plan import launcher_of
 from drift_cli.store.workers import LEASE, check_lease
 
@@ -91,6 +91,15 @@ class Working(Work):
 
     def _named(self, share: Share) -> dict[str, str]:
         return {"worker": share.presence.id}
+
+    def stopped(self, run: Run, stop: Stop, outcome: Outcome) -> None:
+        """Say so and leave, at once: how far the whole run is takes a while to find out, and whoever stops a worker may not give it that long."""
+        self.display.note(
+            f"stopped by {stop.signal_name}: {outcome.turns} turns made; what was held is free for others", kind="interrupted"
+        )
+        if self.display.as_json:
+            self.display.result({"run": run.paths.run_id, "interrupted": stop.signal_name, "turns": outcome.turns})
+        raise typer.Exit(EXIT_INTERRUPTED)
 
     def shared(self, run: Run, outcome: Outcome) -> None:
         """Others are at what is left: this worker's part is done."""
