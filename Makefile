@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo test check format lint types tests quick workers browser pictures picture baselines campaign mutants strace clean
+.PHONY: demo test check format lint types tests quick workers clusters slurm browser pictures picture baselines campaign mutants strace clean
 
 demo: $(STAMP)
 	$(BIN)/drift demo
@@ -28,6 +28,20 @@ tests: $(DEV_STAMP) strace
 # What one types while working: no coverage, stop at the first failure.
 quick: $(DEV_STAMP)
 	$(BIN)/python -m pytest -x -q
+
+# Runs on a real SLURM (two virtual nodes) and a real Ray (two nodes), installed here where they may be; elsewhere those tests are skipped and say so. Minutes,
+# most of them spent waiting.
+clusters: $(DEV_STAMP) slurm
+	@$(BIN)/python -c "import submitit, ray" 2>/dev/null || $(BIN)/python -m pip install --quiet --editable ".[slurm,ray]" \
+	  || echo "submitit and Ray could not be installed: tests of real clusters will be skipped"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:randomly tests/clusters --durations=10
+
+# Debian's SLURM, where no service can be started by installing it: in a container.
+slurm:
+	@command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v sbatch >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ ! -d /run/systemd/system ] && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client >/dev/null; } \
+	  || echo "SLURM is not installed (apt-get install slurmctld slurmd slurm-client): its tests will be skipped"
 
 # The report's tests drive a Chromium. Debian's is installed where it is missing and may be; elsewhere those tests are skipped and say so.
 browser:

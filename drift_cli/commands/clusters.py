@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,7 @@ from typer import Option
 
 from drift_cli.display import Display, Table
 from drift_cli.errors import DriftError, UsageError
+from drift_cli.launch.local import threads
 from drift_cli.launch.plan import Launcher, Plan
 from drift_cli.launch.slurm import Request, check_here, script, submit
 from drift_cli.store.paths import RunPaths, Store
@@ -65,6 +68,7 @@ def refuse_impossible(engine: Launcher, plan: Plan, request: Request, store: Sto
 def on_slurm(display: Display, store: Store, plan: Plan, request: Request, run: Run | None) -> None:
     """Submit the workers; without `run` (a dry run), show the plan and the batch script."""
     folder, logs = store.run(plan.run_id).root.absolute(), store.logs(plan.run_id).absolute()
+    request = _with_threads(plan, request, store.run(plan.run_id))
     if run is None:
         text = script(plan, request, folder, logs)
         document = {"run": plan.run_id, "workers": plan.workers, "gpus_per_worker": plan.gpus_per_worker, "logs": str(logs), "script": text}
@@ -101,6 +105,15 @@ def on_ray(plan: Plan, paths: RunPaths, tell: Callable[[str], None], address: st
                 f"the cluster has {here.get('GPU', 0):g} GPUs now, and all {plan.workers} workers need {gpus}: some wait until there is room"
             )
         yield Workers(ray, plan, paths, tell)
+
+
+def _with_threads(plan: Plan, request: Request, paths: RunPaths) -> Request:
+    """On a CPU, bits depend on the number of threads: all workers are told the same, those that the run was begun with, or as many as they have CPUs."""
+    if plan.gpus_per_worker or "OMP_NUM_THREADS" in os.environ:  # sbatch hands the environment on
+        return request
+    cores = os.cpu_count() or 1
+    number = threads(paths, max(1, cores // (request.cpus or 1)))
+    return replace(request, setup=(f"export OMP_NUM_THREADS={number}", *request.setup))
 
 
 def _default_store() -> object:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from drift_cli.errors import EXIT_INTERRUPTED, DriftError
+from drift_cli.launch.local import threads
 from drift_cli.launch.plan import LAUNCHER, Finished, Plan, worker_command
 from drift_cli.launch.tied import tied
 from drift_cli.store.paths import RunPaths
@@ -170,8 +171,14 @@ class Workers:
         remote = self.ray.remote(work_on_node).options(
             num_cpus=1, num_gpus=self.plan.gpus_per_worker, max_retries=0, name=f"drift {self.paths.run_id}"
         )
-        task = remote.remote(worker_command(self.plan, worker), str(self.paths.worker_log(worker)), {LAUNCHER: "ray"})
+        task = remote.remote(worker_command(self.plan, worker), str(self.paths.worker_log(worker)), self._environment())
         self._tasks[task] = worker
+
+    def _environment(self) -> dict[str, str]:
+        made = {LAUNCHER: "ray", "DRIFT_DISPLAY": "plain"}
+        if not self.plan.gpus_per_worker:  # what is computed on a CPU depends on this to the bit, and Ray has a value of its own for it
+            made["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(threads(self.paths, self.plan.workers))
+        return made
 
     def _ended(self, task: Any, *, again: bool) -> None:
         worker = self._tasks.pop(task)

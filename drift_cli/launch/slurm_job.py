@@ -59,8 +59,8 @@ class Task:
             signal.signal(number, self._pass_on)
         self._deadline = None if left is None else time.monotonic() + left - min(MARGIN, left / 10)
         self._child = subprocess.Popen(command)
-        for number in self._early:  # what came while there was no process yet to pass it on to
-            self._child.send_signal(number)
+        for early in self._early:  # what came while there was no process yet to pass it on to
+            self._child.send_signal(early)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.time_up = self.time_up or number == _TIME_UP
