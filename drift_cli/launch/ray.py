@@ -18,7 +18,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ def work_on_node(command: tuple[str, ...], log: str, environment: Mapping[str, s
     with open(log, "ab") as stream:  # noqa: PTH123 (kept open for the child)
         child = subprocess.Popen(tied(command), stdout=stream, stderr=stream, env={**os.environ, **environment})
         try:
-            return child.wait()
+            while True:  # in small steps: Ray asks a task to stop between two of Python's, and does not interrupt a system call for it
+                with suppress(subprocess.TimeoutExpired):
+                    return child.wait(_LOOK)
         finally:
             if child.poll() is None:
                 child.send_signal(signal.SIGTERM)

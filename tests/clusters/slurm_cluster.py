@@ -85,7 +85,7 @@ class Slurm:
             self._start("slurmctld", "-D", "-i")
             for node in NODES:
                 self._start("slurmd", "-D", "-N", node)
-            until(lambda: self.ask("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D") == "2", "the nodes to be idle", 60)
+            until(lambda: self.ask("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D") == "2", "the nodes to be idle", 120)
         except BaseException:
             self.close()
             raise

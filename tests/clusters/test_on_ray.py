@@ -16,7 +16,7 @@ from slurm_cluster import until
 from drift_cli.errors import EXIT_INTERRUPTED
 
 LAUNCH = ("launch", "--engine", "ray", "--device", "cpu", "--workers", "4", *runs.SETTINGS)
-PATIENCE = 240.0
+PATIENCE = 420.0
 
 
 def begin(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
