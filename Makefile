@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo test check format lint types tests quick browser pictures picture baselines campaign mutants strace clean
+.PHONY: demo test check format lint types tests quick everything workers clusters slurm extras browser pictures picture baselines campaign mutants strace clean
 
 demo: $(STAMP)
 	$(BIN)/drift demo
 
-test: $(DEV_STAMP) browser check tests
+test: $(DEV_STAMP) browser check everything
 
 check: lint types
 
@@ -25,9 +25,31 @@ types: $(DEV_STAMP)
 tests: $(DEV_STAMP) strace
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term
 
+# The tests, and beside them those of real clusters, which mostly wait.
+everything: $(DEV_STAMP) strace slurm extras
+	@mkdir -p build; $(MAKE) --no-print-directory clusters >build/clusters.log 2>&1 & beside=$$!; \
+	$(MAKE) --no-print-directory tests; status=$$?; \
+	wait $$beside || status=$$?; cat build/clusters.log; exit $$status
+
 # What one types while working: no coverage, stop at the first failure.
 quick: $(DEV_STAMP)
 	$(BIN)/python -m pytest -x -q
+
+# Runs on a real SLURM (two virtual nodes) and a real Ray (two nodes), installed here where they may be; elsewhere those tests are skipped and say so. Minutes,
+# most of them spent waiting.
+clusters: $(DEV_STAMP) slurm extras
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:randomly tests/clusters --durations=10
+
+extras: $(DEV_STAMP)
+	@$(BIN)/python -c "import submitit, ray" 2>/dev/null || $(BIN)/python -m pip install --quiet --editable ".[slurm,ray]" \
+	  || echo "submitit and Ray could not be installed: tests of real clusters will be skipped"
+
+# Debian's SLURM, where no service can be started by installing it: in a container.
+slurm:
+	@command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v sbatch >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ ! -d /run/systemd/system ] && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client >/dev/null; } \
+	  || echo "SLURM is not installed (apt-get install slurmctld slurmd slurm-client): its tests will be skipped"
 
 # The report's tests drive a Chromium. Debian's is installed where it is missing and may be; elsewhere those tests are skipped and say so.
 browser:
@@ -43,6 +65,10 @@ campaign: $(DEV_STAMP) strace
 # Breaks each promise in a copy of the code on purpose and sees that its named test fails.
 mutants: $(DEV_STAMP) strace
 	PYTHONPATH=tests $(BIN)/python -m campaign.mutants
+
+# Four workers racing for 200 rollouts with one killed again and again; `make test` does it with 32.
+workers: $(DEV_STAMP)
+	WORKERS_TEST_ROLLOUTS=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_workers.py --durations=5
 
 # Injects faults into system calls. Tests that need it are skipped, and say so, where it is not there and cannot be had.
 strace:

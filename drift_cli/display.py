@@ -216,9 +216,22 @@ class Progress:
         elif time.monotonic() - self._shown >= EVERY_SECONDS:
             self._show(what)
 
+    def reach(self, done: int) -> None:
+        """So many units are done by now, others' included."""
+        if done > self.done:
+            self.done = done - 1
+            self.step("")
+
     def skip(self, units: int) -> None:
         """Units that will not be done after all count as dealt with."""
         self.done += units
+
+    def grow(self, total: int) -> None:
+        """There is more to do than was known: `total` units."""
+        if total != self.total:
+            self.total = total
+            if self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], total=total)
 
     def tick(self) -> None:
         """Called while one unit takes long: keeps plain progress alive although nothing has finished."""

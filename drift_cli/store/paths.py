@@ -19,6 +19,7 @@ from drift_cli.store.files import failed
 # A run's name (80 at most), a hyphen and 8 hex digits.
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,88}")
 _SAMPLE = re.compile(r"([0-9]{4,9})\.(jsonl|f32|lock)")
+_CLAIM = re.compile(r"([0-9]{4,9})\.claim")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Store:
         if not _RUN_ID.fullmatch(run_id):
             raise UsageError(f"{run_id!r} is not the id of a run", mend="`drift runs ls` lists the runs.")
         return RunPaths(self.root / run_id)
+
+    def logs(self, run_id: str) -> Path:
+        """What batch jobs of a run said, and their scripts. Beside the runs, not in them: whatever runs batch jobs puts links and files of its own there."""
+        return self.root / "logs" / self.run(run_id).run_id
 
     def run_ids(self) -> list[str]:
         """Folders that hold a manifest, the newest manifest first."""
@@ -131,6 +136,46 @@ class RunPaths:
         """Who is writing a rollout. Only to be read by people: the lock itself is on the rollout's lines."""
         return self.cell(rollout.cell) / sample_name(rollout.sample, "lock")
 
+    @property
+    def workers_root(self) -> Path:
+        """The folder in which every worker of the run has a file of its own."""
+        return self.root / "workers"
+
+    def worker(self, worker: str) -> Path:
+        """What a worker says of itself, replaced as a whole at every beat."""
+        return self.workers_root / f"{checked_name('worker', worker)}.json"
+
+    def worker_log(self, worker: str) -> Path:
+        """What a worker said to a terminal it did not have."""
+        return self.workers_root / f"{checked_name('worker', worker)}.log"
+
+    def worker_of(self, path: Path) -> str | None:
+        """The worker whose file or log this is; None where the path is neither."""
+        name = path.stem
+        try:
+            return name if path in (self.worker(name), self.worker_log(name)) else None
+        except UsageError:
+            return None
+
+    @property
+    def claims_root(self) -> Path:
+        """The folder that holds claims: which worker is at which rollout."""
+        return self.root / "claims"
+
+    def claims(self, cell: Cell) -> Path:
+        """The folder of the claims on a cell's rollouts."""
+        return self.claims_root / self.cell(cell).relative_to(self.rollouts_root)
+
+    def claim(self, rollout: Rollout) -> Path:
+        """The claim on a rollout: made by whoever works on it, and gone when nobody does."""
+        return self.claims(rollout.cell) / sample_name(rollout.sample, "claim")
+
+    def claim_of(self, path: Path) -> Rollout | None:
+        """The rollout that a claim is on; None where the path is no claim."""
+        match = _CLAIM.fullmatch(path.name)
+        rollout = None if match is None else self._rollout_at(path, int(match[1]))
+        return rollout if rollout is not None and self.claim(rollout) == path else None
+
     def rollouts(self) -> Iterator[Rollout]:
         """Rollouts that have a file of lines, sorted. Whatever else lies there is passed over (`verify` names it)."""
         found = []
@@ -142,16 +187,18 @@ class RunPaths:
 
     def rollout_of(self, path: Path) -> Rollout | None:
         """The rollout that a file of lines, residuals or an owner belongs to; None where the path is none of these."""
-        parts = path.relative_to(self.root).parts
         match = _SAMPLE.fullmatch(path.name)
-        if match is None or len(parts) != 5:
-            return None
+        rollout = None if match is None else self._rollout_at(path, int(match[1]))
+        # Only the one spelling that we write: T0.50 or 00007 would be a second file of the same rollout.
+        return rollout if match and rollout and self.cell(rollout.cell) / sample_name(rollout.sample, match[2]) == path else None
+
+    def _rollout_at(self, path: Path, sample: int) -> Rollout | None:
+        """The rollout of a file in a cell's folder, whatever that folder is in; None where its folders do not name a cell."""
+        parts = path.relative_to(self.root).parts
         try:
-            rollout = Rollout(Cell(parts[1], parts[2], float(parts[3].removeprefix("T"))), int(match[1]))
+            return Rollout(Cell(parts[1], parts[2], float(parts[3].removeprefix("T"))), sample) if len(parts) == 5 else None
         except (UsageError, ValueError):
             return None
-        # Only the one spelling that we write: T0.50 or 00007 would be a second file of the same rollout.
-        return rollout if self.cell(rollout.cell) / sample_name(rollout.sample, match[2]) == path else None
 
 
 def sample_name(sample: int, suffix: str) -> str:
