@@ -115,7 +115,9 @@ def tables(status: Status, columns: int, lines: int | None = None) -> Sequence[T
     share = status.settled / status.total if status.total else 1.0
     whole = f"{status.run_id}  {_bar(share)}  {_percent(share)}"
     shown: list[Table | str] = [whole, summary(status), "", cells]
-    return [*shown, *(["", workers] if workers.rows else []), *problems]
+    if workers.rows:
+        shown += ["", workers]
+    return [*shown, *problems]
 
 
 def _cells(status: Status, columns: int, room: int | None) -> Table:

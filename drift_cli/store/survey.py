@@ -7,6 +7,8 @@ What has ended is not looked at again, so a look at a run of 100,000 rollouts co
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from drift_cli.errors import StoreError
@@ -19,6 +21,11 @@ from drift_cli.store.tails import names_in, state_of
 
 MOST_NOTES = 1024
 """Notes of who writes that are read; workers have files of their own, and other processes do not hold so many rollouts."""
+
+_THREADS = 8
+"""Cells looked at together where looking is waiting. (Where it is not, threads would only be in each other's way.)"""
+_PATIENCE = 0.5
+"""Seconds before that is judged."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,8 @@ class _Seen:
     """Sample → committed turns, where there are any."""
     finished: dict[int, Finish] = field(default_factory=dict)
     damage: dict[int, str] = field(default_factory=dict)
+    newest: float = 0.0
+    """When one of them was last written; 0 where none was."""
     notes: dict[int, int] = field(default_factory=dict)
     """Sample → inode of the note of who writes it."""
 
@@ -115,20 +124,16 @@ class Surveyor:
         self.manifest: Manifest
         self._stamp: tuple[int, int, int] | None = None
         self._cells: dict[Cell, _Seen] = {}
-        self._newest: float | None = None
         self._owners: dict[tuple[Cell, int, int], Owner | None] = {}
         """By cell, sample and inode of the note: read once."""
 
     def look(self) -> Survey:
         """The run now. Raises `StoreError` where its manifest or a folder cannot be read; damage to rollouts is counted."""
         self._plan()
-        for seen in self._cells.values():
-            if seen.waiting:
-                self._look_at(seen)
-            else:
-                seen.notes = {}
+        self._look_at_cells()
         problems = [problem for seen in self._cells.values() for problem in seen.damage.values()]
-        return Survey(tuple(seen.count() for seen in self._cells.values()), self._writers(), tuple(problems[:5]), self._newest)
+        newest = max((seen.newest for seen in self._cells.values()), default=0.0) or None
+        return Survey(tuple(seen.count() for seen in self._cells.values()), self._writers(), tuple(problems[:5]), newest)
 
     def _plan(self) -> None:
         """Read the manifest where it was replaced: a run may gain cells and samples while it is watched."""
@@ -145,7 +150,21 @@ class Surveyor:
             length = len(self.manifest.transcripts[plan.cell.transcript].users)
             self._cells.setdefault(plan.cell, _Seen(plan.cell, length)).plan(plan.samples)
 
+    def _look_at_cells(self) -> None:
+        """One after the other; where that turns out to be mostly waiting (for a file server), several at a time."""
+        rest = iter(self._cells.values())
+        wall, busy = time.monotonic(), time.thread_time()
+        for seen in rest:
+            self._look_at(seen)
+            waited = time.monotonic() - wall
+            if waited > _PATIENCE and time.thread_time() - busy < waited / 4:
+                with ThreadPoolExecutor(_THREADS) as pool:
+                    list(pool.map(self._look_at, rest))
+
     def _look_at(self, seen: _Seen) -> None:
+        seen.notes = {}
+        if not seen.waiting:
+            return
         where = self.paths.cell(seen.cell)
         try:
             folder = open_folder(self.paths.root, where)
@@ -180,7 +199,7 @@ class Surveyor:
             return
         except OSError as error:
             raise failed("read", path, error) from error
-        self._newest = max(self._newest or 0.0, facts.st_mtime)
+        seen.newest = max(seen.newest, facts.st_mtime)
         seen.damage.pop(sample, None)
         seen.marks[sample] = mark
         if done:
