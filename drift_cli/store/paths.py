@@ -19,6 +19,7 @@ from drift_cli.store.files import failed
 # A run's name (80 at most), a hyphen and 8 hex digits.
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,88}")
 _SAMPLE = re.compile(r"([0-9]{4,9})\.(jsonl|f32|lock)")
+_CLAIM = re.compile(r"([0-9]{4,9})\.claim")
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,52 @@ class RunPaths:
     def owner(self, rollout: Rollout) -> Path:
         """Who is writing a rollout. Only to be read by people: the lock itself is on the rollout's lines."""
         return self.cell(rollout.cell) / sample_name(rollout.sample, "lock")
+
+    @property
+    def workers_root(self) -> Path:
+        """The folder in which every worker of the run has a file of its own."""
+        return self.root / "workers"
+
+    def worker(self, worker: str) -> Path:
+        """What a worker says of itself, replaced as a whole at every beat."""
+        return self.workers_root / f"{checked_name('worker', worker)}.json"
+
+    def worker_log(self, worker: str) -> Path:
+        """What a worker said to a terminal it did not have."""
+        return self.workers_root / f"{checked_name('worker', worker)}.log"
+
+    def worker_of(self, path: Path) -> str | None:
+        """The worker whose file or log this is; None where the path is neither."""
+        name = path.stem
+        try:
+            return name if path in (self.worker(name), self.worker_log(name)) else None
+        except UsageError:
+            return None
+
+    @property
+    def claims_root(self) -> Path:
+        """The folder that holds claims: which worker is at which rollout."""
+        return self.root / "claims"
+
+    def claims(self, cell: Cell) -> Path:
+        """The folder of the claims on a cell's rollouts."""
+        return self.claims_root / self.cell(cell).relative_to(self.rollouts_root)
+
+    def claim(self, rollout: Rollout) -> Path:
+        """The claim on a rollout: made by whoever works on it, and gone when nobody does."""
+        return self.claims(rollout.cell) / sample_name(rollout.sample, "claim")
+
+    def claim_of(self, path: Path) -> Rollout | None:
+        """The rollout that a claim is on; None where the path is no claim."""
+        parts = path.relative_to(self.root).parts
+        match = _CLAIM.fullmatch(path.name)
+        if match is None or len(parts) != 5:
+            return None
+        try:
+            rollout = Rollout(Cell(parts[1], parts[2], float(parts[3].removeprefix("T"))), int(match[1]))
+        except (UsageError, ValueError):
+            return None
+        return rollout if self.claim(rollout) == path else None
 
     def rollouts(self) -> Iterator[Rollout]:
         """Rollouts that have a file of lines, sorted. Whatever else lies there is passed over (`verify` names it)."""

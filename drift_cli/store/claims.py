@@ -1,0 +1,182 @@
+"""Which worker is at which rollout: a small file per rollout in progress, `claims/…/<sample>.claim`, that holds the worker's id and a newline.
+
+A claim is made with O_CREAT | O_EXCL, which exactly one process can do: on local file systems, on NFS since version 3 (RFC 1813, exclusive create), and on
+parallel file systems that follow POSIX, whether or not their locks work. It is removed when the rollout has ended, or when its worker stops in order. One
+whose worker is gone (see `workers`) is taken over: moved to a name of its own, which one process can do, and made anew.
+
+A claim saves work; it does not guard data. Two workers at one rollout, should it come to that, cost the work of one of them: the rollout's lock, its size
+check and its chain see to it that nothing is mixed. A worker whose claim was taken from it (it slept longer than its lease) notices before it commits.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drift_cli.errors import StoreError, UsageError
+from drift_cli.spec import Cell, Rollout
+from drift_cli.store.files import create_inside, failed, open_folder, read_inside, release, write_all
+from drift_cli.store.paths import RunPaths
+from drift_cli.store.workers import LEASE, Life, Observer
+
+_LIMIT = 128
+"""Bytes: an id has 80 at most."""
+_EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def claimed(paths: RunPaths, cell: Cell) -> set[int]:
+    """Samples of a cell that somebody has claimed: one listing, no file is read."""
+    folder = paths.claims(cell)
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 (names, not paths, are wanted)
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as error:
+        raise failed("read", folder, error) from error
+    found = (paths.claim_of(folder / name) for name in names)
+    return {rollout.sample for rollout in found if rollout is not None}
+
+
+def claims_of(paths: RunPaths) -> Iterator[tuple[Rollout, str]]:
+    """Every claim of a run and the id it holds ("" where it holds none), sorted. One read per claim: `claimed` is cheaper."""
+    for folder, folders, names in os.walk(paths.claims_root, followlinks=False):
+        folders.sort()
+        for name in sorted(names):
+            rollout = paths.claim_of(Path(folder, name))
+            holder = None if rollout is None else read_holder(paths, rollout)
+            if rollout is not None and holder is not None:
+                yield rollout, holder
+
+
+def read_holder(paths: RunPaths, rollout: Rollout) -> str | None:
+    """The id that the claim on a rollout holds; "" where it holds none (it is just being made, or not one of ours), None where there is no claim."""
+    try:
+        text = read_inside(paths.root, paths.claim(rollout), _LIMIT).decode("ascii")
+        worker = text.removesuffix("\n")
+        paths.worker(worker)
+    except FileNotFoundError:
+        return None
+    except (StoreError, UsageError, UnicodeDecodeError):
+        return ""
+    return worker if text.endswith("\n") else ""
+
+
+@dataclass
+class Claims:
+    """A run's claims as one worker makes and judges them."""
+
+    paths: RunPaths
+    worker: str
+    observer: Observer
+    held: set[Rollout] = field(default_factory=set)
+    """Rollouts that this worker has claimed and not released."""
+    _unnamed: dict[Rollout, float] = field(default_factory=dict)
+    """When a claim that names nobody was first seen."""
+
+    def take(self, rollout: Rollout) -> bool:
+        """Claim a rollout. False where somebody has. Raises `StoreError`."""
+        path = self.paths.claim(rollout)
+        with _folder(self.paths, path.parent) as folder:
+            try:
+                fd = os.open(path.name, _EXCLUSIVE, 0o666, dir_fd=folder)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                raise failed("create", path, error) from error
+            try:
+                write_all(fd, self._content)
+            except OSError as error:
+                with suppress(OSError):
+                    os.unlink(path.name, dir_fd=folder)
+                raise failed("write", path, error) from error
+            finally:
+                release(fd)
+        self.held.add(rollout)
+        return True
+
+    def is_mine(self, rollout: Rollout) -> bool:
+        """Whether the claim on a rollout still names this worker."""
+        return read_holder(self.paths, rollout) == self.worker
+
+    def release(self, rollout: Rollout) -> None:
+        """Give a rollout up for others. A claim that somebody else has made meanwhile stays."""
+        self.held.discard(rollout)
+        if self.is_mine(rollout):
+            path = self.paths.claim(rollout)
+            # What cannot be removed stays behind as the claim of a worker that has left: it keeps nobody out.
+            with suppress(OSError, StoreError), _folder(self.paths, path.parent) as folder:
+                os.unlink(path.name, dir_fd=folder)
+
+    def life(self, rollout: Rollout) -> Life:
+        """Whether whoever claims a rollout lives; `GONE` where nobody claims it."""
+        holder = read_holder(self.paths, rollout)
+        return Life.GONE if holder is None else self._life(rollout, holder)
+
+    def take_over(self, rollout: Rollout) -> bool:
+        """Claim a rollout whose worker is gone. False where it is not, or where another was faster. Raises `StoreError`."""
+        holder = read_holder(self.paths, rollout)
+        if holder is None:
+            return self.take(rollout)
+        return self._life(rollout, holder) is Life.GONE and self._move_away(rollout, holder) and self.take(rollout)
+
+    def _life(self, rollout: Rollout, holder: str) -> Life:
+        if holder:
+            return self.observer.life(holder)
+        # It names nobody (it was just being made, or is not one of ours), so nobody can be asked: it counts for as long as a lease.
+        first = self._unnamed.setdefault(rollout, time.monotonic())
+        return Life.GONE if time.monotonic() - first >= LEASE else Life.QUIET
+
+    def _move_away(self, rollout: Rollout, holder: str) -> bool:
+        """Take away the claim that `holder` made, and no other. Only one process can."""
+        path = self.paths.claim(rollout)
+        away = f".{path.name}.{secrets.token_hex(6)}.tmp"
+        with _folder(self.paths, path.parent) as folder:
+            try:
+                os.rename(path.name, away, src_dir_fd=folder, dst_dir_fd=folder)
+            except OSError:
+                return False
+            gone = not holder or _text(away, folder) == f"{holder}\n".encode()
+            if not gone:
+                # Another worker took it over between the look and the move: it is that worker's new claim. It goes back, unless a third made one meanwhile.
+                with suppress(OSError):
+                    os.link(away, path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+            with suppress(OSError):
+                os.unlink(away, dir_fd=folder)
+        self._unnamed.pop(rollout, None)
+        return gone
+
+    @property
+    def _content(self) -> bytes:
+        return f"{self.worker}\n".encode()
+
+
+@contextmanager
+def _folder(paths: RunPaths, folder: Path) -> Iterator[int]:
+    """Descriptor of a folder of claims, made if need be."""
+    try:
+        fd = open_folder(paths.root, folder)
+    except FileNotFoundError:
+        create_inside(paths.root, folder)
+        fd = open_folder(paths.root, folder)
+    try:
+        yield fd
+    finally:
+        release(fd)
+
+
+def _text(name: str, folder: int) -> bytes:
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, _LIMIT)
+    except OSError:
+        return b""
+    finally:
+        release(fd)
