@@ -14,6 +14,7 @@ from drift_cli.spec import Cell
 from drift_cli.store.lock import Owner
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.survey import CellCount, Survey, Surveyor
+from drift_cli.store.workers import Life, Observer, Worker, WorkerState, worker_ids
 
 WINDOW = 600.0
 """Seconds that a rate looks back: long enough to hold several turns of each rollout, also of large models."""
@@ -64,13 +65,20 @@ class WorkerStatus:
     state: str
     lost: bool
     """It will not go on with what it holds: its process is gone, or it has not been heard of for too long."""
+    left: bool
+    """It ended in order."""
     beat: float | None
-    """Seconds since it was last heard of; None where that is not known."""
+    """Seconds since its last sign of life, as far as this process has seen: 0 at its first look. None for a process that gives none."""
     turns: int | None
     rate: float | None
     """Turns a second, since it began."""
     held: int
     """Rollouts."""
+
+    @property
+    def at_work(self) -> bool:
+        """It may still go on."""
+        return not self.lost and not self.left
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,7 @@ class Status:
     @property
     def working(self) -> int:
         """Workers that may still go on."""
-        return sum(not worker.lost for worker in self.workers)
+        return sum(worker.at_work for worker in self.workers)
 
 
 class Watch:
@@ -110,6 +118,8 @@ class Watch:
         self._surveyor = Surveyor(paths)
         self._pace = Pace()
         self._paces: dict[Cell, Pace] = {}
+        self._observer = Observer(paths)
+        self._left: dict[str, Worker] = {}
         self._turns = 0
         self._changed: float | None = None
 
@@ -117,8 +127,8 @@ class Watch:
         """The run's status now. Raises `StoreError` where the run cannot be read."""
         survey = self._surveyor.look()
         now = time.monotonic()
-        workers = tuple(_process(owner, held) for owner, held in survey.owners)
-        working = any(not worker.lost for worker in workers)
+        workers = self._workers(survey)
+        working = any(worker.at_work for worker in workers)
         rate = None if survey.ended else self._pace.rate(now, survey.turns, working=working) or _told(workers)
         return Status(
             self._paths.run_id,
@@ -133,6 +143,28 @@ class Watch:
             self._quiet(survey, now),
             survey.problems,
         )
+
+    def _workers(self, survey: Survey) -> tuple[WorkerStatus, ...]:
+        """Those that say what they do; then processes that are only known from the notes at rollouts they write."""
+        said = [worker for name in worker_ids(self._paths) if (worker := self._said(name)) is not None]
+        named = {(worker.host, worker.pid) for worker in said}
+        others = [_process(owner, held) for owner, held in survey.owners if (owner.host, owner.pid) not in named]
+        return (*(self._worker(worker) for worker in said if worker.state is not WorkerState.LEFT or worker.turns), *others)
+
+    def _said(self, name: str) -> Worker | None:
+        """What a worker said last. One that has left says no more."""
+        known = self._left.get(name) or self._observer.worker(name)
+        if known is not None and known.state is WorkerState.LEFT:
+            self._left[name] = known
+        return known
+
+    def _worker(self, worker: Worker) -> WorkerStatus:
+        left = worker.state is WorkerState.LEFT
+        lost = not left and self._observer.life(worker.id) is Life.GONE
+        rate = worker.turns / worker.seconds if worker.seconds > 0 and worker.turns and not left else None
+        state = "lost" if lost else worker.state.value
+        beat = None if left else self._observer.age(worker.id)
+        return WorkerStatus(worker.id, worker.host, state, lost, left, beat, worker.turns, rate, worker.held)
 
     def _cell(self, count: CellCount, now: float, *, working: bool) -> CellStatus:
         if count.ended == count.planned:
@@ -155,12 +187,12 @@ class Watch:
 
 def _process(owner: Owner, held: int) -> WorkerStatus:
     """A process that left notes at the rollouts it writes, and says nothing else of itself."""
-    return WorkerStatus(f"process {owner.pid}", owner.host, "gone" if owner.gone else "writing", owner.gone, None, None, None, held)
+    return WorkerStatus(f"process {owner.pid}", owner.host, "gone" if owner.gone else "writing", owner.gone, False, None, None, None, held)
 
 
 def _told(workers: tuple[WorkerStatus, ...]) -> float | None:
     """The rate that workers say they have, together."""
-    return sum(worker.rate or 0.0 for worker in workers if not worker.lost) or None
+    return sum(worker.rate or 0.0 for worker in workers if worker.at_work) or None
 
 
 def _left(turns: int, rate: float | None) -> float | None:

@@ -98,8 +98,8 @@ def summary(status: Status) -> str:
     else:
         parts += [rate_of(status.rate)] if status.rate else []
         parts += [f"about {duration(status.left)} left"] if status.left is not None else []
-        lost = len(status.workers) - status.working
-        parts.append(f"{_number(status.working, 'worker')}{f' ({lost} lost)' if lost else ''}" if status.workers else "nobody works on it")
+        lost = sum(worker.lost for worker in status.workers)
+        parts.append((_number(status.working, "worker") if status.working else "nobody works on it") + (f" ({lost} lost)" if lost else ""))
         parts += [f"last turn {duration(status.quiet)} ago"] if status.quiet is not None else []
     damaged = sum(cell.count.damaged for cell in status.cells)
     return ", ".join([*parts, *([f"{_number(damaged, 'rollout')} damaged"] if damaged else [])])
@@ -165,8 +165,8 @@ def _percent(share: float) -> str:
 
 
 def _workers(status: Status, room: int | None) -> Table:
-    """Those that were lost last."""
-    order = sorted(status.workers, key=lambda worker: worker.lost)
+    """Those at work first, then those that were lost, then those that left."""
+    order = sorted(status.workers, key=lambda worker: (worker.left, worker.lost))
     shown = order if room is None or len(order) <= room else order[: room - 1]
     more = len(order) - len(shown)
     notes = [f"and {_number(more, 'worker')} more"] if more else []
@@ -233,6 +233,7 @@ def document(status: Status) -> dict[str, Any]:
                 "host": worker.host,
                 "state": worker.state,
                 "lost": worker.lost,
+                "left": worker.left,
                 "seconds_since_beat": worker.beat,
                 "turns": worker.turns,
                 "rate": worker.rate,

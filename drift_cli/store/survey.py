@@ -157,7 +157,7 @@ class Surveyor:
         for seen in rest:
             self._look_at(seen)
             waited = time.monotonic() - wall
-            if waited > _PATIENCE and time.thread_time() - busy < waited / 4:
+            if waited > _PATIENCE and time.thread_time() - busy < waited / 8:
                 with ThreadPoolExecutor(_THREADS) as pool:
                     list(pool.map(self._look_at, rest))
 
