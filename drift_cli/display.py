@@ -230,6 +230,13 @@ class Progress:
         """Units that will not be done after all count as dealt with."""
         self.done += units
 
+    def grow(self, total: int) -> None:
+        """There is more to do than was known: `total` units."""
+        if total != self.total:
+            self.total = total
+            if self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], total=total)
+
     def tick(self) -> None:
         """Called while one unit takes long: keeps plain progress alive although nothing has finished."""
         if self._bar is None and time.monotonic() - self._shown >= EVERY_SECONDS:

@@ -7,22 +7,22 @@ counted. The runner knows neither how replies are made nor how files are named.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from queue import Queue
+from queue import Queue as ThreadQueue
 from threading import Thread
 
 from drift_cli.axes import Axis
-from drift_cli.chat import Chat, Dialogue, prompt_hash
+from drift_cli.chat import Chat
 from drift_cli.display import Display, Progress
-from drift_cli.engine.contract import Engine, Incident, Job, Reply, Stopped
-from drift_cli.engine.sampling import noise_key
+from drift_cli.engine.contract import Engine, Incident, Reply, Stopped
 from drift_cli.errors import StoreError
-from drift_cli.probe import project
-from drift_cli.spec import Finish, Rollout, Turn
-from drift_cli.store.log import End, RolloutLog
-from drift_cli.store.run import RolloutState, Run
+from drift_cli.session import Session
+from drift_cli.share import Share, take_part
+from drift_cli.spec import Finish
+from drift_cli.store.run import Run
+from drift_cli.store.workers import WorkerState
 
 _AHEAD = 256
 """Replies that may wait for the disk."""
@@ -35,100 +35,10 @@ class Outcome:
     turns: int
     seconds: float
     interrupted: bool
-
-
-@dataclass
-class _Session:
-    """One process's work on a run: the logs it holds open, by rollout."""
-
-    run: Run
-    chat: Chat
-    axis: Axis | None
-    end_ids: frozenset[int]
-    display: Display
-    logs: dict[Rollout, RolloutLog] = field(default_factory=dict)
-    totals: dict[Rollout, int] = field(default_factory=dict)
-
-    def jobs(self, states: Sequence[RolloutState], size: int, *, company: bool) -> Iterator[Job]:
-        """Jobs in groups of `size` planned rollouts; with `company`, finished rollouts too where an unfinished one needs theirs."""
-        for start in range(0, len(states), size):
-            group = states[start : start + size]
-            waiting = {state.done for state in group if not state.ended}
-            for state in group:
-                if not state.ended:
-                    yield self._open(state, start // size)
-                elif company and state.complete and state.done - 1 in waiting:
-                    turns = self.run.record(state.rollout).turns
-                    yield self._job(state.rollout, turns, start // size, ended=True)
-
-    def _open(self, state: RolloutState, group: int) -> Job:
-        log = self.run.writer(state.rollout)
-        self.logs[state.rollout] = log
-        for notice in log.record.notices:
-            self.display.note(notice)
-            self.run.event("recovered", rollout=str(state.rollout), detail=notice)
-        if log.record.end is None and len(log.record.turns) == state.total:
-            # Killed between the last turn's line and the end line: nothing is left to generate.
-            log.end(End(Finish.COMPLETE, state.total, None))
-            return self._job(state.rollout, log.record.turns, group, ended=True)
-        return self._job(state.rollout, log.record.turns, group, ended=log.record.end is not None)
-
-    def _job(self, rollout: Rollout, turns: Sequence[Turn], group: int, *, ended: bool) -> Job:
-        manifest = self.run.manifest
-        cell = rollout.cell
-        dialogue = Dialogue(self.chat, manifest.transcripts[cell.transcript].users, manifest.conditions[cell.condition], self.end_ids)
-        self.totals[rollout] = dialogue.total
-        for turn in turns:
-            self._replay(rollout, dialogue, turn)
-        key = noise_key(manifest.spec.seed, cell, independent=manifest.spec.sampling.independent_noise)
-        return Job(rollout, dialogue, key, group, turns[-1].ids if turns else None, ended)
-
-    def _replay(self, rollout: Rollout, dialogue: Dialogue, turn: Turn) -> None:
-        """Bring a dialogue past a committed turn, and see that its prompt is still the one the reply was given to."""
-        found = prompt_hash(dialogue.prompt)
-        if turn.ids is None or found != turn.prompt_hash:
-            raise StoreError(
-                f"{rollout} turn {turn.index}: the conversation's prompt is no longer what it was when this turn was made",
-                mend="The tokenizer or transformers changed: `drift runs show` lists the versions in use then. Install those, or start a new run.",
-            )
-        dialogue.advance(turn.ids)
-
-    def commit(self, reply: Reply) -> None:
-        """Write a reply to its rollout's file, and the rollout's end where this was its last turn."""
-        log = self.logs[reply.rollout]
-        if reply.finish is Finish.CONTEXT:
-            log.end(End(Finish.CONTEXT, reply.turn, len(reply.prompt)))
-            self.run.event("context", rollout=str(reply.rollout), turn=reply.turn, prompt_length=len(reply.prompt))
-        else:
-            log.append(self._turn(reply))
-            if reply.turn < self.totals[reply.rollout]:
-                return
-            log.end(End(Finish.COMPLETE, reply.turn, None))
-        log.close()
-        del self.logs[reply.rollout]
-
-    def _turn(self, reply: Reply) -> Turn:
-        layers = self.run.manifest.layers
-        projections = {}
-        if self.axis is not None and reply.residual is not None:
-            for entry in self.run.manifest.axes:
-                projections[entry.name] = project(reply.residual[layers.index(entry.layer)], self.axis.at(entry.layer))
-        return Turn(
-            index=reply.turn,
-            text=reply.text,
-            finish=reply.finish,
-            ids=reply.ids,
-            prompt_length=len(reply.prompt),
-            prompt_hash=prompt_hash(reply.prompt),
-            residual=reply.residual,
-            projections=projections,
-        )
-
-    def close(self) -> None:
-        """Close every log; what was committed stays."""
-        for log in self.logs.values():
-            log.close()
-        self.logs.clear()
+    others: Mapping[str, int] = field(default_factory=dict)
+    """Who holds what is left: workers' ids ("" for a process without a claim), and how many rollouts."""
+    problems: tuple[StoreError, ...] = ()
+    """Damaged rollouts that were left alone."""
 
 
 @dataclass
@@ -138,9 +48,9 @@ class _Writer:
     What it has committed comes back through `committed`, and what went wrong through `check`; at most `_AHEAD` replies wait.
     """
 
-    session: _Session
-    waiting: Queue[Reply | None] = field(default_factory=lambda: Queue(_AHEAD))
-    done: Queue[Reply] = field(default_factory=Queue)
+    session: Session
+    waiting: ThreadQueue[Reply | None] = field(default_factory=lambda: ThreadQueue(_AHEAD))
+    done: ThreadQueue[Reply] = field(default_factory=ThreadQueue)
     failure: BaseException | None = None
 
     def __post_init__(self) -> None:
@@ -151,10 +61,15 @@ class _Writer:
         while (reply := self.waiting.get()) is not None:
             if self.failure is None:
                 try:
-                    self.session.commit(reply)
-                    self.done.put(reply)
+                    if self.session.commit(reply):
+                        self.done.put(reply)
                 except BaseException as error:  # noqa: BLE001 (whatever it is, it is raised again in the main thread)
                     self.failure = error
+            self.waiting.task_done()
+
+    def drain(self) -> None:
+        """Wait until everything handed over is committed."""
+        self.waiting.join()
 
     def put(self, reply: Reply) -> None:
         """Hand a reply over; waits where the disk is far behind."""
@@ -187,53 +102,80 @@ def run_rollouts(
     end_ids: frozenset[int],
     display: Display,
     stop: Callable[[], bool],
+    share: Share | None = None,
 ) -> Outcome:
-    """Answer every unanswered turn of a run's plan, committing each as it is made.
+    """Answer every unanswered turn of a run's plan that no other worker is at, committing each as it is made.
 
-    Returns when everything is done or soon after `stop()` turns true. Errors of store and engine pass through; every turn counted before is on disk.
+    Returns when nothing is left that this process could take, or soon after `stop()` turns true. Errors of store and engine pass through; every turn counted
+    before is on disk.
     """
-    states = run.states()
-    total, done = sum(state.total for state in states), sum(state.total if state.ended else state.done for state in states)
-    session = _Session(run, chat, axis, end_ids, display)
-    started, interrupted = time.monotonic(), False
-
-    def report(incident: Incident) -> None:
-        display.note(incident.detail)
-        run.event(incident.kind, detail=incident.detail)
-
     with ExitStack() as stack:
+        if share is None:
+            states = run.states()
+            share = stack.enter_context(take_part(run))
+            share.turns = sum(state.total for state in states), sum(state.total if state.ended else state.done for state in states)
+        queue = share.queue(run, engine.batch if engine.needs_company else 1)
+        session = Session(run, queue, chat, axis, end_ids, display, engine.needs_company)
         stack.callback(session.close)
-        shown = _Shown(session, stack.enter_context(display.progress(total, done)))
-        writer = _Writer(session)
-        stack.callback(writer.finish)
+        shown = _Shown(session, share, stack.enter_context(share.progress(display)))
+        return _run(engine, _Working(session, share, shown, stop))
 
-        def asked() -> bool:
-            shown.update(writer)
-            return stop()
 
-        try:
-            for reply in engine.run(session.jobs(states, engine.batch, company=engine.needs_company), asked, report):
+@dataclass
+class _Working:
+    """What one call of `run_rollouts` has at hand."""
+
+    session: Session
+    share: Share
+    shown: _Shown
+    stop: Callable[[], bool]
+
+    def report(self, incident: Incident) -> None:
+        """Show and record what an engine dealt with."""
+        self.session.display.note(incident.detail)
+        self.session.run.event(incident.kind, detail=incident.detail)
+
+
+def _run(engine: Engine, work: _Working) -> Outcome:
+    """Run the engine as long as there is something for it."""
+    session, shown, started, interrupted = work.session, work.shown, time.monotonic(), False
+    writer = _Writer(session)
+
+    def asked() -> bool:
+        shown.update(writer)
+        return work.stop()
+
+    try:
+        while work.share.wait(session.display, session.queue, session.is_ready, asked):
+            work.share.presence.now(WorkerState.WORKING)
+            for reply in engine.run(session, asked, work.report):
                 writer.put(reply)
                 if asked():
                     raise Stopped
-        except Stopped:
-            interrupted = True
+            writer.drain()
+            shown.update(writer)
+            session.again()
+    except Stopped:
+        interrupted = True
+    finally:
         writer.finish()
-        shown.update(writer)
-        writer.check()
-    return Outcome(shown.turns, time.monotonic() - started, interrupted)
+    shown.update(writer)
+    return Outcome(shown.turns, time.monotonic() - started, interrupted, session.queue.others(), tuple(session.problems))
 
 
 @dataclass
 class _Shown:
-    """What the person at the terminal has been told. A turn is counted when it is on disk."""
+    """What the person at the terminal, and whoever looks at the worker's file, has been told. A turn is counted when it is on disk."""
 
-    session: _Session
+    session: Session
+    share: Share
     progress: Progress
     turns: int = 0
 
     def update(self, writer: _Writer) -> None:
         """Count what was committed since; raise what went wrong with it."""
+        if self.share.turns is None:
+            self.progress.grow(self.session.turns_taken)
         self.progress.tick()
         for reply in writer.committed():
             if reply.finish is Finish.CONTEXT:
@@ -245,4 +187,7 @@ class _Shown:
             else:
                 self.turns += 1
                 self.progress.step(f"{reply.rollout} turn {reply.turn}")
+        for rollout in self.session.let_go():
+            self.session.display.note(f"{rollout} is given up: another process writes it or has claimed it")
+        self.share.presence.now(turns=self.turns, held=len(self.session.queue.claims.held))
         writer.check()

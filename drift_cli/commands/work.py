@@ -1,10 +1,10 @@
-"""What `generate`, `resume` and `demo` share: prepare, say what was decided, run, and say how it ended."""
+"""What `generate`, `resume`, `demo` and `work` share: prepare, say what was decided, run, and say how it ended."""
 
 from __future__ import annotations
 
 import platform
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,16 +12,19 @@ import typer
 from drift_cli import __version__
 from drift_cli.config import Settings
 from drift_cli.display import Display, Table, duration
-from drift_cli.errors import EXIT_INTERRUPTED
+from drift_cli.errors import EXIT_INTERRUPTED, UsageError
 from drift_cli.interrupts import Stop
+from drift_cli.launch.plan import launcher_of
+from drift_cli.store.workers import WorkerState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from drift_cli.engine.contract import Engine
     from drift_cli.experiment import Experiment
     from drift_cli.models import LoadedModel
     from drift_cli.runner import Outcome
+    from drift_cli.share import Share
     from drift_cli.spec import Transcript
     from drift_cli.store.manifest import Epoch
     from drift_cli.store.paths import Store
@@ -36,6 +39,8 @@ class Work:
     store: Store
     traces: bool = False
     """Measure every token of the replies once they are made, with the model that is loaded for making them."""
+    gpus: int = 1
+    """GPUs that the model is spread over."""
 
     def start(self, settings: Settings, scripts: Sequence[Transcript] | None = None, *, dry_run: bool = False) -> Run | None:
         """Make the run that the settings name, or go on with it. Returns the run, None after a dry run; exits with 75 when interrupted.
@@ -71,6 +76,10 @@ class Work:
         outcome = self._run(run, experiment, settings, stop)
         if outcome.interrupted:
             self._stopped(run, stop, outcome)
+        if outcome.problems:
+            raise outcome.problems[0]
+        if outcome.others:
+            self.shared(run, outcome)
         self.finished(run, outcome)
         return run
 
@@ -85,7 +94,8 @@ class Work:
         return run
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
-        from drift_cli.runner import Outcome, run_rollouts
+        from drift_cli.runner import Outcome
+        from drift_cli.share import take_part
 
         states = run.states()
         if all(state.ended for state in states):
@@ -93,16 +103,60 @@ class Work:
             if self.traces:
                 self._trace(run, experiment, stop, None)
             return Outcome(0, 0.0, interrupted=False)
+        left = sum(state.total - state.done for state in states if not state.ended)
+        self.display.note(f"run {run.paths.run_id}: {left} turns to do on {experiment.device} in {run.manifest.spec.dtype}")
+        with take_part(run, launcher=launcher_of()) as share:
+            share.turns = sum(state.total for state in states), sum(state.total if state.ended else state.done for state in states)
+            return self._generate(Part(run, share, experiment, settings, stop), {"turns_left": left})
+
+    def _generate(self, part: Part, facts: Mapping[str, Any]) -> Outcome:
+        """Read the model and make turns, once there is something to be taken. `facts` are told with the event of the start."""
+        from drift_cli.engine.contract import Stopped
+        from drift_cli.runner import Outcome, run_rollouts
+
+        run, share, experiment, stop = part.run, part.share, part.experiment, part.stop
+        queue = share.queue(run, 1)
+        try:
+            if not share.wait(self.display, queue, queue.is_open, stop):
+                return Outcome(0, 0.0, interrupted=False, others=queue.others())
+        except Stopped:
+            return Outcome(0, 0.0, interrupted=True)
+        share.presence.now(WorkerState.LOADING)
+        model, engine = self._load(part)
+        run.begin(_epoch(experiment.device, engine, self.gpus))
+        if not stop():
+            run.event("start", **facts, epoch=run.epoch())
+        outcome = run_rollouts(
+            run,
+            engine,
+            chat=experiment.chat,
+            axis=experiment.axis,
+            end_ids=experiment.card.end_ids,
+            display=self.display,
+            stop=stop,
+            share=share,
+        )
+        kind = "interrupted" if outcome.interrupted else "left" if outcome.others else "done"
+        run.event(kind, signal=stop.signal_name, turns=outcome.turns, seconds=round(outcome.seconds, 3), **self._named(share))
+        if self.traces and kind == "done":
+            self._trace(run, experiment, stop, model)
+        return outcome
+
+    def _named(self, share: Share) -> dict[str, str]:
+        """What events say of this worker, beyond its host and process."""
+        return {}
+
+    def _load(self, part: Part) -> tuple[LoadedModel, Engine]:
         from drift_cli import models
         from drift_cli.engine.choice import choose, rows
         from drift_cli.estimate import fits, longest
 
+        run, experiment, settings = part.run, part.experiment, part.settings
         spec = run.manifest.spec
-        left = sum(state.total - state.done for state in states if not state.ended)
-        self.display.note(f"run {run.paths.run_id}: {left} turns to do on {experiment.device} in {spec.dtype}")
-        model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device)
+        asked = self._engine_for_gpus(settings["engine"])
+        model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device, gpus=self.gpus)
         engine, said = choose(
-            settings["engine"],
+            asked,
             model,
             layers=run.manifest.layers,
             filters=spec.sampling,
@@ -112,17 +166,20 @@ class Work:
         )
         if said is not None:
             self.display.note(said)
-        run.update(replace(run.manifest, epochs=(_epoch(experiment.device, engine),)))
-        if not stop():
-            run.event("start", turns_left=left, epoch=run.epoch())
-        outcome = run_rollouts(
-            run, engine, chat=experiment.chat, axis=experiment.axis, end_ids=experiment.card.end_ids, display=self.display, stop=stop
+        return model, engine
+
+    def _engine_for_gpus(self, asked: str) -> str:
+        """The engine to ask for: slots keep everything on one device, so a model that is spread over several runs on `reference`."""
+        if self.gpus == 1:
+            return asked
+        if asked == "slots":
+            raise UsageError(
+                f"the slots engine cannot run a model that is spread over {self.gpus} GPUs", mend="Use the reference engine, or auto."
+            )
+        self.display.note(
+            f"the model is spread over {self.gpus} GPUs: using the slower reference engine (slots keep everything on one device)"
         )
-        kind = "interrupted" if outcome.interrupted else "done"
-        run.event(kind, signal=stop.signal_name, turns=outcome.turns, seconds=round(outcome.seconds, 3))
-        if self.traces and not outcome.interrupted:
-            self._trace(run, experiment, stop, model)
-        return outcome
+        return "reference"
 
     def _trace(self, run: Run, experiment: Experiment, stop: Stop, model: LoadedModel | None) -> None:
         from drift_cli import models
@@ -148,6 +205,27 @@ class Work:
         if self.display.as_json:
             self.display.result(document)
         raise typer.Exit(EXIT_INTERRUPTED)
+
+    def shared(self, run: Run, outcome: Outcome) -> None:
+        """Say that others are still at what is left, and leave as one does who is to come again."""
+        number = sum(outcome.others.values())
+        self.display.note(
+            f"{outcome.turns} turns made in {duration(outcome.seconds)}; {number} rollouts are still at work elsewhere: {self._others(run, outcome)}. "
+            f"See how they do: drift runs watch {run.paths.run_id}. Go on, should they stop: {self.resume_command(run)}"
+        )
+        if self.display.as_json:
+            self.display.result(
+                {"run": run.paths.run_id, "turns": outcome.turns, "others": dict(outcome.others), "resume": self.resume_command(run)}
+            )
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+    def _others(self, run: Run, outcome: Outcome) -> str:
+        """Who is at what is left, in words."""
+        from drift_cli.store.workers import read_worker
+
+        found = [read_worker(run.paths, worker) if worker else None for worker in outcome.others]
+        named = [str(worker) for worker in found if worker is not None]
+        return ", ".join(named[:4]) + (f" and {len(named) - 4} more" if len(named) > 4 else "") or "in another process"
 
     def resume_command(self, run: Run) -> str:
         """The line that goes on with a run that was interrupted."""
@@ -194,6 +272,17 @@ class Work:
         foretell(self.display, self.store, experiment, existing, settings["engine"], batch)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What it takes to take part in a run."""
+
+    run: Run
+    share: Share
+    experiment: Experiment
+    settings: Settings
+    stop: Stop
+
+
 def _why(settings: Settings) -> str:
     """Why this model: where it was named, or that nobody named one."""
     if settings["model"] == "demo" and settings.origin("preset") == "default":
@@ -201,7 +290,7 @@ def _why(settings: Settings) -> str:
     return settings.origin("model")
 
 
-def _epoch(device: str, engine: Engine) -> Epoch:
+def _epoch(device: str, engine: Engine, gpus: int) -> Epoch:
     """What the software and the device are now."""
     from importlib.metadata import version
 
@@ -213,4 +302,4 @@ def _epoch(device: str, engine: Engine) -> Epoch:
     versions: dict[str, Any] = {"drift": __version__, "python": platform.python_version(), **{name: version(name) for name in names}}
     on_gpu = device.startswith("cuda")
     named = torch.cuda.get_device_name(device) if on_gpu else f"cpu ({torch.get_num_threads()} threads)"
-    return Epoch(versions, named, engine.name, engine.batch)
+    return Epoch(versions, named if gpus == 1 else f"{gpus} × {named}", engine.name, engine.batch)

@@ -112,24 +112,20 @@ class Claims:
             with suppress(OSError, StoreError), _folder(self.paths, path.parent) as folder:
                 os.unlink(path.name, dir_fd=folder)
 
-    def life(self, rollout: Rollout) -> Life:
-        """Whether whoever claims a rollout lives; `GONE` where nobody claims it."""
-        holder = read_holder(self.paths, rollout)
-        return Life.GONE if holder is None else self._life(rollout, holder)
+    def life_of(self, rollout: Rollout, holder: str) -> Life:
+        """Whether the worker that the claim on a rollout names lives ("": it names none, see `read_holder`)."""
+        if holder:
+            return self.observer.life(holder)
+        # Nobody can be asked, so it counts for as long as a lease.
+        first = self._unnamed.setdefault(rollout, time.monotonic())
+        return Life.GONE if time.monotonic() - first >= LEASE else Life.QUIET
 
     def take_over(self, rollout: Rollout) -> bool:
         """Claim a rollout whose worker is gone. False where it is not, or where another was faster. Raises `StoreError`."""
         holder = read_holder(self.paths, rollout)
         if holder is None:
             return self.take(rollout)
-        return self._life(rollout, holder) is Life.GONE and self._move_away(rollout, holder) and self.take(rollout)
-
-    def _life(self, rollout: Rollout, holder: str) -> Life:
-        if holder:
-            return self.observer.life(holder)
-        # It names nobody (it was just being made, or is not one of ours), so nobody can be asked: it counts for as long as a lease.
-        first = self._unnamed.setdefault(rollout, time.monotonic())
-        return Life.GONE if time.monotonic() - first >= LEASE else Life.QUIET
+        return self.life_of(rollout, holder) is Life.GONE and self._move_away(rollout, holder) and self.take(rollout)
 
     def _move_away(self, rollout: Rollout, holder: str) -> bool:
         """Take away the claim that `holder` made, and no other. Only one process can."""

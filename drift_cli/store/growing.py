@@ -16,6 +16,10 @@ from drift_cli.store.files import failed, release, write_some
 _REOPEN = "End this process and run the same command again: whatever was committed is kept, the rest is made again."
 
 
+class Forked(StoreError):
+    """Somebody else has written a file that has one writer. What this writer committed before stands."""
+
+
 class GrowingFile:
     """An open file (`O_RDWR | O_APPEND`) of which the first `size` bytes count; closes its descriptor."""
 
@@ -42,7 +46,7 @@ class GrowingFile:
         self.check()
 
     def check(self) -> None:
-        """Raise `StoreError` unless the file is as this writer left it, under its name."""
+        """Raise `StoreError` (`Forked` where another process wrote it) unless the file is as this writer left it, under its name."""
         if self._broken is not None:
             raise StoreError(f"{self.path} cannot be written any more: {self._broken}", mend=_REOPEN)
         try:
@@ -55,7 +59,7 @@ class GrowingFile:
         elif held.st_size != self.size:
             self._broken = f"this process left it at {self.size} bytes, and it has {held.st_size}: another process writes it too"
         if self._broken is not None:
-            raise StoreError(f"{self.path}: {self._broken}", mend="Only one process may write a rollout: stop all but one.")
+            raise Forked(f"{self.path}: {self._broken}", mend="Only one process may write a rollout: stop all but one.")
 
     def cut(self, size: int) -> None:
         """Make the first `size` bytes the whole file; not yet synced. Raises `StoreError`, and the file cannot be written any more."""

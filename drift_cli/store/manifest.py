@@ -197,7 +197,7 @@ def _refuse_twins(names: Iterable[Any], kind: str) -> None:
 def merge(old: Manifest, new: Manifest) -> Manifest:
     """The run `old` as `new` asks for it.
 
-    It may gain conditions, transcripts, cells, samples, measured axes and epochs (one that equals the last is the same epoch); settings that are known stay.
+    It may gain conditions, transcripts, cells, samples, measured axes and epochs (one that is known is the same epoch); settings that are known stay.
 
     Raises:
         StoreError: something else differs. The message lists every difference, stored and asked.
@@ -229,7 +229,7 @@ def _epochs(old: tuple[Epoch, ...], new: tuple[Epoch, ...]) -> tuple[Epoch, ...]
     if new[: len(old)] == old:
         return new
     for epoch in new:
-        old = old if old and old[-1] == epoch else (*old, epoch)
+        old = old if epoch in old else (*old, epoch)
     return old
 
 

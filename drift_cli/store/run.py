@@ -15,7 +15,7 @@ from drift_cli.store.files import atomic_write, create_folder
 from drift_cli.store.line import End
 from drift_cli.store.lock import hold
 from drift_cli.store.log import RolloutLog
-from drift_cli.store.manifest import Manifest, merge, read_manifest
+from drift_cli.store.manifest import Epoch, Manifest, merge, read_manifest
 from drift_cli.store.paths import RunPaths, Store
 from drift_cli.store.reader import RolloutRecord, read_rollout
 from drift_cli.store.repair import Repair, repair_rollout
@@ -53,6 +53,8 @@ class Run:
 
     paths: RunPaths
     manifest: Manifest
+    at: int | None = None
+    """Index of the epoch that this process began."""
 
     @classmethod
     def open(cls, store: Store, run_id: str) -> Run:
@@ -88,9 +90,15 @@ class Run:
         added = manifest.epochs[len(known) :] if manifest.epochs[: len(known)] == known else manifest.epochs
         self.manifest = _replace_manifest(self.paths, replace(manifest, epochs=added))
 
+    def begin(self, epoch: Epoch) -> None:
+        """Make what is written from now on part of `epoch`, recorded in the manifest unless it is known. Raises as `update`."""
+        if epoch not in self.manifest.epochs:
+            self.update(replace(self.manifest, epochs=(epoch,)))
+        self.at = self.manifest.epochs.index(epoch)
+
     def epoch(self) -> int:
-        """Index of the last epoch; 0 where none was recorded."""
-        return max(0, len(self.manifest.epochs) - 1)
+        """Index of the epoch that was begun, else of the last one; 0 where none was recorded."""
+        return max(0, len(self.manifest.epochs) - 1) if self.at is None else self.at
 
     def states(self) -> list[RolloutState]:
         """Every planned rollout, cells in the manifest's order, samples ascending. Reads only the ends of files; `StoreError` if one is damaged."""

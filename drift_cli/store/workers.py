@@ -76,11 +76,16 @@ class Worker:
     """Rollouts it holds now."""
 
     def __post_init__(self) -> None:
-        if not _LEASES[0] <= self.lease <= _LEASES[1]:
-            raise UsageError(f"lease is {self.lease:g}", mend=f"Use {_LEASES[0]:g} to {_LEASES[1]:g} seconds.")
+        check_lease(self.lease)
 
     def __str__(self) -> str:
         return f"worker {self.id} (process {self.pid} on {self.host})"
+
+
+def check_lease(seconds: float) -> None:
+    """Raise `UsageError` where a lease is shorter or longer than makes sense."""
+    if not _LEASES[0] <= seconds <= _LEASES[1]:
+        raise UsageError(f"lease is {seconds:g}", mend=f"Use {_LEASES[0]:g} to {_LEASES[1]:g} seconds.")
 
 
 def read_worker(paths: RunPaths, worker: str) -> Worker | None:
@@ -203,6 +208,8 @@ class Presence:
 
     def now(self, state: WorkerState | None = None, *, turns: int | None = None, held: int | None = None) -> None:
         """What the next sign of life is to say; a new state is said at once."""
+        if state in (None, self._said.state) and turns in (None, self._said.turns) and held in (None, self._said.held):
+            return  # asked once a token
         with self._mutex:
             before = self._said
             self._said = replace(
@@ -241,6 +248,19 @@ class Presence:
             seconds = round(time.monotonic() - self._started, 1)
             self._said = replace(self._said, beat=self._said.beat + 1, seconds=seconds)
             _replace(self._paths, self._paths.worker(self._said.id), orjson.dumps(self._said))
+
+
+def forget_workers(paths: RunPaths) -> None:
+    """Remove the files of workers that have left or whose process is seen to be gone, and claims' folders that are empty. For a run that is complete."""
+    for worker in read_workers(paths):
+        if worker.state is WorkerState.LEFT or is_dead(worker):
+            with suppress(OSError):
+                paths.worker(worker.id).unlink()
+    for folder, _, _ in os.walk(paths.claims_root, topdown=False, followlinks=False):
+        with suppress(OSError):
+            Path(folder).rmdir()
+    with suppress(OSError):
+        paths.workers_root.rmdir()
 
 
 def default_name() -> str:

@@ -1,0 +1,111 @@
+"""`drift work`: one worker of a run, as launchers start it: takes rollouts that nobody is at until none is left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer import Option
+
+from drift_cli.commands.options import (
+    BatchOption,
+    DeviceOption,
+    DisplayOption,
+    EngineOption,
+    JsonOption,
+    RunArgument,
+    StoreOption,
+    make_display,
+    open_run,
+    open_store,
+)
+from drift_cli.commands.work import Part, Work
+from drift_cli.display import Mode, duration
+from drift_cli.errors import UsageError
+from drift_cli.launch.plan import launcher_of
+from drift_cli.store.workers import LEASE, check_lease
+
+if TYPE_CHECKING:
+    from drift_cli.config import Settings
+    from drift_cli.experiment import Experiment
+    from drift_cli.interrupts import Stop
+    from drift_cli.runner import Outcome
+    from drift_cli.share import Share
+    from drift_cli.store.run import Run
+
+LeaseOption = Annotated[
+    float | None,
+    Option(
+        "--lease",
+        help=f"Seconds without a sign of life after which this worker is taken to be gone (default: {LEASE:g}).",
+        show_default=False,
+    ),
+]
+
+
+def work(
+    run: RunArgument = None,
+    worker: Annotated[
+        str | None, Option("--worker", help="The worker's id (default: host, process and some digits).", show_default=False)
+    ] = None,
+    device: DeviceOption = None,
+    gpus: Annotated[int, Option("--gpus", help="Spread the model over so many GPUs.")] = 1,
+    batch: BatchOption = None,
+    engine: EngineOption = None,
+    lease: LeaseOption = None,
+    store: StoreOption = None,
+    display: DisplayOption = Mode.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Work on a run together with others.
+
+    Takes rollouts that nobody is at, until none is left, from any machine that sees the run's folder. Start as many as there are GPUs, at any time; stop or
+    kill any of them. `drift launch` starts them for you.
+    """
+    from drift_cli.experiment import settings_of
+
+    if gpus < 1:
+        raise UsageError(f"--gpus is {gpus}", mend="Use at least 1.")
+    check_lease(LEASE if lease is None else lease)
+    found = open_run(store, run)
+    settings = settings_of(found.manifest)
+    changed = {key: value for key, value in {"device": device, "batch": batch, "engine": engine}.items() if value is not None}
+    settings = replace(settings, values={**settings.values, **changed})
+    shown = make_display(display, as_json)
+    Working(shown, open_store(store), gpus=gpus, worker=worker, lease=LEASE if lease is None else lease).go_on(found, settings)
+
+
+@dataclass(frozen=True)
+class Working(Work):
+    """Work as one of many."""
+
+    worker: str | None = None
+    lease: float = LEASE
+
+    def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
+        from drift_cli.share import take_part
+
+        with take_part(run, self.worker, lease=self.lease, launcher=launcher_of(), shuffled=True) as share:
+            self.display.note(f"worker {share.presence.id} on {experiment.device} in {run.manifest.spec.dtype}")
+            return self._generate(Part(run, share, experiment, settings, stop), self._named(share))
+
+    def _named(self, share: Share) -> dict[str, str]:
+        return {"worker": share.presence.id}
+
+    def shared(self, run: Run, outcome: Outcome) -> None:
+        """Others are at what is left: this worker's part is done."""
+        number = sum(outcome.others.values())
+        self.display.note(f"{number} rollouts are still at work elsewhere: {self._others(run, outcome)}")
+
+    def finished(self, run: Run, outcome: Outcome) -> None:
+        """A line: what the run has come to is not this worker's to say."""
+        left = sum(outcome.others.values())
+        document = {"run": run.paths.run_id, "turns": outcome.turns, "seconds": round(outcome.seconds, 3), "rollouts_at_others": left}
+        rest = "nothing is left to take" if left else "the run is complete"
+        self.display.result(document, f"{outcome.turns} turns made in {duration(outcome.seconds)}; {rest}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(work)

@@ -1,0 +1,81 @@
+"""How a process takes part in a run: as a worker with a file and claims, in which order it takes rollouts, and what it waits for.
+
+A process that was asked for a run (`drift generate`) takes rollouts in the plan's order; one of many workers (`drift work`) takes them in an order of its own.
+Both claim what they take, so that any number of either can be at one run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from drift_cli.display import Display, Progress
+from drift_cli.engine.contract import Stopped
+from drift_cli.store.claims import Claims
+from drift_cli.store.queue import Outlook, Queue
+from drift_cli.store.run import Run
+from drift_cli.store.workers import BEAT, LEASE, Observer, Presence, WorkerState, default_name, forget_workers
+
+_STEP = 0.1
+"""Seconds between two questions whether to stop, while waiting."""
+
+
+@dataclass
+class Share:
+    """One worker's part in a run."""
+
+    presence: Presence
+    claims: Claims
+    shuffled: bool = False
+    """Whether it takes rollouts in an order of its own, not in the plan's."""
+    turns: tuple[int, int] | None = None
+    """All turns of the run, and how many are done, where that is known: what progress is shown over. None: over those of the rollouts it takes."""
+
+    def queue(self, run: Run, size: int) -> Queue:
+        """What is left of the run, `size` rollouts claimed together."""
+        return Queue(run, self.claims, size=size, shuffled=self.shuffled, pause=min(BEAT, self.presence.lease / 6))
+
+    def progress(self, display: Display) -> Progress:
+        """What is shown while it works."""
+        return display.progress(*self.turns) if self.turns is not None else display.progress(0, 0, "turns taken on")
+
+    def wait(self, display: Display, queue: Queue, ready: Callable[[], bool], stop: Callable[[], bool]) -> bool:
+        """True once `ready()`; False where there is nothing to wait for: all has ended, or what is left is in the hands of workers that live.
+
+        Raises `Stopped` where `stop()` turns true.
+        """
+        said = False
+        while not ready():
+            if queue.outlook() is not Outlook.OPEN:
+                return False
+            if not said and (others := self.named(queue.others())):
+                display.note(f"waiting to see whether others are still at work: {others}")
+                said = True
+            self.presence.now(WorkerState.WAITING)
+            until = time.monotonic() + queue.pause / 2
+            while time.monotonic() < until:
+                if stop():
+                    raise Stopped
+                time.sleep(_STEP)
+        return True
+
+    def named(self, others: Mapping[str, int]) -> str:
+        """Who holds what, in words; empty where nobody is known by name."""
+        said = {worker: self.claims.observer.worker(worker) for worker in others if worker}
+        parts = [f"{worker or name} ({others[name]} rollouts)" for name, worker in said.items()]
+        if "" in others:
+            parts.append(f"a process without a claim ({others['']} rollouts)")
+        return ", ".join(parts[:8]) + (f" and {len(parts) - 8} more" if len(parts) > 8 else "")
+
+
+@contextmanager
+def take_part(
+    run: Run, name: str | None = None, *, lease: float = LEASE, launcher: Mapping[str, str] | None = None, shuffled: bool = False
+) -> Iterator[Share]:
+    """Be a worker of a run, as long as the context lasts. Where the run is complete then, what workers left behind is cleared away."""
+    with Presence(run.paths, name or default_name(), lease=lease, launcher=launcher) as presence:
+        yield Share(presence, Claims(run.paths, presence.id, Observer(run.paths)), shuffled)
+    if all(state.ended for state in run.states()):
+        forget_workers(run.paths)

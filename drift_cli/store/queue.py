@@ -1,0 +1,222 @@
+"""What is left of a run, as one worker takes it: claimed a rollout (or a group of them) at a time, in an order of its own.
+
+Nobody deals the work out. Each worker goes through the plan, passes over what has ended and what others hold, and claims what is free, or what a worker
+that is gone has left. So that five hundred of them do not all try the same file first, each goes through the cells in an order shuffled by its id, and
+through a cell from a sample of its own on. What was held by others is looked at again every now and then.
+
+Costs, for file systems where they count: a listing of two folders per cell and look; a read of the last line of each rollout that was begun and is not yet
+known to have ended; a file made and removed per rollout taken; a read per claim of another worker that stands in the way.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from drift_cli.spec import Cell, Rollout
+from drift_cli.store.claims import Claims, claimed, read_holder
+from drift_cli.store.files import failed
+from drift_cli.store.run import RolloutState, Run
+from drift_cli.store.tails import tail_state
+from drift_cli.store.workers import BEAT, Life
+
+_FRESH = 5.0
+"""Seconds for which a listing of a cell is good enough: what it misses costs a failed claim, no more."""
+
+Unit = tuple[Rollout, ...]
+"""What is claimed together."""
+
+
+class Outlook(StrEnum):
+    """What there is to be hoped for where nothing can be taken."""
+
+    DONE = "done"
+    """Every rollout has ended."""
+    HELD = "held"
+    """What is left is in the hands of workers that live."""
+    OPEN = "open"
+    """Something is held by a worker of which it is not known whether it lives, or can be taken the next time."""
+
+
+@dataclass(frozen=True)
+class _Listing:
+    when: float
+    claimed: frozenset[int]
+    begun: frozenset[int]
+
+
+class Queue:
+    """A run's rollouts that have not ended, for one worker."""
+
+    def __init__(self, run: Run, claims: Claims, *, size: int = 1, shuffled: bool = False, pause: float = BEAT) -> None:
+        """`size` planned rollouts are claimed together; where it is more than 1, they are the same groups in every worker. `pause`: seconds between looks."""
+        self.run, self.claims, self.pause = run, claims, pause
+        self.totals = {name: len(transcript.users) for name, transcript in run.manifest.transcripts.items()}
+        self._untried: deque[Unit] = deque(_units(run, size, random.Random(claims.worker) if shuffled else None))
+        self._held: list[Unit] = []
+        self._taken: dict[Rollout, Unit] = {}
+        self._ended: set[Rollout] = set()
+        self._holders: dict[Rollout, str] = {}
+        self._locked: set[Rollout] = set()
+        self._listings: dict[Cell, _Listing] = {}
+        self._again = 0.0
+
+    def take(self) -> list[RolloutState] | None:
+        """Claim what comes next: its rollouts as they are now, of which those that have not ended are claimed. None where nothing can be taken now.
+
+        Raises `StoreError` where a rollout's file is damaged; the next call goes on behind it.
+        """
+        self._look_again()
+        while self._untried:
+            states = self._claim(self._next())
+            if states is not None:
+                return states
+        return None
+
+    def is_open(self) -> bool:
+        """Whether something could be taken now. Nothing is claimed. Raises as `take`."""
+        self._look_again()
+        while self._untried:
+            unit = self._next()
+            left = self._left(unit)
+            if left and not any(self._is_in_the_way(rollout) for rollout in left):
+                self._untried.appendleft(unit)
+                return True
+            self._held += [unit] if left else []
+        return False
+
+    def _look_again(self) -> None:
+        """Begin another round with what was held by others, if the last one is long enough ago."""
+        if not self._untried and time.monotonic() >= self._again:
+            self._untried, self._held = deque(self._held), []
+            self._listings.clear()
+
+    def _next(self) -> Unit:
+        unit = self._untried.popleft()
+        if not self._untried:
+            self._again = time.monotonic() + self.pause
+        return unit
+
+    def put_back(self, rollouts: Iterable[Rollout]) -> None:
+        """Rollouts that were taken and given up again are to be tried another time, with what was claimed together with them."""
+        for unit in dict.fromkeys(self._taken[rollout] for rollout in rollouts):
+            self._held.append(unit)
+        self._again = max(self._again, time.monotonic() + self.pause)
+
+    def locked(self, rollouts: Sequence[Rollout]) -> None:
+        """Rollouts that were taken and put back turned out to be locked: whoever writes them lives, claim or not."""
+        self._locked.update(rollouts)
+
+    def ended(self, rollout: Rollout) -> None:
+        """A rollout has ended: nobody needs to look at it again."""
+        self._ended.add(rollout)
+
+    def outlook(self) -> Outlook:
+        """What is to be hoped for, once `take` or `is_open` has found nothing."""
+        left = [unit for unit in (*self._untried, *self._held) if any(rollout not in self._ended for rollout in unit)]
+        if not left:
+            return Outlook.DONE
+        return Outlook.HELD if all(any(self._is_at_work(rollout) for rollout in unit) for unit in left) else Outlook.OPEN
+
+    def others(self) -> dict[str, int]:
+        """Who holds what is left, as far as this worker knows: ids ("" for a process that has no claim) and how many rollouts."""
+        found: dict[str, int] = {}
+        for rollout in (rollout for unit in self._held for rollout in unit if rollout not in self._ended):
+            holder = "" if rollout in self._locked else self._holders.get(rollout, "")
+            found[holder] = found.get(holder, 0) + 1
+        return found
+
+    def _is_at_work(self, rollout: Rollout) -> bool:
+        holder = self._holders.get(rollout)
+        return rollout in self._locked or (holder is not None and self.claims.observer.life(holder) is Life.ALIVE)
+
+    def _claim(self, unit: Unit) -> list[RolloutState] | None:
+        """Claim what has not ended of a unit: all or nothing. None where all of it has, or somebody holds a part."""
+        left, taken = self._left(unit), list[Rollout]()
+        try:
+            for rollout in left:
+                if self._is_in_the_way(rollout) or not self.claims.take_over(rollout):
+                    self._held.append(unit)
+                    break
+                taken.append(rollout)
+            else:
+                states = [self._state(rollout) for rollout in unit]
+                # What ended between the look and the claim needs no claim.
+                taken = [state.rollout for state in states if state.ended and state.rollout in taken]
+                self._locked.difference_update(unit)
+                self._taken.update(dict.fromkeys(unit, unit))
+                return None if all(state.ended for state in states) else states
+            return None
+        finally:
+            for rollout in taken:
+                self.claims.release(rollout)
+
+    def _left(self, unit: Unit) -> Unit:
+        """What has not ended of a unit. Rollouts that others hold count as not ended; their files are not read."""
+        return tuple(
+            rollout for rollout in unit if rollout not in self._ended and (self._is_claimed(rollout) or not self._state(rollout).ended)
+        )
+
+    def _is_in_the_way(self, rollout: Rollout) -> bool:
+        """Whether a worker that may be alive holds a rollout."""
+        if not self._is_claimed(rollout):
+            return False
+        known = self._holders.pop(rollout, None)
+        # While a worker lives, what it was once seen to hold is not read again.
+        if known is None or self.claims.observer.life(known) is Life.GONE:
+            known = read_holder(self.claims.paths, rollout)
+        if known:
+            self._holders[rollout] = known
+        return known is not None and self.claims.life_of(rollout, known) is not Life.GONE
+
+    def _is_claimed(self, rollout: Rollout) -> bool:
+        return rollout.sample in self._listing(rollout.cell).claimed
+
+    def _state(self, rollout: Rollout) -> RolloutState:
+        """How far a rollout is now. Raises `StoreError` where its file is damaged."""
+        done, end = (0, None)
+        if rollout.sample in self._listing(rollout.cell).begun or rollout in self.claims.held:
+            done, end = tail_state(self.run.paths, rollout)
+        if end is not None:
+            self._ended.add(rollout)
+        return RolloutState(rollout, done, self.totals[rollout.cell.transcript], end)
+
+    def _listing(self, cell: Cell) -> _Listing:
+        known = self._listings.get(cell)
+        if known is None or time.monotonic() - known.when > _FRESH:
+            known = _Listing(time.monotonic(), frozenset(claimed(self.run.paths, cell)), frozenset(_begun(self.run, cell)))
+            self._listings[cell] = known
+        return known
+
+
+def _begun(run: Run, cell: Cell) -> Iterator[int]:
+    """Samples of a cell that have a file of lines."""
+    folder = run.paths.cell(cell)
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 (names, not paths, are wanted)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise failed("read", folder, error) from error
+    for name in names:
+        if name.endswith(".jsonl") and (rollout := run.paths.rollout_of(folder / name)) is not None:
+            yield rollout.sample
+
+
+def _units(run: Run, size: int, chance: random.Random | None) -> list[Unit]:
+    """A run's plan in units, in the manifest's order or, with `chance`, in an order of one's own."""
+    if size == 1 and chance is not None:
+        made: list[Unit] = []
+        for plan in chance.sample(run.manifest.cells, len(run.manifest.cells)):
+            first = chance.randrange(plan.samples)
+            made += [(Rollout(plan.cell, (first + place) % plan.samples),) for place in range(plan.samples)]
+        return made
+    planned = [Rollout(plan.cell, sample) for plan in run.manifest.cells for sample in range(plan.samples)]
+    groups = [tuple(planned[start : start + size]) for start in range(0, len(planned), size)]
+    first = 0 if chance is None else chance.randrange(len(groups))
+    return groups[first:] + groups[:first]
