@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from drift_cli import __version__
-from drift_cli.commands import axis, demo, doctor, exchange, generate, init, measure, plot, report, resume, runs, stats, worker
+from drift_cli.commands import axis, demo, doctor, exchange, generate, init, launch, measure, plot, report, resume, runs, stats, worker
 from drift_cli.display import Display, Mode
 from drift_cli.errors import EXIT_FAILED, DriftError
 
@@ -38,7 +38,7 @@ def root(
     """Measure how far a chat model drifts from its assistant persona over a conversation, and what prevents it."""
 
 
-for module in (demo, generate, resume, worker, measure, stats, plot, report, runs, axis, exchange, init, doctor):
+for module in (demo, generate, resume, launch, worker, measure, stats, plot, report, runs, axis, exchange, init, doctor):
     module.register(app)
 
 

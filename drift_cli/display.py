@@ -226,6 +226,12 @@ class Progress:
         elif time.monotonic() - self._shown >= EVERY_SECONDS:
             self._show(what)
 
+    def reach(self, done: int) -> None:
+        """So many units are done by now, others' included."""
+        if done > self.done:
+            self.done = done - 1
+            self.step("")
+
     def skip(self, units: int) -> None:
         """Units that will not be done after all count as dealt with."""
         self.done += units

@@ -54,11 +54,9 @@ class Share:
                 display.note(f"waiting to see whether others are still at work: {others}")
                 said = True
             self.presence.now(WorkerState.WAITING)
-            until = time.monotonic() + queue.pause / 2
-            while time.monotonic() < until:
-                if stop():
-                    raise Stopped
-                time.sleep(_STEP)
+            if stop():
+                raise Stopped
+            time.sleep(_STEP)
         return True
 
     def named(self, others: Mapping[str, int]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
@@ -19,10 +20,11 @@ from drift_cli.commands.options import (
     make_display,
     open_store,
 )
+from drift_cli.config import Settings, resolve
 from drift_cli.config import placement as read_placement
-from drift_cli.config import resolve
 from drift_cli.display import Mode
 from drift_cli.errors import UsageError
+from drift_cli.settings import KEYS
 from drift_cli.spec import Condition
 
 _Texts = list[str] | None
@@ -70,37 +72,19 @@ def generate(
     Without options this runs the demo on the built-in model. Every turn is on disk when it is done: run the same line again to go on after
     an interruption, or a longer one (more --samples, another --condition) to add to the run.
     """
-    flags = {
-        "name": name,
-        "preset": preset,
-        "model": model,
-        "revision": revision,
-        "dtype": dtype,
-        "device": device,
-        "chat": chat,
-        "chat_date": chat_date,
-        "chat_options": chat_option,
-        "transcripts": tuple(transcript or ()),
-        "strip_private": strip_private,
-        "temperatures": tuple(temperature or ()),
-        "samples": samples,
-        "seed": seed,
-        "max_new_tokens": max_new_tokens,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "independent_noise": independent_noise,
-        "layers": layers,
-        "axis": axis,
-        "layer": layer,
-        "batch": batch,
-        "engine": engine,
-    }
-    ad_hoc = _ad_hoc(condition or [], system, placement)
-    settings = resolve(flags, chosen=condition or (), ad_hoc=ad_hoc, config=config)
+    settings = settings_from(locals())
     from drift_cli.commands.work import Work
 
     Work(make_display(display, as_json), open_store(store), traces).start(settings, dry_run=dry_run)
+
+
+def settings_from(options: Mapping[str, Any]) -> Settings:
+    """The settings that options of `generate` ask for, by the names of its parameters."""
+    plural = {"transcript": "transcripts", "temperature": "temperatures", "chat_option": "chat_options"}
+    named = {plural.get(name, name): tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    flags = {key: named[key] for key in KEYS if key in named}
+    ad_hoc = _ad_hoc(options["condition"] or [], options["system"], options["placement"])
+    return resolve(flags, chosen=options["condition"] or (), ad_hoc=ad_hoc, config=options["config"])
 
 
 def _ad_hoc(names: list[str], system: str | None, placement: str | None) -> Condition | None:

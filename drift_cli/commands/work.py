@@ -47,7 +47,7 @@ class Work:
 
         `scripts` are transcripts that come from no file; where given, the settings name none.
         """
-        self.display.note(f"model: {settings['model']} ({_why(settings)})")
+        self.display.note(f"model: {settings['model']} ({why(settings)})")
         with Stop() as stop:
             from drift_cli.experiment import prepare
             from drift_cli.store.run import Run
@@ -71,8 +71,8 @@ class Work:
         if dry_run:
             self._foretell(experiment, existing, settings)
             return None
-        run = self._open(experiment)
-        self._warn_of_context(experiment)
+        run = self.open(experiment)
+        self.warn_of_context(experiment)
         outcome = self._run(run, experiment, settings, stop)
         if outcome.interrupted:
             self._stopped(run, stop, outcome)
@@ -83,7 +83,7 @@ class Work:
         self.finished(run, outcome)
         return run
 
-    def _open(self, experiment: Experiment) -> Run:
+    def open(self, experiment: Experiment) -> Run:
         """Create the run or add to it; whatever contradicts the run on disk is refused here, before any weight is read."""
         from drift_cli.axes import save
         from drift_cli.store.run import Run
@@ -251,7 +251,8 @@ class Work:
         table = Table(f"Run {run.paths.run_id}", ["cell", "complete>", "turns>", "ended for context>"], rows, notes)
         self.display.result({"run": run.paths.run_id, "turns": outcome.turns, "seconds": round(outcome.seconds, 3), "cells": cells}, table)
 
-    def _warn_of_context(self, experiment: Experiment) -> None:
+    def warn_of_context(self, experiment: Experiment) -> None:
+        """Say which cells will, or may, outgrow the model's context."""
         from drift_cli.estimate import fits
 
         for fit in fits(experiment.manifest, experiment.chat, experiment.card.context):
@@ -283,7 +284,7 @@ class Part:
     stop: Stop
 
 
-def _why(settings: Settings) -> str:
+def why(settings: Settings) -> str:
     """Why this model: where it was named, or that nobody named one."""
     if settings["model"] == "demo" and settings.origin("preset") == "default":
         return "built-in, as no --model, DRIFT_MODEL or drift.toml names another"

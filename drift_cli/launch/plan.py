@@ -45,6 +45,19 @@ class Plan:
             raise ValueError(f"the store {self.store} is not absolute: workers start in other folders")
 
 
+@dataclass(frozen=True)
+class Finished:
+    """How a launch ended."""
+
+    done: int
+    """Workers that left because nothing was left to take."""
+    lost: int
+    """Workers that ended otherwise and were started again."""
+    failed: tuple[str, ...] = ()
+    """Logs of workers that failed and were not started again."""
+    interrupted: bool = False
+
+
 def worker_command(plan: Plan, worker: str | None = None) -> tuple[str, ...]:
     """The command line of one worker, with this Python. Without `worker` it finds an id for itself (see `launcher_of`)."""
     line = [sys.executable, "-m", "drift_cli", "work", plan.run_id, "--store", str(plan.store)]

@@ -27,6 +27,8 @@ from drift_cli.store.workers import BEAT, Life
 
 _FRESH = 5.0
 """Seconds for which a listing of a cell is good enough: what it misses costs a failed claim, no more."""
+_SOON = 0.5
+"""Seconds to the next look where it is known to find something."""
 
 Unit = tuple[Rollout, ...]
 """What is claimed together."""
@@ -121,7 +123,11 @@ class Queue:
         left = [unit for unit in (*self._untried, *self._held) if any(rollout not in self._ended for rollout in unit)]
         if not left:
             return Outlook.DONE
-        return Outlook.HELD if all(any(self._is_at_work(rollout) for rollout in unit) for unit in left) else Outlook.OPEN
+        lives = [self._life(unit) for unit in left]
+        if Life.GONE in lives:
+            # Somebody left or died since the last look: no need to wait for the next one to be due.
+            self._again = min(self._again, time.monotonic() + _SOON)
+        return Outlook.HELD if all(life is Life.ALIVE for life in lives) else Outlook.OPEN
 
     def others(self) -> dict[str, int]:
         """Who holds what is left, as far as this worker knows: ids ("" for a process that has no claim) and how many rollouts."""
@@ -131,9 +137,12 @@ class Queue:
             found[holder] = found.get(holder, 0) + 1
         return found
 
-    def _is_at_work(self, rollout: Rollout) -> bool:
-        holder = self._holders.get(rollout)
-        return rollout in self._locked or (holder is not None and self.claims.observer.life(holder) is Life.ALIVE)
+    def _life(self, unit: Unit) -> Life:
+        """Whether somebody is at a unit that could not be taken."""
+        lives = {self.claims.observer.life(holder) for rollout in unit if (holder := self._holders.get(rollout)) is not None}
+        if Life.ALIVE in lives or not self._locked.isdisjoint(unit):
+            return Life.ALIVE
+        return Life.GONE if lives == {Life.GONE} else Life.QUIET
 
     def _claim(self, unit: Unit) -> list[RolloutState] | None:
         """Claim what has not ended of a unit: all or nothing. None where all of it has, or somebody holds a part."""

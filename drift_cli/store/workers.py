@@ -207,7 +207,7 @@ class Presence:
         return self._said.lease
 
     def now(self, state: WorkerState | None = None, *, turns: int | None = None, held: int | None = None) -> None:
-        """What the next sign of life is to say; a new state is said at once."""
+        """What the next sign of life is to say. A new state is said at once, as is the first turn: a worker that made one can work."""
         if state in (None, self._said.state) and turns in (None, self._said.turns) and held in (None, self._said.held):
             return  # asked once a token
         with self._mutex:
@@ -218,7 +218,7 @@ class Presence:
                 turns=before.turns if turns is None else turns,
                 held=before.held if held is None else held,
             )
-        if self._said.state is not before.state:
+        if self._said.state is not before.state or (self._said.turns and not before.turns):
             self._say()
 
     def __enter__(self) -> Presence:

@@ -1,0 +1,233 @@
+"""`drift launch`: make a run, or take one that exists, and start workers on it."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Option
+
+from drift_cli.commands.generate import generate, settings_from
+from drift_cli.commands.options import (
+    BatchOption,
+    DeviceOption,
+    DisplayOption,
+    DryRunOption,
+    JsonOption,
+    StoreOption,
+    make_display,
+    open_store,
+)
+from drift_cli.commands.work import Work, why
+from drift_cli.commands.worker import LeaseOption
+from drift_cli.display import Display, Mode, Progress, Table
+from drift_cli.errors import EXIT_INTERRUPTED, DriftError, UsageError
+from drift_cli.interrupts import Stop
+from drift_cli.launch.local import Workers, threads, visible_gpus
+from drift_cli.launch.plan import Finished, Plan, worker_command
+from drift_cli.store.workers import forget_workers
+
+if TYPE_CHECKING:
+    from drift_cli.config import Settings
+    from drift_cli.experiment import Experiment
+    from drift_cli.runner import Outcome
+    from drift_cli.store.run import Run
+
+
+class Launcher(StrEnum):
+    """Where workers are started."""
+
+    LOCAL = "local"
+    """On this machine, one process each."""
+
+
+def launch(
+    context: typer.Context,
+    engine: Annotated[Launcher, Option("--engine", help="What starts the workers.")] = Launcher.LOCAL,
+    workers: Annotated[
+        int | None, Option("--workers", help="How many (default: as many as this machine has GPUs for).", show_default=False)
+    ] = None,
+    gpus_per_worker: Annotated[
+        int | None, Option("--gpus-per-worker", help="GPUs of each; with more than one the model is spread over them.", show_default=False)
+    ] = None,
+    rollouts: Annotated[str | None, Option("--rollouts", help="The rollout engine: auto, slots or reference.", show_default=False)] = None,
+    device: DeviceOption = None,
+    batch: BatchOption = None,
+    lease: LeaseOption = None,
+    dry_run: DryRunOption = False,
+    store: StoreOption = None,
+    display: DisplayOption = Mode.AUTO,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a run with many workers.
+
+    drift launch [OPTIONS] RUN works on a run that exists; drift launch [OPTIONS] with any options of `drift generate` makes the run first, or adds to it. Each
+    worker is a `drift work`: it loads the model once and takes rollouts that nobody is at until none is left. Workers may be killed, and others started, at any
+    time; the run's files come out the same.
+    """
+    shown, where = make_display(display, as_json), open_store(store)
+    gpus = _gpus(engine, gpus_per_worker, device)
+    number = workers if workers is not None else _as_many_as_fit(gpus)
+    work = Launching(shown, where, on_gpus=gpus > 0)
+    with Stop() as stop:
+        run_id, run = work.prepared(context.args, {"engine": rollouts, "batch": batch}, dry_run=dry_run)
+        used = device if gpus or device else "cpu"
+        plan = Plan(run_id, where.root.absolute(), number, gpus, used, batch, rollouts, lease)
+        Workers(plan, where.run(run_id), shown.note)  # refuses what this machine cannot do
+        if run is None:
+            _foretell(shown, plan)
+            return
+        _carry_out(shown, work, run, plan, stop)
+
+
+def _gpus(engine: Launcher, asked: int | None, device: str | None) -> int:
+    """GPUs per worker: as asked, else one where there are any to be had."""
+    if asked is not None:
+        return asked
+    return 0 if device == "cpu" or (engine is Launcher.LOCAL and not visible_gpus()) else 1
+
+
+def _as_many_as_fit(gpus: int) -> int:
+    return max(1, len(visible_gpus()) // gpus) if gpus else 1
+
+
+@dataclass(frozen=True)
+class Launching(Work):
+    """Everything of a run but the work."""
+
+    on_gpus: bool = False
+    """Whether workers have GPUs."""
+
+    def prepared(self, rest: Sequence[str], own: dict[str, Any], *, dry_run: bool) -> tuple[str, Run | None]:
+        """The run that the rest of the line names or describes, made unless this is a dry run; and its id."""
+        from drift_cli.experiment import prepare, reopen, settings_of
+        from drift_cli.store.run import Run
+
+        if rest and not rest[0].startswith("-"):
+            if rest[1:]:
+                raise UsageError(
+                    f"{rest[1]}: a run that exists takes no options of generate",
+                    mend="Leave RUN out to add to a run: the same settings name it.",
+                )
+            run = Run.open(self.store, rest[0])
+            settings = self._as_workers_see_it(settings_of(run.manifest))
+            experiment = reopen(run, settings)
+        else:
+            settings = self._as_workers_see_it(settings_from({**_parsed(rest), **own}))
+            self.display.note(f"model: {settings['model']} ({why(settings)})")
+            experiment = prepare(settings)
+        for notice in experiment.notices:
+            self.display.note(notice)
+        return experiment.manifest.spec.id, None if dry_run else self._made(experiment)
+
+    def _made(self, experiment: Experiment) -> Run:
+        run = self.open(experiment)
+        self.warn_of_context(experiment)
+        return run
+
+    def _as_workers_see_it(self, settings: Settings) -> Settings:
+        """Settings that mean here what they mean on a worker's machine: this one may be without GPUs where workers have some, or have some they do not use."""
+        import torch
+
+        if torch.cuda.is_available() or not self.on_gpus:
+            device = "auto" if self.on_gpus or not torch.cuda.is_available() else "cpu"
+            return replace(settings, values={**settings.values, "device": device})
+        dtype = {"dtype": "bfloat16"} if settings["dtype"] == "auto" else {}
+        origins = {**settings.origins, **dict.fromkeys(dtype, "drift launch: workers have GPUs")}
+        return replace(settings, values={**settings.values, "device": "auto", **dtype}, origins=origins)
+
+
+def _parsed(rest: Sequence[str]) -> dict[str, Any]:
+    """Options of `drift generate` by the names of its parameters. Its own parser reads them, and refuses what it does not know."""
+
+    @functools.wraps(generate)
+    def collect(**options: Any) -> dict[str, Any]:
+        return options
+
+    parser = typer.Typer(add_completion=False, rich_markup_mode=None)
+    parser.command("launch")(collect)
+    command = typer.main.get_command(parser)
+    with command.make_context("drift launch", list(rest)) as context:
+        made: dict[str, Any] = command.invoke(context)
+    return made
+
+
+def _foretell(shown: Display, plan: Plan) -> None:
+    """The plan of a dry run."""
+    commands = [shlex.join(worker_command(plan, f"local-{number}")) for number in range(plan.workers)]
+    document = {"run": plan.run_id, "workers": plan.workers, "gpus_per_worker": plan.gpus_per_worker, "commands": commands}
+    shown.result(document, Table(f"Launch {plan.run_id}", ["worker>", "GPUs>"], _rows(plan), ["each runs:", f"  {commands[0]}"]))
+
+
+def _rows(plan: Plan) -> list[list[str]]:
+    gpus = visible_gpus() if plan.gpus_per_worker else []
+    each = plan.gpus_per_worker
+    return [[str(number), ", ".join(gpus[number * each : (number + 1) * each]) or "—"] for number in range(plan.workers)]
+
+
+def _carry_out(shown: Display, work: Launching, run: Run, plan: Plan, stop: Stop) -> None:
+    """Start the workers, show how far they are, and say how it ended."""
+    from drift_cli.runner import Outcome
+
+    states = run.states()
+    total, done = sum(state.total for state in states), sum(state.total if state.ended else state.done for state in states)
+    if all(state.ended for state in states):
+        shown.note(f"run {plan.run_id} is complete: nothing to do")
+        return
+    cores = f", {threads(plan.workers)} threads each" if not plan.gpus_per_worker else ""
+    shown.note(
+        f"run {plan.run_id}: {total - done} turns to do, {plan.workers} workers{cores}; look on with: drift runs watch {plan.run_id}"
+    )
+    run.event("launch", launcher="local", workers=plan.workers, turns_left=total - done)
+    started = time.monotonic()
+    with shown.progress(total, done) as progress:
+        finished = Workers(plan, run.paths, shown.note).run(stop, _Look(run, progress))
+    forget_workers(run.paths)
+    _end(shown, work, run, finished, Outcome(_done(run) - done, time.monotonic() - started, finished.interrupted), stop)
+
+
+def _done(run: Run) -> int:
+    return sum(state.done for state in run.states())
+
+
+@dataclass
+class _Look:
+    """Shows how far a run is, from its files, and spends a twentieth of the time on that at most."""
+
+    run: Run
+    progress: Progress
+    due: float = 0.0
+
+    def __call__(self) -> None:
+        """Look, if it is time to."""
+        if (now := time.monotonic()) >= self.due:
+            self.progress.reach(sum(state.total if state.ended else state.done for state in self.run.states()))
+            self.due = time.monotonic() + max(1.0, 20 * (time.monotonic() - now))
+        self.progress.tick()
+
+
+def _end(shown: Display, work: Launching, run: Run, finished: Finished, outcome: Outcome, stop: Stop) -> None:
+    states = run.states()
+    done, total = sum(state.done for state in states), sum(state.total for state in states)
+    if all(state.ended for state in states):
+        work.finished(run, outcome)
+        return
+    if finished.failed:
+        raise DriftError(
+            f"{len(finished.failed)} of the workers failed again and again: {done} of {total} turns are on disk",
+            mend=f"See what they said: {', '.join(finished.failed)}. Then run the same line again.",
+        )
+    why_not = f"stopped by {stop.signal_name}" if finished.interrupted else "what is left is in the hands of others"
+    shown.note(f"{why_not}: {done} of {total} turns are on disk. Go on with the same line", kind="interrupted")
+    raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(launch)
