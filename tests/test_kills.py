@@ -153,15 +153,17 @@ def test_a_second_interrupt_stops_at_once_and_loses_nothing(zygote: Zygote, unin
     assert _files(tmp_path / "run") == uninterrupted
 
 
-def test_a_second_process_on_the_same_run_is_refused_and_told_of_the_first(zygote: Zygote, tmp_path: Path) -> None:
+def test_a_second_process_on_the_same_run_does_what_is_left_and_is_told_of_the_first(zygote: Zygote, tmp_path: Path) -> None:
     pid = zygote.start(tmp_path / "run")
     _until(lambda: _committed(tmp_path / "run") >= 1)
     os.kill(pid, signal.SIGSTOP)
     try:
         line = [sys.executable, "-m", "drift_cli", *LINE[:-2]]
         second = subprocess.run(line, cwd=tmp_path / "run", capture_output=True, text=True, check=False)
-        assert second.returncode == 1
-        assert str(pid) in second.stderr
+        assert second.returncode == EXIT_INTERRUPTED
+        assert f"process {pid} on" in second.stderr
+        assert f"drift resume {_run(tmp_path / 'run').paths.run_id}" in second.stderr
+        assert {state.ended for state in _run(tmp_path / "run").states()} == {True, False}
         assert "Traceback" not in second.stderr
     finally:
         os.kill(pid, signal.SIGCONT)
