@@ -137,19 +137,8 @@ def measure_seconds(folder: Path) -> dict[str, float]:
 def count_requests(folder: Path) -> dict[str, float]:
     """Mean requests of each step, from a process of its own under strace."""
     trace = folder / "trace"
-    line = [
-        "strace",
-        "-f",
-        "-qq",
-        "-e",
-        f"trace={REQUESTS}",
-        "-o",
-        str(trace),
-        sys.executable,
-        __file__,
-        "--probe",
-        str(folder / "counted"),
-    ]
+    tracer = [*"strace -f -qq -y -e".split(), f"trace={REQUESTS}", "-o", str(trace)]
+    line = [*tracer, sys.executable, __file__, "--probe", str(folder / "counted")]
     subprocess.run(line, check=True)
     found: dict[str, list[int]] = {}
     name, count = "", 0
@@ -159,14 +148,14 @@ def count_requests(folder: Path) -> dict[str, float]:
                 found.setdefault(name, []).append(count)
             name, count = text.partition(MARK)[2].partition('"')[0].strip("-"), 0
         else:
-            count += _requests(text, str(folder))
+            count += _requests(text, "/counted/checkpoints/")
     return {key: statistics.mean(counts) for key, counts in found.items() if key != "end-of-step"}
 
 
-def _requests(text: str, root: str) -> int:
-    """Requests to a server of one system call, as strace -y shows it: descriptors with their paths."""
+def _requests(text: str, part: str) -> int:
+    """Requests to a server of one system call, as strace -y shows it: descriptors with their paths, of which `part` is the store's."""
     call = CALL.match(text)
-    if call is None or root not in text:
+    if call is None or part not in text:
         return 0
     name, arguments, result = call.groups()
     if name in ("access", "stat", "newfstatat") or "O_DIRECTORY" in arguments or (name == "getdents64" and result == "0"):
