@@ -2,8 +2,8 @@
 
 A worker starts (its process, reading the manifest, its weights), then fills 48 rows with rollouts as `store.queue` would: cells in an order of its own,
 from a sample of its own on; a look at a cell is a listing good for 5 s, a rollout that was begun is read (how far it is, or who holds it), one that
-looks free is claimed, which fails where another was faster. While it looks, its GPU waits. Every step adds a token to each row and takes a + b · rows seconds; a rollout ends
-when its tokens are made, and the next is looked for. A worker that finds nothing leaves once its rows are done.
+looks free is claimed, which fails where another was faster. While it looks, its GPU waits. Every step adds a token to each row and takes
+a + b · rows seconds; a rollout ends when its tokens are made, and the next is looked for. A worker that finds nothing leaves once its rows are done.
 
 A request takes the file system's latency, and the server answers so many a second, first come, first served: a worker's step in the store ends when both have
 passed. Signs of life take their share of the server's rate. A rollout's commits, which the writer thread makes beside the engine, are laid to its end.

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _STEP = 0.2
 """Seconds between looks at the window's size."""
 
+_NAME = 8
+"""Columns that a name keeps at least."""
+_BETWEEN = 3
+"""Columns between two columns of a table."""
+
 View = Callable[[int, int], Sequence[Table | str]]
 """Columns and lines of the terminal → what to show there."""
 
@@ -64,24 +69,30 @@ class Screen:
 
         size = self._console.size
         shown = () if self._view is None else self._view(size.width, size.height)
-        lines = [Text(inert(item), no_wrap=True, overflow="ellipsis") if isinstance(item, str) else _grid(item) for item in shown]
+        lines = [
+            Text(inert(item), no_wrap=True, overflow="ellipsis") if isinstance(item, str) else _grid(item, size.width) for item in shown
+        ]
         return Group(*lines)
 
 
-def _grid(table: Table) -> Group:
-    """A table whose first column gives way where there is no room."""
+def _grid(table: Table, columns: int) -> Group:
+    """A table whose first column gives way where there is no room: names are cut at their beginning, since what tells them apart is mostly behind it."""
     from rich import box
     from rich.console import Group
     from rich.table import Table as RichTable
     from rich.text import Text
 
     made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for place, head in enumerate(table.heads):
-        least = None if place == 0 else max(len(row[place]) for row in table.rows) if table.rows else 1
-        right = head.endswith(">")
-        made.add_column(Text(head.rstrip(">")), justify="right" if right else "left", overflow="ellipsis", no_wrap=True, min_width=least)
-    for row in table.rows:
-        made.add_row(*(Text(inert(cell)) for cell in row))
+    heads = [head.rstrip(">") for head in table.heads]
+    rows = [[inert(cell) for cell in row] for row in table.rows]
+    widths = [max(map(len, (head, *(row[place] for row in rows)))) for place, head in enumerate(heads)]
+    widths[0] = max(_NAME, min(widths[0], columns - sum(widths[1:]) - _BETWEEN * (len(heads) - 1)))
+    for head, said, width in zip(heads, table.heads, widths, strict=True):
+        right = said.endswith(">")
+        made.add_column(Text(head), justify="right" if right else "left", no_wrap=True, min_width=width, max_width=width)
+    for name, *row in rows:
+        cut = name if len(name) <= widths[0] else "…" + name[len(name) - widths[0] + 1 :]
+        made.add_row(*(Text(cell) for cell in (cut, *row)))
     notes = [Text(inert(line), no_wrap=True, overflow="ellipsis") for line in table.notes]
     return Group(*([Text(inert(table.title), style="bold")] if table.title else []), made, *notes)
 

@@ -27,6 +27,8 @@ _EVERY = (2.0, 10.0)
 _WIDE = 100
 """Columns from which on there is room for bars."""
 _BAR = 12
+_HOST = 20
+"""Letters of a host's name that are shown; --json has all."""
 
 
 def watch(
@@ -178,7 +180,7 @@ def _workers(status: Status, room: int | None) -> Table:
 def _worker(worker: WorkerStatus) -> list[str]:
     beat = "" if worker.beat is None else f"{duration(worker.beat)} ago"
     turns = "" if worker.turns is None else str(worker.turns)
-    return [worker.name, worker.host, worker.state, beat, turns, rate_of(worker.rate), str(worker.held)]
+    return [worker.name, worker.host[:_HOST], worker.state, beat, turns, rate_of(worker.rate), str(worker.held)]
 
 
 def _problems(status: Status) -> list[str]:
