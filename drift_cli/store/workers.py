@@ -115,6 +115,11 @@ def read_workers(paths: RunPaths) -> list[Worker]:
     return [worker for worker in found if worker is not None]
 
 
+def any_at_work(paths: RunPaths) -> bool:
+    """Whether any worker has not said that it left, and is not seen to be gone."""
+    return any(worker.state is not WorkerState.LEFT and not is_dead(worker) for worker in read_workers(paths))
+
+
 class Life(StrEnum):
     """What is known of a worker."""
 
