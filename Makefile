@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo test check format lint types tests quick browser pictures picture baselines campaign mutants strace clean
+.PHONY: demo test check format lint types tests quick workers browser pictures picture baselines campaign mutants strace clean
 
 demo: $(STAMP)
 	$(BIN)/drift demo
@@ -43,6 +43,10 @@ campaign: $(DEV_STAMP) strace
 # Breaks each promise in a copy of the code on purpose and sees that its named test fails.
 mutants: $(DEV_STAMP) strace
 	PYTHONPATH=tests $(BIN)/python -m campaign.mutants
+
+# Four workers racing for 200 rollouts with one killed again and again; `make test` does it with 32.
+workers: $(DEV_STAMP)
+	WORKERS_TEST_ROLLOUTS=200 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_workers.py --durations=5
 
 # Injects faults into system calls. Tests that need it are skipped, and say so, where it is not there and cannot be had.
 strace:

@@ -32,6 +32,8 @@ class Share:
     """Whether it takes rollouts in an order of its own, not in the plan's."""
     turns: tuple[int, int] | None = None
     """All turns of the run, and how many are done, where that is known: what progress is shown over. None: over those of the rollouts it takes."""
+    complete: bool = False
+    """Whether every rollout of the run was seen to have ended."""
 
     def queue(self, run: Run, size: int) -> Queue:
         """What is left of the run, `size` rollouts claimed together."""
@@ -48,7 +50,9 @@ class Share:
         """
         said = False
         while not ready():
-            if queue.outlook() is not Outlook.OPEN:
+            outlook = queue.outlook()
+            if outlook is not Outlook.OPEN:
+                self.complete = outlook is Outlook.DONE
                 return False
             if not said and (others := self.named(queue.others())):
                 display.note(f"waiting to see whether others are still at work: {others}")
@@ -77,11 +81,8 @@ def take_part(
     Where it is not, hints that say otherwise are taken away, so that the next worker looks for itself.
     """
     with Presence(run.paths, name or default_name(), lease=lease, launcher=launcher) as presence:
-        yield Share(presence, Claims(run.paths, presence.id, Observer(run.paths)), shuffled)
-    # Only the last one reads how far everything is: five hundred would keep a file server busy for longer than the run.
-    if any_at_work(run.paths):
-        return
-    states = run.states()
-    correct_hints(run.paths, states)
-    if all(state.ended for state in states):
+        share = Share(presence, Claims(run.paths, presence.id, Observer(run.paths)), shuffled)
+        yield share
+    # That all has ended it knows from others, too. Only the last one looks: five hundred would keep a file server busy for longer than the run.
+    if share.complete and not any_at_work(run.paths) and correct_hints(run.paths, run.states()):
         forget_workers(run.paths)

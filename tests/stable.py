@@ -36,11 +36,16 @@ def child(folder: str, output: str, arguments: list[str]) -> None:
     os._exit(status)
 
 
+def say(text: str) -> None:
+    """One line in one write: two threads speak."""
+    os.write(1, text.encode() + b"\n")
+
+
 def reap() -> None:
     children.acquire()
     while True:
         pid, status = os.wait()
-        print("exit", pid, os.waitstatus_to_exitcode(status), flush=True)
+        say(f"exit {pid} {os.waitstatus_to_exitcode(status)}")
         children.acquire()
 
 
@@ -51,5 +56,5 @@ for line in sys.stdin:
     pid = os.fork()
     if pid == 0:
         child(folder, output, arguments)
-    print("start", pid, flush=True)
+    say(f"start {pid}")
     children.release()

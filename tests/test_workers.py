@@ -146,8 +146,16 @@ def test_a_worker_that_is_asked_to_stop_gives_up_what_it_holds(stable: Stable, t
     assert list(claims_of(place.run.paths)) == []
 
 
-def test_a_launch_starts_again_what_dies_and_stops_what_it_started(stable: Stable, alone: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_launch_ends_with_the_whole_run(stable: Stable, alone: dict[str, bytes], tmp_path: Path) -> None:
     place = make(tmp_path / "run", "--samples", str(SAMPLES))
+    assert stable.wait(stable.start(place.folder, "launch", "--workers", "1", place.run.paths.run_id, "--json")) == 0
+    assert '"complete": 8' in (place.folder / "out").read_text()
+    settled(place, alone)
+    assert not place.run.paths.workers_root.exists()
+
+
+def test_a_launch_starts_again_what_dies_and_stops_what_it_started(stable: Stable, tmp_path: Path) -> None:
+    place = make(tmp_path / "run", "--samples", "500")
     launch = stable.start(place.folder, "launch", "--workers", "1", place.run.paths.run_id, "--display", "json")
     until(lambda: place.done >= 2)
     (victim,) = read_workers(place.run.paths)
@@ -160,8 +168,6 @@ def test_a_launch_starts_again_what_dies_and_stops_what_it_started(stable: Stabl
     assert f"{victim.id} was killed by SIGKILL: another one is started in its place" in said
     assert "stopped by SIGTERM" in said
     assert not any(Path(f"/proc/{worker.pid}").exists() for worker in read_workers(place.run.paths))
-    assert stable.wait(stable.start(place.folder, "resume")) == 0
-    settled(place, alone)
 
 
 def test_a_launch_whose_workers_fail_again_and_again_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,17 +158,19 @@ class Queue:
     def others(self) -> dict[str, int]:
         """Who holds what is left, as far as this worker knows: ids ("" for a process that has no claim) and how many rollouts."""
         found: dict[str, int] = {}
-        for rollout in (rollout for unit in self._held for rollout in unit if rollout not in self._ended):
-            holder = "" if rollout in self._locked else self._holders.get(rollout, "")
-            found[holder] = found.get(holder, 0) + 1
-        return found
+        for unit in self._held:
+            left = [rollout for rollout in unit if rollout not in self._ended]
+            known = [holder for rollout in left if rollout not in self._locked and (holder := self._holders.get(rollout))]
+            holder = known[0] if known else ""
+            found[holder] = found.get(holder, 0) + len(left)
+        return {holder: number for holder, number in found.items() if number}
 
     def _life(self, unit: Unit) -> Life:
         """Whether somebody is at a unit that could not be taken."""
         lives = {self.claims.observer.life(holder) for rollout in unit if (holder := self._holders.get(rollout)) is not None}
         if Life.ALIVE in lives or not self._locked.isdisjoint(unit):
             return Life.ALIVE
-        return Life.GONE if lives == {Life.GONE} else Life.QUIET
+        return Life.QUIET if Life.QUIET in lives else Life.GONE
 
     def _claim(self, unit: Unit) -> list[RolloutState] | None:
         """Claim what has not ended of a unit: all or nothing. None where all of it has, or somebody holds a part."""
@@ -234,8 +236,11 @@ class Queue:
         return known
 
 
-def correct_hints(paths: RunPaths, states: Sequence[RolloutState]) -> None:
-    """Take away what workers told each other of rollouts that have ended (see `claims`), where it is wrong, and where nothing is left to do."""
+def correct_hints(paths: RunPaths, states: Sequence[RolloutState]) -> bool:
+    """Take away what workers told each other of rollouts that have ended (see `claims`), where it is wrong, and where nothing is left to do.
+
+    Returns whether nothing is.
+    """
     cells: dict[Cell, set[int]] = {state.rollout.cell: set() for state in states}
     for state in states:
         if not state.ended:
@@ -244,6 +249,7 @@ def correct_hints(paths: RunPaths, states: Sequence[RolloutState]) -> None:
     for cell, left in cells.items():
         if complete or (left and left & seen_ended(paths, cell)):
             forget_ended(paths, cell)
+    return complete
 
 
 def _begun(run: Run, cell: Cell) -> Iterator[int]:

@@ -289,12 +289,9 @@ def _reserve(paths: RunPaths, name: str) -> str:
 def _create(paths: RunPaths, worker: str) -> None:
     path = paths.worker(worker)
     try:
-        # Checked by name: `open_inside` reports an existing file as one error among others.
-        if path.is_symlink() or path.exists():
-            raise FileExistsError(path)
         release(open_inside(paths.root, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     except StoreError:
-        if path.exists():
+        if os.path.lexists(path):
             raise FileExistsError(path) from None
         raise
 

@@ -52,6 +52,46 @@ MUTANTS = (
         "    if False:",
         _DAMAGE,
     ),
+    Mutant("one process gets a claim", "store/claims.py", " | os.O_EXCL", "", "test_claims.py"),
+    Mutant(
+        "a fresh claim moved by mistake goes back", "store/claims.py", "            if not gone:", "            if False:", "test_claims.py"
+    ),
+    Mutant("a lease ends", "store/workers.py", "        if self.age(worker) >= ", "        if -1 >= ", "test_claims.py"),
+    Mutant(
+        "a pid given out again is another process",
+        "store/workers.py",
+        " and _born(worker.pid) != worker.born",
+        " and not _born(worker.pid)",
+        "test_claims.py",
+    ),
+    Mutant(
+        "an id is used once",
+        "store/workers.py",
+        "release(open_inside(paths.root, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))",
+        "release(open_inside(paths.root, path, os.O_WRONLY | os.O_CREAT))",
+        "test_claims.py",
+    ),
+    Mutant(
+        "a group is claimed whole or not",
+        "store/queue.py",
+        "                self.claims.release(rollout)",
+        "                pass",
+        "test_claims.py",
+    ),
+    Mutant(
+        "a claim is looked at before a commit",
+        "session.py",
+        "        if not self.queue.claims.is_mine(reply.rollout):",
+        "        if False:",
+        "test_session.py",
+    ),
+    Mutant(
+        "who writes a rollout too is found out",
+        "session.py",
+        "        except Forked as error:",
+        "        except ZeroDivisionError as error:",
+        "test_session.py",
+    ),
     Mutant("no link is followed", "store/files.py", "_PLAIN = os.O_NOFOLLOW | ", "_PLAIN = ", "test_store_log.py"),
     Mutant("no linked folder is followed", "store/files.py", "_FOLDER | os.O_NOFOLLOW", "_FOLDER", "test_store_repair.py"),
     Mutant(
