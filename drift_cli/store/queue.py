@@ -175,6 +175,8 @@ class Queue:
     def _claim(self, unit: Unit) -> list[RolloutState] | None:
         """Claim what has not ended of a unit: all or nothing. None where all of it has, or somebody holds a part."""
         left, taken = self._left(unit), list[Rollout]()
+        if not left:
+            return None
         try:
             for rollout in left:
                 if self._is_in_the_way(rollout) or not self.claims.take_over(rollout):
