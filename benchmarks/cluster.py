@@ -1,14 +1,15 @@
 """Many workers on one run, simulated: discrete events, one per rollout that ends and per look at a cell.
 
 A worker starts (its process, reading the manifest, its weights), then fills 48 rows with rollouts as `store.queue` would: cells in an order of its own,
-from a sample of its own on; a look at a cell is a listing good for 5 s, a rollout that was begun is read (how far it is, or who holds it), one that
-looks free is claimed, which fails where another was faster. While it looks, its GPU waits. Every step adds a token to each row and takes
+from a sample of its own on; a look at a cell is a listing good for 5 s, one that looks free is claimed, which fails where another was faster; once
+nothing is free, what others hold is looked at for a twentieth of the time. While a worker looks, its GPU waits. Every step adds a token to each row and takes
 a + b · rows seconds; a rollout ends when its tokens are made, and the next is looked for. A worker that finds nothing leaves once its rows are done.
 
 A request takes the file system's latency, and the server answers so many a second, first come, first served: a worker's step in the store ends when both have
 passed. Signs of life take their share of the server's rate. A rollout's commits, which the writer thread makes beside the engine, are laid to its end.
 
-Left out: workers that die, evaluation of damaged files, clients' caches (which spare requests), and everything a network does under overload.
+Left out: workers that die, damaged files, whoever watches, and everything a network does under overload. That clients keep folders and attributes for some
+seconds is supposed: opening a folder on the way and asking for attributes are no requests.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-FRESH, PAUSE, BEAT = 5.0, 15.0, 15.0
+FRESH, PAUSE, BEAT, BUDGET, REST = 5.0, 15.0, 15.0, 0.25, 20.0
 """As in `store.queue` and `store.workers`."""
 
 
@@ -135,6 +136,11 @@ class _Worker:
     passed: set[int] = field(default_factory=set)
     """Cells with rollouts that others held."""
     again: float = 0.0
+    first: bool = True
+    """Whether it is in its first round."""
+    began: float = 0.0
+    until: float = 0.0
+    """Of its latest look."""
     tokens: float = 0.0
     """Steps made: tokens of each row that was there all the time."""
     moment: float = 0.0
@@ -165,10 +171,21 @@ class _World:
 
     def look(self, worker: _Worker, now: float) -> tuple[float, tuple[int, int] | None, bool]:
         """One step of looking for a rollout: at most one cell. When it is done, what was claimed, and whether there are more cells to look at now."""
+        if now < worker.again or (worker.place >= len(worker.order) and not worker.passed):
+            return now, None, False
         if worker.place >= len(worker.order):
-            if now < worker.again or not worker.passed:
-                return now, None, False
-            worker.order, worker.passed, worker.place, worker.at = sorted(worker.passed), set(), 0, 0
+            worker.order, worker.passed, worker.place, worker.at, worker.first = sorted(worker.passed), set(), 0, 0, False
+            worker.began = now
+        elif now > worker.until:  # it did something else meanwhile
+            worker.began = now
+        worker.until, found, more = self.look_at_cell(worker, now)
+        spent = worker.until - worker.began
+        if not worker.first and found is None and more and spent > BUDGET:
+            worker.again = max(worker.again, worker.until + REST * spent)
+        return worker.until, found, more
+
+    def look_at_cell(self, worker: _Worker, now: float) -> tuple[float, tuple[int, int] | None, bool]:
+        """A look at the cell that a worker is at."""
         cell = worker.order[worker.place]
         first, lists = worker.firsts[cell], 0
         if now - worker.listed > FRESH or worker.at == 0:
@@ -183,7 +200,7 @@ class _World:
         if not free:
             worker.place, worker.at = worker.place + 1, 0
             if worker.place >= len(worker.order):
-                worker.again = now + PAUSE
+                worker.again = now + (0.0 if worker.first else PAUSE)
             return self.server.done(now, **steps), None, True
         sample = (first + place) % self.samples
         if (self.held[cell] | self.ended[cell]) >> sample & 1:
@@ -201,8 +218,11 @@ class _World:
             worker.passed.add(cell)
         new = {"read": (ended & ~worker.known[cell]).bit_count(), "holder": (held & ~worker.holders[cell]).bit_count()}
         worker.known[cell] |= ended
-        worker.holders[cell] |= held
-        return new if self.reading else {}
+        if self.reading or not worker.first:
+            worker.holders[cell] |= held
+        if self.reading:
+            return new
+        return {} if worker.first else {"holder": new["holder"]}
 
 
 def simulate(
@@ -215,11 +235,12 @@ def simulate(
     files: FileSystem | None,
     *,
     shared_weights: bool,
-    reading: bool = True,
+    reading: bool = False,
 ) -> Outcome:
     """A run of cells × samples rollouts, their lengths drawn from `lengths`.
 
-    With `reading`, whoever passes over a rollout reads, once, how far it is or who holds it; without, the listing says both.
+    With `reading`, whoever passes over a rollout reads, once, how far it is or who holds it. Without, listings say what has ended, and who holds what is read
+    when nothing is free any more, for a small part of the time.
     """
     chance = random.Random(workers)
     world = _World(workers, cells, samples, lengths, gpu, _Server(costs, files, workers), reading)
