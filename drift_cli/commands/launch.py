@@ -29,9 +29,9 @@ from drift_cli.commands.worker import LeaseOption
 from drift_cli.display import Display, Mode, Progress, Table
 from drift_cli.errors import EXIT_INTERRUPTED, DriftError, UsageError
 from drift_cli.interrupts import Stop
-from drift_cli.launch.local import Workers, threads, visible_gpus
+from drift_cli.launch.local import Workers, check_gpus, threads, visible_gpus
 from drift_cli.launch.plan import Finished, Plan, worker_command
-from drift_cli.store.workers import forget_workers
+from drift_cli.store.workers import LEASE, check_lease, forget_workers
 
 if TYPE_CHECKING:
     from drift_cli.config import Settings
@@ -75,6 +75,10 @@ def launch(
     gpus = _gpus(engine, gpus_per_worker, device)
     number = workers if workers is not None else _as_many_as_fit(gpus)
     work = Launching(shown, where, on_gpus=gpus > 0)
+    if engine is Launcher.LOCAL:
+        check_gpus(number, gpus)
+    check_lease(LEASE if lease is None else lease)
+    Plan("checked", where.root.absolute(), number, gpus)  # refused, if at all, before a run is made for it
     with Stop() as stop:
         run_id, run = work.prepared(context.args, {"engine": rollouts, "batch": batch}, dry_run=dry_run)
         used = device if gpus or device else "cpu"
@@ -116,7 +120,8 @@ class Launching(Work):
                     mend="Leave RUN out to add to a run: the same settings name it.",
                 )
             run = Run.open(self.store, rest[0])
-            settings = self._as_workers_see_it(settings_of(run.manifest))
+            stored, given = settings_of(run.manifest), {key: value for key, value in own.items() if value is not None}
+            settings = self._as_workers_see_it(replace(stored, values={**stored.values, **given}))
             experiment = reopen(run, settings)
         else:
             settings = self._as_workers_see_it(settings_from({**_parsed(rest), **own}))
@@ -230,4 +235,5 @@ def _end(shown: Display, work: Launching, run: Run, finished: Finished, outcome:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(launch)
+    taken = {"ignore_unknown_options": True, "allow_extra_args": True}
+    app.command(context_settings=taken, options_metavar="[OPTIONS] [RUN | OPTIONS OF GENERATE]")(launch)

@@ -38,6 +38,17 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
+def check_gpus(workers: int, each: int) -> list[str]:
+    """The GPUs of this machine, as `visible_gpus`, where workers are to have so many each. Raises `UsageError` where there are too few."""
+    gpus = visible_gpus() if each else []
+    if workers * each > len(gpus):
+        raise UsageError(
+            f"{workers} workers with {each} GPUs each need {workers * each}; this machine shows {len(gpus)}",
+            mend="Use fewer --workers, or --gpus-per-worker 0 to work on the CPU.",
+        )
+    return gpus
+
+
 @dataclass
 class _Place:
     """Where one worker runs, and the one that runs there now."""
@@ -64,12 +75,8 @@ class Workers:
 
     def __post_init__(self) -> None:
         """Raises `UsageError` where this machine has too few GPUs."""
-        each, gpus = self.plan.gpus_per_worker, visible_gpus() if self.plan.gpus_per_worker else []
-        if self.plan.workers * each > len(gpus):
-            raise UsageError(
-                f"{self.plan.workers} workers with {each} GPUs each need {self.plan.workers * each}; this machine shows {len(gpus)}",
-                mend="Use fewer --workers, or --gpus-per-worker 0 to work on the CPU.",
-            )
+        each = self.plan.gpus_per_worker
+        gpus = check_gpus(self.plan.workers, each)
         self.places = [_Place(number, gpus[number * each : (number + 1) * each]) for number in range(self.plan.workers)]
 
     def run(self, stop: Callable[[], bool], look: Callable[[], object]) -> Finished:
