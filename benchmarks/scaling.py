@@ -270,9 +270,7 @@ def main() -> None:
         outcomes = []
         for workers in WORKERS:
             started = time.perf_counter()
-            outcomes.append(
-                simulate(workers, CELLS, SAMPLES, lengths(), gpu, costs, files, shared_weights=shared, reading=not asked.listing)
-            )
+            outcomes.append(simulate(workers, CELLS, SAMPLES, lengths(), gpu, costs, files, shared_weights=shared))
             say(f"{title}: {workers} workers, {outcomes[-1].seconds:.0f} s (simulated in {time.perf_counter() - started:.0f} s)")
         if files is not None and not shared:
             naive = simulate(WORKERS[-1], CELLS, SAMPLES, lengths(), gpu, costs, files, shared_weights=False, reading=True)
