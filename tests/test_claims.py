@@ -9,6 +9,8 @@ from pathlib import Path
 
 import orjson
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from store_fixtures import CELL, FIRST, OTHER, finish, fork, make_run
 
 from drift_cli.errors import UsageError
@@ -27,6 +29,12 @@ ROLLOUTS = [Rollout(CELL, sample) for sample in range(20)]
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return make_run(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=20), lambda inner: st.lists(inner, max_size=3)
+)
+"""Values that a worker's file may hold."""
 
 
 class Clock:
@@ -296,6 +304,20 @@ def test_a_workers_file_that_says_what_cannot_be_is_not_believed(change: dict[st
     run.paths.workers_root.mkdir()
     run.paths.worker("far").write_bytes(orjson.dumps({**orjson.loads(orjson.dumps(ELSEWHERE)), **change}))
     assert read_worker(run.paths, "far") is None
+
+
+@given(st.binary(max_size=300) | st.builds(orjson.dumps, st.dictionaries(st.sampled_from(sorted(vars(ELSEWHERE))), JSON)))
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_bytes_a_reader_gives_a_worker_or_nobody(run: Run, data: bytes) -> None:
+    run.paths.workers_root.mkdir(exist_ok=True)
+    run.paths.worker("far").write_bytes(data)
+    said = read_worker(run.paths, "far")
+    assert said is None or said.id == "far"
+    assert Observer(run.paths).life("far") in Life
+    run.paths.claim(FIRST).parent.mkdir(parents=True, exist_ok=True)
+    run.paths.claim(FIRST).write_bytes(data)
+    holder = read_holder(run.paths, FIRST)
+    assert holder == "" or (holder is not None and data == f"{holder}\n".encode() and run.paths.worker(holder))
 
 
 @pytest.mark.parametrize("name", ["../far", "", "a/b", "x" * 81, "-far"])

@@ -17,6 +17,7 @@ from drift_cli.errors import EXIT_INTERRUPTED
 from drift_cli.launch import local
 from drift_cli.launch.plan import Plan
 from drift_cli.store.claims import claims_of
+from drift_cli.store.manifest import Epoch
 from drift_cli.store.workers import read_workers
 
 SAMPLES = int(os.environ.get("WORKERS_TEST_ROLLOUTS", "32")) // 4
@@ -81,6 +82,7 @@ def test_four_workers_of_which_one_is_killed_again_and_again_make_what_one_proce
             kills, due = kills + 1, time.monotonic() + chance.uniform(*KILL_EVERY)
         time.sleep(0.02)
     assert [status for pid in alive if (status := stable.wait(pid)) not in (0, -signal.SIGKILL)] == []
+    print(f"{kills} kills, {number} workers")
     assert kills >= 4
     settled(place, alone)
 
@@ -168,6 +170,16 @@ def test_a_launch_starts_again_what_dies_and_stops_what_it_started(stable: Stabl
     assert f"{victim.id} was killed by SIGKILL: another one is started in its place" in said
     assert "stopped by SIGTERM" in said
     assert not any(Path(f"/proc/{worker.pid}").exists() for worker in read_workers(place.run.paths))
+
+
+def test_workers_on_a_cpu_keep_the_number_of_threads_that_a_run_was_begun_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local.os, "cpu_count", lambda: 12)
+    run = make(tmp_path / "run").run
+    assert local.threads(run.paths, 4) == 3
+    assert local.threads(run.paths, 40) == 1
+    run.begin(Epoch({}, "cpu (7 threads)", "slots", 3))
+    run.begin(Epoch({}, "NVIDIA H200", "slots", 3))
+    assert local.threads(run.paths, 4) == 7
 
 
 def test_a_launch_whose_workers_fail_again_and_again_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

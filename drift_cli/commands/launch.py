@@ -23,6 +23,7 @@ from drift_cli.commands.options import (
     StoreOption,
     make_display,
     open_store,
+    with_given,
 )
 from drift_cli.commands.work import Work, why
 from drift_cli.commands.worker import LeaseOption
@@ -120,8 +121,7 @@ class Launching(Work):
                     mend="Leave RUN out to add to a run: the same settings name it.",
                 )
             run = Run.open(self.store, rest[0])
-            stored, given = settings_of(run.manifest), {key: value for key, value in own.items() if value is not None}
-            settings = self._as_workers_see_it(replace(stored, values={**stored.values, **given}))
+            settings = self._as_workers_see_it(with_given(settings_of(run.manifest), **own))
             experiment = reopen(run, settings)
         else:
             settings = self._as_workers_see_it(settings_from({**_parsed(rest), **own}))
@@ -185,7 +185,7 @@ def _carry_out(shown: Display, work: Launching, run: Run, plan: Plan, stop: Stop
     if all(state.ended for state in states):
         shown.note(f"run {plan.run_id} is complete: nothing to do")
         return
-    cores = f", {threads(plan.workers)} threads each" if not plan.gpus_per_worker else ""
+    cores = f", {threads(run.paths, plan.workers)} threads each" if not plan.gpus_per_worker else ""
     shown.note(
         f"run {plan.run_id}: {total - done} turns to do, {plan.workers} workers{cores}; look on with: drift runs watch {plan.run_id}"
     )

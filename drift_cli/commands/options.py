@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from drift_cli.display import Display, Mode
 
 if TYPE_CHECKING:
+    from drift_cli.config import Settings
     from drift_cli.store.paths import Store
     from drift_cli.store.run import Run
 
@@ -45,6 +47,11 @@ def open_run(folder: Path | None, run: str | None) -> Run:
 
     store = open_store(folder)
     return Run.newest(store) if run is None else Run.open(store, run)
+
+
+def with_given(settings: Settings, **given: Any) -> Settings:
+    """Settings with those replaced that were given on this command line."""
+    return replace(settings, values={**settings.values, **{key: value for key, value in given.items() if value is not None}})
 
 
 def make_display(mode: Mode, as_json: bool = False) -> Display:

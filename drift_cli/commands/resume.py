@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import typer
 
 from drift_cli.commands.options import (
@@ -18,6 +16,7 @@ from drift_cli.commands.options import (
     make_display,
     open_run,
     open_store,
+    with_given,
 )
 from drift_cli.display import Mode
 
@@ -40,9 +39,7 @@ def resume(
     from drift_cli.experiment import settings_of
 
     found = open_run(store, run)
-    settings = settings_of(found.manifest)
-    changed = {key: value for key, value in {"device": device, "batch": batch, "engine": engine}.items() if value is not None}
-    settings = replace(settings, values={**settings.values, **changed})
+    settings = with_given(settings_of(found.manifest), device=device, batch=batch, engine=engine)
     Work(make_display(display, as_json), open_store(store)).go_on(found, settings, dry_run=dry_run)
 
 

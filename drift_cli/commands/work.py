@@ -75,7 +75,7 @@ class Work:
         self.warn_of_context(experiment)
         outcome = self._run(run, experiment, settings, stop)
         if outcome.interrupted:
-            self._stopped(run, stop, outcome)
+            self.stopped(run, stop, outcome)
         if outcome.problems:
             raise outcome.problems[0]
         if outcome.others:
@@ -191,7 +191,8 @@ class Work:
         done = trace_with(self.display, run, experiment, loaded, stop)
         self.display.note(done.said)
 
-    def _stopped(self, run: Run, stop: Stop, outcome: Outcome) -> None:
+    def stopped(self, run: Run, stop: Stop, outcome: Outcome) -> None:
+        """Say how far a run is that was asked to stop, and leave."""
         command = self.resume_command(run)
         states = run.states()
         done, total = sum(state.done for state in states), sum(state.total for state in states)

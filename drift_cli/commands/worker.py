@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,10 +19,11 @@ from drift_cli.commands.options import (
     make_display,
     open_run,
     open_store,
+    with_given,
 )
 from drift_cli.commands.work import Part, Work
 from drift_cli.display import Mode, duration
-from drift_cli.errors import UsageError
+from drift_cli.errors import EXIT_INTERRUPTED, UsageError
 from drift_cli.launch.plan import launcher_of
 from drift_cli.store.workers import LEASE, check_lease
 
@@ -69,9 +70,7 @@ def work(
         raise UsageError(f"--gpus is {gpus}", mend="Use at least 1.")
     check_lease(LEASE if lease is None else lease)
     found = open_run(store, run)
-    settings = settings_of(found.manifest)
-    changed = {key: value for key, value in {"device": device, "batch": batch, "engine": engine}.items() if value is not None}
-    settings = replace(settings, values={**settings.values, **changed})
+    settings = with_given(settings_of(found.manifest), device=device, batch=batch, engine=engine)
     shown = make_display(display, as_json)
     Working(shown, open_store(store), gpus=gpus, worker=worker, lease=LEASE if lease is None else lease).go_on(found, settings)
 
@@ -92,6 +91,15 @@ class Working(Work):
 
     def _named(self, share: Share) -> dict[str, str]:
         return {"worker": share.presence.id}
+
+    def stopped(self, run: Run, stop: Stop, outcome: Outcome) -> None:
+        """Say so and leave, at once: how far the whole run is takes a while to find out, and whoever stops a worker may not give it that long."""
+        self.display.note(
+            f"stopped by {stop.signal_name}: {outcome.turns} turns made; what was held is free for others", kind="interrupted"
+        )
+        if self.display.as_json:
+            self.display.result({"run": run.paths.run_id, "interrupted": stop.signal_name, "turns": outcome.turns})
+        raise typer.Exit(EXIT_INTERRUPTED)
 
     def shared(self, run: Run, outcome: Outcome) -> None:
         """Others are at what is left: this worker's part is done."""

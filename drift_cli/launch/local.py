@@ -7,6 +7,7 @@ they see that its process is gone.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from drift_cli.errors import EXIT_USAGE, UsageError
 from drift_cli.launch.plan import LAUNCHER, Finished, Plan, worker_command
 from drift_cli.store.files import create_folder
+from drift_cli.store.manifest import read_manifest
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.workers import read_worker
 
@@ -24,6 +26,8 @@ FRUITLESS = 3
 """Deaths in a row, with no turn committed in between, after which a worker is not started again."""
 _GRACE = 20.0
 """Seconds that a worker has to stop when it is asked to. It needs two."""
+_CPU = re.compile(r"cpu \(([1-9][0-9]{0,3}) threads\)")
+"""How an epoch names a CPU, see `commands.work`."""
 _LOOK = 0.1
 """Seconds between two looks at the workers."""
 
@@ -105,7 +109,7 @@ class Workers:
     def _environment(self, place: _Place) -> dict[str, str]:
         made = {**os.environ, LAUNCHER: "local", "DRIFT_DISPLAY": "plain", "CUDA_VISIBLE_DEVICES": ",".join(place.gpus)}
         if not place.gpus and "OMP_NUM_THREADS" not in os.environ:
-            made["OMP_NUM_THREADS"] = str(threads(self.plan.workers))
+            made["OMP_NUM_THREADS"] = str(threads(self.paths, self.plan.workers))
         return made
 
     def _see_to(self, place: _Place) -> None:
@@ -148,9 +152,14 @@ class Workers:
                 self.paths.worker_log(place.worker).unlink(missing_ok=True)
 
 
-def threads(workers: int) -> int:
-    """Threads of each of so many workers on this machine's CPU."""
-    return max(1, (os.cpu_count() or 1) // workers)
+def threads(paths: RunPaths, workers: int) -> int:
+    """Threads of each of so many workers on this machine's CPU: as many as the run was made with so far, since its bits depend on that; else a fair share."""
+    try:
+        devices = [epoch.device for epoch in read_manifest(paths).epochs]
+    except FileNotFoundError:
+        devices = []
+    known = [int(match[1]) for device in devices if (match := _CPU.fullmatch(device))]
+    return known[-1] if known else max(1, (os.cpu_count() or 1) // workers)
 
 
 def _last_line(log: Path) -> str:

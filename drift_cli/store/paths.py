@@ -172,15 +172,9 @@ class RunPaths:
 
     def claim_of(self, path: Path) -> Rollout | None:
         """The rollout that a claim is on; None where the path is no claim."""
-        parts = path.relative_to(self.root).parts
         match = _CLAIM.fullmatch(path.name)
-        if match is None or len(parts) != 5:
-            return None
-        try:
-            rollout = Rollout(Cell(parts[1], parts[2], float(parts[3].removeprefix("T"))), int(match[1]))
-        except (UsageError, ValueError):
-            return None
-        return rollout if self.claim(rollout) == path else None
+        rollout = None if match is None else self._rollout_at(path, int(match[1]))
+        return rollout if rollout is not None and self.claim(rollout) == path else None
 
     def rollouts(self) -> Iterator[Rollout]:
         """Rollouts that have a file of lines, sorted. Whatever else lies there is passed over (`verify` names it)."""
@@ -193,16 +187,18 @@ class RunPaths:
 
     def rollout_of(self, path: Path) -> Rollout | None:
         """The rollout that a file of lines, residuals or an owner belongs to; None where the path is none of these."""
-        parts = path.relative_to(self.root).parts
         match = _SAMPLE.fullmatch(path.name)
-        if match is None or len(parts) != 5:
-            return None
+        rollout = None if match is None else self._rollout_at(path, int(match[1]))
+        # Only the one spelling that we write: T0.50 or 00007 would be a second file of the same rollout.
+        return rollout if match and rollout and self.cell(rollout.cell) / sample_name(rollout.sample, match[2]) == path else None
+
+    def _rollout_at(self, path: Path, sample: int) -> Rollout | None:
+        """The rollout of a file in a cell's folder, whatever that folder is in; None where its folders do not name a cell."""
+        parts = path.relative_to(self.root).parts
         try:
-            rollout = Rollout(Cell(parts[1], parts[2], float(parts[3].removeprefix("T"))), int(match[1]))
+            return Rollout(Cell(parts[1], parts[2], float(parts[3].removeprefix("T"))), sample) if len(parts) == 5 else None
         except (UsageError, ValueError):
             return None
-        # Only the one spelling that we write: T0.50 or 00007 would be a second file of the same rollout.
-        return rollout if self.cell(rollout.cell) / sample_name(rollout.sample, match[2]) == path else None
 
 
 def sample_name(sample: int, suffix: str) -> str:
