@@ -26,6 +26,7 @@ from drift_cli.store import survey as survey_module
 from drift_cli.store.lock import Owner
 from drift_cli.store.log import End
 from drift_cli.store.manifest import CellPlan
+from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 from drift_cli.store.survey import CellCount, Surveyor
 from drift_cli.store.workers import Presence, WorkerState
@@ -110,17 +111,11 @@ def test_a_run_may_grow_while_it_is_watched(tmp_path: Path) -> None:
     more = Cell("talk", "later", 0.5)
     conditions = {**run.manifest.conditions, "later": Condition("later")}
     changed = {"cells": (CellPlan(CELL, 5), CellPlan(OTHER, 2), CellPlan(more, 1)), "conditions": conditions}
-    make_more = Run.open(status_store(tmp_path), run.paths.run_id)
-    make_more.update(type(run.manifest)(**{**vars(run.manifest), **changed}))
+    elsewhere = Run.open(Store(tmp_path / "checkpoints"), run.paths.run_id)
+    elsewhere.update(type(run.manifest)(**{**vars(run.manifest), **changed}))
     survey = surveyor.look()
     assert [count.planned for count in survey.cells] == [5, 2, 1]
     assert survey.turns == TURNS
-
-
-def status_store(folder: Path):  # type: ignore[no-untyped-def]
-    from drift_cli.store.paths import Store
-
-    return Store(folder / "checkpoints")
 
 
 def test_watching_writes_nothing(tmp_path: Path) -> None:
