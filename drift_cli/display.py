@@ -53,13 +53,13 @@ class Lasting:
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._lost = stream is None  # it was closed before we began (`>&-`)
+        self.lost = stream is None  # it was closed before we began (`>&-`)
         self._stream: TextIO = io.StringIO() if stream is None else stream
 
     def write(self, text: str) -> int:
         """Write `text`."""
         try:
-            return len(text) if self._lost else self._stream.write(text)
+            return len(text) if self.lost else self._stream.write(text)
         except OSError as error:
             self._give_up(error)
             return len(text)
@@ -67,7 +67,7 @@ class Lasting:
     def flush(self) -> None:
         """Hand on what was written."""
         try:
-            if not self._lost:
+            if not self.lost:
                 self._stream.flush()
         except OSError as error:
             self._give_up(error)
@@ -79,7 +79,7 @@ class Lasting:
         """Point the stream at nothing, so that Python's own flush at exit does not fail either. A terminal that is gone says EIO."""
         if not isinstance(error, BrokenPipeError) and error.errno != errno.EIO:
             raise error
-        self._lost = True
+        self.lost = True
         with suppress(OSError, ValueError):
             nothing = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nothing, self._stream.fileno())
@@ -144,6 +144,15 @@ class Display:
             else:
                 self._line(self.out, inert(item))
 
+    def line(self, text: str) -> None:
+        """One line of a result that comes in many, for stdout."""
+        self._line(self.out, inert(text))
+
+    @property
+    def unread(self) -> bool:
+        """Whether nobody reads results any more."""
+        return cast(Lasting, self.out).lost
+
     def progress(self, total: int, done: int, unit: str = "turns") -> Progress:
         """A progress display over `total` units, `done` of them already."""
         return Progress(self, total, done, unit)
@@ -155,7 +164,8 @@ class Display:
         stream.write(text)
         stream.flush()
 
-    def _console(self, stream: TextIO) -> Console:
+    def console(self, stream: TextIO) -> Console:
+        """A stream as rich writes to it: no markup, nothing highlighted."""
         from rich.console import Console
 
         return Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
@@ -172,7 +182,7 @@ class Display:
             made.add_column(Text(head.rstrip(">")), justify="right" if head.endswith(">") else "left", overflow="fold")
         for row in table.rows:
             made.add_row(*(Text(inert(cell)) for cell in row))
-        console = self._console(self.out)
+        console = self.console(self.out)
         if not console.is_terminal:
             console.width = PIPE_WIDTH
         with console.capture() as captured:
@@ -243,7 +253,7 @@ class Progress:
         from rich.progress import Progress as Bar
 
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn(self.unit), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        console = self.display._console(self.display.err)
+        console = self.display.console(self.display.err)
         bar = Bar(*columns, TextColumn("{task.fields[what]}", markup=False), console=console, transient=False)
         bar.add_task("", total=self.total, completed=self.done, what="")
         return bar

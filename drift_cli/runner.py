@@ -21,6 +21,7 @@ from drift_cli.errors import StoreError
 from drift_cli.session import Session
 from drift_cli.share import Share, take_part
 from drift_cli.spec import Finish
+from drift_cli.store.queue import correct_hints
 from drift_cli.store.run import Run
 from drift_cli.store.workers import WorkerState
 
@@ -112,6 +113,7 @@ def run_rollouts(
     with ExitStack() as stack:
         if share is None:
             states = run.states()
+            correct_hints(run.paths, states)
             share = stack.enter_context(take_part(run))
             share.turns = sum(state.total for state in states), sum(state.total if state.ended else state.done for state in states)
         queue = share.queue(run, engine.batch if engine.needs_company else 1)

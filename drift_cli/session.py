@@ -198,7 +198,8 @@ class Session:
         )
 
     def _finish(self, rollout: Rollout) -> None:
-        self._release(rollout)
+        self._close_log(rollout)
+        self.queue.claims.finish(rollout)
         self.queue.ended(rollout)
 
     def _lose(self, rollout: Rollout, why: str) -> None:
@@ -209,10 +210,13 @@ class Session:
 
     def _release(self, rollout: Rollout) -> None:
         """Close a rollout's log, then give up its claim: in this order, so that whoever claims it next finds no lock."""
+        self._close_log(rollout)
+        self.queue.claims.release(rollout)
+
+    def _close_log(self, rollout: Rollout) -> None:
         log = self.logs.pop(rollout, None)
         if log is not None:
             log.close()
-        self.queue.claims.release(rollout)
 
     def let_go(self) -> Iterator[Rollout]:
         """Rollouts given up since this was last asked; the engine ends them with the reply it is at. (A group that needs its company keeps it.)

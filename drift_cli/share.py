@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from drift_cli.display import Display, Progress
 from drift_cli.engine.contract import Stopped
 from drift_cli.store.claims import Claims
-from drift_cli.store.queue import Outlook, Queue
+from drift_cli.store.queue import Outlook, Queue, correct_hints
 from drift_cli.store.run import Run
-from drift_cli.store.workers import BEAT, LEASE, Observer, Presence, WorkerState, default_name, forget_workers
+from drift_cli.store.workers import BEAT, LEASE, Observer, Presence, WorkerState, any_at_work, default_name, forget_workers
 
 _STEP = 0.1
 """Seconds between two questions whether to stop, while waiting."""
@@ -76,9 +76,13 @@ class Share:
 def take_part(
     run: Run, name: str | None = None, *, lease: float = LEASE, launcher: Mapping[str, str] | None = None, shuffled: bool = False
 ) -> Iterator[Share]:
-    """Be a worker of a run, as long as the context lasts. Where the run is complete then, what workers left behind is cleared away."""
+    """Be a worker of a run, as long as the context lasts. The last one to leave clears away what workers left behind, where the run is complete.
+
+    Where it is not, hints that say otherwise are taken away, so that the next worker looks for itself.
+    """
     with Presence(run.paths, name or default_name(), lease=lease, launcher=launcher) as presence:
         share = Share(presence, Claims(run.paths, presence.id, Observer(run.paths)), shuffled)
         yield share
-    if share.complete:
+    # That all has ended it knows from others, too. Only the last one looks: five hundred would keep a file server busy for longer than the run.
+    if share.complete and not any_at_work(run.paths) and correct_hints(run.paths, run.states()):
         forget_workers(run.paths)

@@ -1,4 +1,4 @@
-"""`drift runs ls | show | path | verify`: look at what the store holds."""
+"""`drift runs ls | show | path | watch | verify`: look at what the store holds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from drift_cli.commands.options import DisplayOption, JsonOption, RunArgument, StoreOption, make_display, open_run, open_store
+from drift_cli.commands.watch import watch
 from drift_cli.display import Mode, Table
 from drift_cli.errors import EXIT_FAILED, StoreError
 
@@ -199,4 +200,5 @@ def _findings_table(run: Run, findings: Sequence[Finding], *, repaired: bool) ->
 
 def register(app: typer.Typer) -> None:
     """Add the group."""
+    runs.command()(watch)
     app.add_typer(runs, name="runs")

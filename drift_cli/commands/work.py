@@ -96,8 +96,10 @@ class Work:
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
         from drift_cli.runner import Outcome
         from drift_cli.share import take_part
+        from drift_cli.store.queue import correct_hints
 
         states = run.states()
+        correct_hints(run.paths, states)
         if all(state.ended for state in states):
             self.display.note(f"run {run.paths.run_id} is complete: nothing to do")
             if self.traces:

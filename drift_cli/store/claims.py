@@ -11,6 +11,7 @@ check and its chain see to it that nothing is mixed. A worker whose claim was ta
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -20,12 +21,14 @@ from pathlib import Path
 
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.spec import Cell, Rollout
-from drift_cli.store.files import create_inside, failed, open_folder, read_inside, release, write_all
+from drift_cli.store.files import create_inside, failed, open_folder, open_inside, read_inside, release, write_all
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.workers import LEASE, Life, Observer
 
 _LIMIT = 128
 """Bytes: an id has 80 at most."""
+_LISTED = 16 << 20
+_SAMPLE = re.compile(rb"[0-9]{4,9}")
 _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -40,6 +43,28 @@ def claimed(paths: RunPaths, cell: Cell) -> set[int]:
         raise failed("read", folder, error) from error
     found = (paths.claim_of(folder / name) for name in names)
     return {rollout.sample for rollout in found if rollout is not None}
+
+
+def seen_ended(paths: RunPaths, cell: Cell) -> set[int]:
+    """Samples of a cell that some worker has brought to their end: what workers tell each other, so that not each of them reads every file.
+
+    A hint: a line may be missing (two machines wrote at once, over a network), and files may have changed since. Status is never derived from it.
+    """
+    try:
+        lines = read_inside(paths.root, paths.ended(cell), _LISTED).split(b"\n")
+    except (FileNotFoundError, StoreError):
+        return set()
+    return {int(line) for line in lines if _SAMPLE.fullmatch(line)}
+
+
+def forget_ended(paths: RunPaths, cell: Cell) -> None:
+    """Take the hint away, since it was wrong or is of no use any more."""
+    with suppress(OSError, StoreError):
+        folder = open_folder(paths.root, paths.claims(cell))
+        try:
+            os.unlink(paths.ended(cell).name, dir_fd=folder)
+        finally:
+            release(folder)
 
 
 def claims_of(paths: RunPaths) -> Iterator[tuple[Rollout, str]]:
@@ -111,6 +136,17 @@ class Claims:
             # What cannot be removed stays behind as the claim of a worker that has left: it keeps nobody out.
             with suppress(OSError, StoreError), _folder(self.paths, path.parent) as folder:
                 os.unlink(path.name, dir_fd=folder)
+
+    def finish(self, rollout: Rollout) -> None:
+        """Release a rollout that has ended, and tell others that it has. Where that cannot be written, they read its file."""
+        path = self.paths.ended(rollout.cell)
+        with suppress(OSError, StoreError):
+            fd = open_inside(self.paths.root, path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            try:
+                os.write(fd, b"%04d\n" % rollout.sample)
+            finally:
+                release(fd)
+        self.release(rollout)
 
     def life_of(self, rollout: Rollout, holder: str) -> Life:
         """Whether the worker that the claim on a rollout names lives ("": it names none, see `read_holder`)."""

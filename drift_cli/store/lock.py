@@ -51,6 +51,20 @@ class Owner:
         since = f" since {self.since}" if _SINCE.fullmatch(self.since) else ""
         return f"process {self.pid} on {host}{since}"
 
+    @property
+    def gone(self) -> bool:
+        """It was on this host and is there no more. (Of another host nothing can be said; another process may have its number.)"""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            # Process numbers are positive; what is not would address a group, and what is too large is nobody's.
+            os.kill(self.pid, 0) if self.pid > 0 else None
+        except (ProcessLookupError, OverflowError):
+            return True
+        except PermissionError:  # somebody else's
+            return False
+        return self.pid <= 0
+
 
 def me() -> Owner:
     """This process."""
@@ -84,7 +98,8 @@ def lock_rollout(fd: int, path: Path, root: Path, note: Path) -> str | None:
         locked = lock(fd)
     except BlockingIOError:
         raise InUse(
-            f"{path} is being written by {_owner(root, note)}", mend="Wait until it is done, or stop it: a rollout has one writer."
+            f"{path} is being written by {read_owner(root, note) or 'another process (it left no name)'}",
+            mend="Wait until it is done, or stop it: a rollout has one writer.",
         ) from None
     except OSError as error:
         raise failed("lock", path, error) from error
@@ -146,8 +161,9 @@ def _write_note(root: Path, note: Path) -> None:
         release(fd)
 
 
-def _owner(root: Path, note: Path) -> str:
+def read_owner(root: Path, note: Path) -> Owner | None:
+    """Who left a note; None where there is none, or none that can be read. It may be of a process that was killed."""
     try:
-        return str(decode(Owner, parse(read_inside(root, note, 4096))))
+        return decode(Owner, parse(read_inside(root, note, 4096)))
     except (OSError, StoreError, Malformed):
-        return "another process (it left no name)"
+        return None

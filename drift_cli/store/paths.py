@@ -170,6 +170,10 @@ class RunPaths:
         """The claim on a rollout: made by whoever works on it, and gone when nobody does."""
         return self.claims(rollout.cell) / sample_name(rollout.sample, "claim")
 
+    def ended(self, cell: Cell) -> Path:
+        """Samples of a cell that workers have seen end, a line each: a hint that spares others to read their files."""
+        return self.claims(cell) / "ended"
+
     def claim_of(self, path: Path) -> Rollout | None:
         """The rollout that a claim is on; None where the path is no claim."""
         match = _CLAIM.fullmatch(path.name)

@@ -4,8 +4,9 @@ Nobody deals the work out. Each worker goes through the plan, passes over what h
 that is gone has left. So that five hundred of them do not all try the same file first, each goes through the cells in an order shuffled by its id, and
 through a cell from a sample of its own on. What was held by others is looked at again every now and then.
 
-Costs, for file systems where they count: a listing of two folders per cell and look; a read of the last line of each rollout that was begun and is not yet
-known to have ended; a file made and removed per rollout taken; a read per claim of another worker that stands in the way.
+Costs, for file systems where they count: a listing of two folders and a read per cell and look; a read of the last line of each rollout that was begun and that
+no worker said had ended; a file made and removed per rollout taken. What others hold is passed over without a read until nothing else is left; then
+claims are read, for a small part of the time (docs/scaling.md has what all this amounts to).
 """
 
 from __future__ import annotations
@@ -19,16 +20,22 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from drift_cli.spec import Cell, Rollout
-from drift_cli.store.claims import Claims, claimed, read_holder
+from drift_cli.store.claims import Claims, claimed, forget_ended, read_holder, seen_ended
 from drift_cli.store.files import failed
+from drift_cli.store.paths import RunPaths
 from drift_cli.store.run import RolloutState, Run
 from drift_cli.store.tails import tail_state
-from drift_cli.store.workers import BEAT, Life
+from drift_cli.store.workers import BEAT, Life, worker_ids
 
 _FRESH = 5.0
 """Seconds for which a listing of a cell is good enough: what it misses costs a failed claim, no more."""
 _SOON = 0.5
 """Seconds to the next look where it is known to find something."""
+
+_BUDGET = 0.25
+"""Seconds that a look at what others held may take while rollouts of one's own may be waiting for it."""
+_REST = 20.0
+"""Times as long as such a look took, until it goes on: hundreds of workers leave a file server to those who still commit."""
 
 Unit = tuple[Rollout, ...]
 """What is claimed together."""
@@ -50,6 +57,8 @@ class _Listing:
     when: float
     claimed: frozenset[int]
     begun: frozenset[int]
+    ended: frozenset[int]
+    """Begun, and said to have ended."""
 
 
 class Queue:
@@ -67,6 +76,11 @@ class Queue:
         self._locked: set[Rollout] = set()
         self._listings: dict[Cell, _Listing] = {}
         self._again = 0.0
+        self._shuffled, self._first, self._rest = shuffled, True, 0.0
+        if shuffled:
+            # Seen now, and again when their claims are asked for: by then those that gave no sign of life in between are known to be gone.
+            for worker in worker_ids(run.paths):
+                claims.observer.worker(worker)
 
     def take(self) -> list[RolloutState] | None:
         """Claim what comes next: its rollouts as they are now, of which those that have not ended are claimed. None where nothing can be taken now.
@@ -74,10 +88,17 @@ class Queue:
         Raises `StoreError` where a rollout's file is damaged; the next call goes on behind it.
         """
         self._look_again()
+        started = time.monotonic()
+        if not self._first and started < self._rest:
+            return None
         while self._untried:
             states = self._claim(self._next())
             if states is not None:
                 return states
+            spent = time.monotonic() - started
+            if not self._first and spent > _BUDGET:
+                self._rest = time.monotonic() + _REST * spent
+                break
         return None
 
     def is_open(self) -> bool:
@@ -95,14 +116,19 @@ class Queue:
     def _look_again(self) -> None:
         """Begin another round with what was held by others, if the last one is long enough ago."""
         if not self._untried and time.monotonic() >= self._again:
-            self._untried, self._held = deque(self._held), []
+            self._untried, self._held, self._first = deque(self._held), [], False
             self._listings.clear()
 
     def _next(self) -> Unit:
         unit = self._untried.popleft()
         if not self._untried:
-            self._again = time.monotonic() + self.pause
+            self._again = time.monotonic() + (0.0 if self._lazy else self.pause)
         return unit
+
+    @property
+    def _lazy(self) -> bool:
+        """Whether what others hold is passed over unasked: by one of many workers, in its first round."""
+        return self._shuffled and self._first
 
     def put_back(self, rollouts: Iterable[Rollout]) -> None:
         """Rollouts that were taken and given up again are to be tried another time, with what was claimed together with them."""
@@ -149,6 +175,8 @@ class Queue:
     def _claim(self, unit: Unit) -> list[RolloutState] | None:
         """Claim what has not ended of a unit: all or nothing. None where all of it has, or somebody holds a part."""
         left, taken = self._left(unit), list[Rollout]()
+        if not left:
+            return None
         try:
             for rollout in left:
                 if self._is_in_the_way(rollout) or not self.claims.take_over(rollout):
@@ -169,6 +197,7 @@ class Queue:
 
     def _left(self, unit: Unit) -> Unit:
         """What has not ended of a unit. Rollouts that others hold count as not ended; their files are not read."""
+        self._ended.update(rollout for rollout in unit if rollout.sample in self._listing(rollout.cell).ended)
         return tuple(
             rollout for rollout in unit if rollout not in self._ended and (self._is_claimed(rollout) or not self._state(rollout).ended)
         )
@@ -177,6 +206,8 @@ class Queue:
         """Whether a worker that may be alive holds a rollout."""
         if not self._is_claimed(rollout):
             return False
+        if self._lazy:
+            return True
         known = self._holders.pop(rollout, None)
         # While a worker lives, what it was once seen to hold is not read again.
         if known is None or self.claims.observer.life(known) is Life.GONE:
@@ -200,9 +231,27 @@ class Queue:
     def _listing(self, cell: Cell) -> _Listing:
         known = self._listings.get(cell)
         if known is None or time.monotonic() - known.when > _FRESH:
-            known = _Listing(time.monotonic(), frozenset(claimed(self.run.paths, cell)), frozenset(_begun(self.run, cell)))
+            # In this order: what ends meanwhile is seen claimed, or ended, and never free.
+            held, begun = frozenset(claimed(self.run.paths, cell)), frozenset(_begun(self.run, cell))
+            known = _Listing(time.monotonic(), held, begun, begun & seen_ended(self.run.paths, cell))
             self._listings[cell] = known
         return known
+
+
+def correct_hints(paths: RunPaths, states: Sequence[RolloutState]) -> bool:
+    """Take away what workers told each other of rollouts that have ended (see `claims`), where it is wrong, and where nothing is left to do.
+
+    Returns whether nothing is.
+    """
+    cells: dict[Cell, set[int]] = {state.rollout.cell: set() for state in states}
+    for state in states:
+        if not state.ended:
+            cells[state.rollout.cell].add(state.rollout.sample)
+    complete = not any(cells.values())
+    for cell, left in cells.items():
+        if complete or (left and left & seen_ended(paths, cell)):
+            forget_ended(paths, cell)
+    return complete
 
 
 def _begun(run: Run, cell: Cell) -> Iterator[int]:

@@ -29,7 +29,7 @@ def tail_state(paths: RunPaths, rollout: Rollout) -> tuple[int, End | None]:
     except FileNotFoundError:
         return 0, None
     try:
-        return _state(fd, path)
+        return state_of(fd, path)
     finally:
         release(fd)
 
@@ -43,7 +43,7 @@ def cell_states(paths: RunPaths, cell: Cell, samples: int) -> Iterator[tuple[int
         yield from [(0, None)] * samples
         return
     try:
-        present = _names(folder, where)
+        present = names_in(folder, where)
         for sample in range(samples):
             name = sample_name(sample, "jsonl")
             yield _state_in(folder, where / name) if name in present else (0, None)
@@ -51,9 +51,11 @@ def cell_states(paths: RunPaths, cell: Cell, samples: int) -> Iterator[tuple[int
         release(folder)
 
 
-def _names(folder: int, path: Path) -> set[str]:
+def names_in(folder: int, path: Path) -> dict[str, int]:
+    """What stands in an open folder: names and inodes. Raises `StoreError`."""
     try:
-        return set(os.listdir(folder))
+        with os.scandir(folder) as entries:
+            return {entry.name: entry.inode() for entry in entries}
     except OSError as error:
         raise failed("read", path, error) from error
 
@@ -64,12 +66,13 @@ def _state_in(folder: int, path: Path) -> tuple[int, End | None]:
     except FileNotFoundError:
         return 0, None
     try:
-        return _state(fd, path)
+        return state_of(fd, path)
     finally:
         release(fd)
 
 
-def _state(fd: int, path: Path) -> tuple[int, End | None]:
+def state_of(fd: int, path: Path) -> tuple[int, End | None]:
+    """`tail_state` of an open file."""
     found = _last_line(fd, path)
     if found is None:
         return 0, None

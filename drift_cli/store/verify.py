@@ -242,6 +242,8 @@ def _of_workers(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Ite
     if worker is not None:
         if path == paths.worker(worker) and read_worker(paths, worker) is None:
             yield Finding(path, "says nothing of a worker: it may be deleted", fatal=False)
+    elif path in {paths.ended(cell) for cell in planned}:
+        return
     elif claim is None or claim.sample >= planned.get(claim.cell, 0):
         yield Finding(path, "not part of the run", fatal=False)
     elif not read_holder(paths, claim):

@@ -98,16 +98,26 @@ def read_worker(paths: RunPaths, worker: str) -> Worker | None:
     return found if found.id == worker else None
 
 
-def read_workers(paths: RunPaths) -> list[Worker]:
-    """What every worker of a run said last, in the order of their ids. Files that say nothing are passed over (`verify` names them)."""
+def worker_ids(paths: RunPaths) -> list[str]:
+    """Ids of workers that have a file, sorted. Raises `StoreError`."""
     try:
-        names = sorted(os.listdir(paths.workers_root))  # noqa: PTH208 (names, not paths, are wanted)
+        names = os.listdir(paths.workers_root)  # noqa: PTH208 (names, not paths, are wanted)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise failed("read", paths.workers_root, error) from error
-    found = (read_worker(paths, name.removesuffix(".json")) for name in names if name.endswith(".json"))
+    return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+
+def read_workers(paths: RunPaths) -> list[Worker]:
+    """What every worker of a run said last, in the order of their ids. Files that say nothing are passed over (`verify` names them)."""
+    found = (read_worker(paths, name) for name in worker_ids(paths))
     return [worker for worker in found if worker is not None]
+
+
+def any_at_work(paths: RunPaths) -> bool:
+    """Whether any worker has not said that it left, and is not seen to be gone."""
+    return any(worker.state is not WorkerState.LEFT and not is_dead(worker) for worker in read_workers(paths))
 
 
 class Life(StrEnum):
