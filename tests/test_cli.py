@@ -389,6 +389,16 @@ def test_export_and_import_give_the_same_numbers() -> None:
         assert all(Path(f).exists() for f in drift("export", run_id, "--format", kind, "--json").json["files"])
 
 
+def test_a_run_on_a_cpu_goes_on_with_the_threads_that_it_was_begun_with() -> None:
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    line = [sys.executable, "-m", "drift_cli", "generate", *SHORT, "--display", "plain"]
+    subprocess.run(line, check=True, capture_output=True, env={**env, "OMP_NUM_THREADS": "1"})
+    more = subprocess.run([*line, "--samples", "3"], check=True, capture_output=True, text=True, env=env)
+    assert [epoch.device for epoch in _run().manifest.epochs] == ["cpu (1 threads)"]
+    if os.cpu_count() != 1:
+        assert "on 1 thread, as this run was begun" in more.stdout + more.stderr
+
+
 def test_doctor_looks_at_this_machine() -> None:
     found = drift("doctor", "--json").json
     assert found["ok"] is True

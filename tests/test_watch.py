@@ -210,10 +210,11 @@ def test_the_note_of_a_dead_process_says_that_it_is_gone(tmp_path: Path) -> None
     assert (worker.state, worker.lost, worker.held) == ("gone", True, 1)
 
 
-@pytest.mark.parametrize(("pid", "gone"), [(0, True), (-5, True), (1 << 40, True), (os.getpid(), False)])
-def test_numbers_that_are_no_process_are_gone(pid: int, gone: bool) -> None:
+@pytest.mark.parametrize(("pid", "gone"), [(0, True), (-5, True), (1 << 40, True), (None, False)])
+def test_numbers_that_are_no_process_are_gone(pid: int | None, gone: bool) -> None:
     import socket
 
+    pid = os.getpid() if pid is None else pid
     assert Owner(socket.gethostname(), pid, "").gone is gone
     assert not Owner("elsewhere", pid, "").gone
 

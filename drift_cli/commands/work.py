@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 from dataclasses import dataclass
@@ -156,6 +157,7 @@ class Work:
         run, experiment, settings = part.run, part.experiment, part.settings
         spec = run.manifest.spec
         asked = self._engine_for_gpus(settings["engine"])
+        self._keep_threads(run, experiment.device)
         model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device, gpus=self.gpus)
         engine, said = choose(
             asked,
@@ -169,6 +171,17 @@ class Work:
         if said is not None:
             self.display.note(said)
         return model, engine
+
+    def _keep_threads(self, run: Run, device: str) -> None:
+        """On a CPU, go on with as many threads as the run was made with so far: matrix products round differently with another number."""
+        import torch
+
+        known = run.manifest.threads
+        if device == "cpu" and known is not None and "OMP_NUM_THREADS" not in os.environ and known != torch.get_num_threads():
+            self.display.note(
+                f"on {known} thread{'' if known == 1 else 's'}, as this run was begun, so that its bits stay the same (OMP_NUM_THREADS overrides)"
+            )
+            torch.set_num_threads(known)
 
     def _engine_for_gpus(self, asked: str) -> str:
         """The engine to ask for: slots keep everything on one device, so a model that is spread over several runs on `reference`."""
@@ -300,10 +313,10 @@ def _epoch(device: str, engine: Engine, gpus: int) -> Epoch:
 
     import torch
 
-    from drift_cli.store.manifest import Epoch
+    from drift_cli.store.manifest import Epoch, cpu_name
 
     names = ("torch", "transformers", "tokenizers", "numpy")
     versions: dict[str, Any] = {"drift": __version__, "python": platform.python_version(), **{name: version(name) for name in names}}
     on_gpu = device.startswith("cuda")
-    named = torch.cuda.get_device_name(device) if on_gpu else f"cpu ({torch.get_num_threads()} threads)"
+    named = torch.cuda.get_device_name(device) if on_gpu else cpu_name(torch.get_num_threads())
     return Epoch(versions, named if gpus == 1 else f"{gpus} × {named}", engine.name, engine.batch)

@@ -7,7 +7,6 @@ they see that its process is gone.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import time
@@ -26,8 +25,6 @@ FRUITLESS = 3
 """Deaths in a row, with no turn committed in between, after which a worker is not started again."""
 _GRACE = 20.0
 """Seconds that a worker has to stop when it is asked to. It needs two."""
-_CPU = re.compile(r"cpu \(([1-9][0-9]{0,3}) threads\)")
-"""How an epoch names a CPU, see `commands.work`."""
 _LOOK = 0.1
 """Seconds between two looks at the workers."""
 
@@ -155,11 +152,10 @@ class Workers:
 def threads(paths: RunPaths, workers: int) -> int:
     """Threads of each of so many workers on this machine's CPU: as many as the run was made with so far, since its bits depend on that; else a fair share."""
     try:
-        devices = [epoch.device for epoch in read_manifest(paths).epochs]
+        known = read_manifest(paths).threads
     except FileNotFoundError:
-        devices = []
-    known = [int(match[1]) for device in devices if (match := _CPU.fullmatch(device))]
-    return known[-1] if known else max(1, (os.cpu_count() or 1) // workers)
+        known = None
+    return known or max(1, (os.cpu_count() or 1) // workers)
 
 
 def _last_line(log: Path) -> str:

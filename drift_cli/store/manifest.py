@@ -81,6 +81,20 @@ class Epoch:
     engine: str
     batch: int
 
+    @property
+    def threads(self) -> int | None:
+        """Of a CPU that was computed on; None for other devices."""
+        found = _CPU.fullmatch(self.device)
+        return None if found is None else int(found[1])
+
+
+def cpu_name(threads: int) -> str:
+    """How an epoch names a CPU."""
+    return f"cpu ({threads} threads)"
+
+
+_CPU = re.compile(r"cpu \(([1-9][0-9]{0,3}) threads\)")
+
 
 @dataclass(frozen=True)
 class Imported:
@@ -114,6 +128,11 @@ class Manifest:
     epochs: tuple[Epoch, ...] = ()
     imported: Imported | None = None
     format: int = FORMAT
+
+    @property
+    def threads(self) -> int | None:
+        """Of the CPU that this run was last computed on, None where it never was on one."""
+        return next((epoch.threads for epoch in reversed(self.epochs) if epoch.threads is not None), None)
 
     def to_json(self) -> bytes:
         """The content of run.json, sealed. Raises `StoreError` where a text or value cannot be JSON."""
