@@ -25,10 +25,10 @@ types: $(DEV_STAMP)
 tests: $(DEV_STAMP) strace
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term
 
-# The tests, and beside them those of real clusters, which mostly wait.
+# The tests, and beside them those of real clusters, which mostly wait and go first when they do not.
 everything: $(DEV_STAMP) strace slurm extras
 	@mkdir -p build; $(MAKE) --no-print-directory clusters >build/clusters.log 2>&1 & beside=$$!; \
-	$(MAKE) --no-print-directory tests; status=$$?; \
+	nice -n 10 $(MAKE) --no-print-directory tests; status=$$?; \
 	wait $$beside || status=$$?; cat build/clusters.log; exit $$status
 
 # What one types while working: no coverage, stop at the first failure.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from drift_cli.display import Display, Progress
 from drift_cli.engine.contract import Stopped
+from drift_cli.errors import StoreError
 from drift_cli.store.claims import Claims
 from drift_cli.store.queue import Outlook, Queue, correct_hints
 from drift_cli.store.run import Run
@@ -84,5 +85,13 @@ def take_part(
         share = Share(presence, Claims(run.paths, presence.id, Observer(run.paths)), shuffled)
         yield share
     # That all has ended it knows from others, too. Only the last one looks: five hundred would keep a file server busy for longer than the run.
-    if share.complete and not any_at_work(run.paths) and correct_hints(run.paths, run.states()):
+    if share.complete and not any_at_work(run.paths) and _is_complete(run):
         forget_workers(run.paths)
+
+
+def _is_complete(run: Run) -> bool:
+    """Whether every rollout has ended, by its file; wrong hints are taken away. Damage, of which whoever met it has told, is not complete."""
+    try:
+        return correct_hints(run.paths, run.states())
+    except StoreError:
+        return False

@@ -14,6 +14,7 @@ from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.experiment import reopen, settings_of
 from drift_cli.runner import Outcome, run_rollouts
+from drift_cli.share import take_part
 from drift_cli.spec import Rollout
 from drift_cli.store.claims import claims_of
 from drift_cli.store.run import Run
@@ -98,6 +99,16 @@ def test_a_rollout_that_another_process_writes_is_given_up_and_tried_again(tmp_p
     assert len(details) == 1
     assert "another process writes it too" in details[0]
     assert [finding for finding in run.verify() if finding.fatal] == []
+
+
+def test_damage_that_only_the_last_look_meets_is_no_error_of_that_look(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", "--samples", "1").run
+    with take_part(run) as share:
+        path = run.paths.rollout(run.states()[-1].rollout)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"this is no line\n")
+        share.complete = True
+    assert path.read_bytes() == b"this is no line\n"
 
 
 def test_damage_is_left_alone_and_told_in_the_end(tmp_path: Path) -> None:
