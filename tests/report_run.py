@@ -17,8 +17,9 @@ from drift_cli.report.document import Contents, document
 from drift_cli.report.html import page
 from drift_cli.report.verdict import Sentence
 from drift_cli.spec import Cell, ChatFormat, Condition, Finish, Placement, Rollout, RunSpec, Sampling, Transcript, Turn
+from drift_cli.store.epoch import Epoch
 from drift_cli.store.line import End
-from drift_cli.store.manifest import AxisEntry, CellPlan, Epoch, Imported, Manifest, Setting
+from drift_cli.store.manifest import AxisEntry, CellPlan, Imported, Manifest, Setting
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 from drift_cli.store.traces import TokenTrace, write_traces

@@ -12,8 +12,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from drift_cli.spec import Cell, ChatFormat, Condition, Finish, Rollout, RunSpec, Sampling, Transcript, Turn
+from drift_cli.store.epoch import Epoch
 from drift_cli.store.log import End, RolloutLog
-from drift_cli.store.manifest import AxisEntry, CellPlan, Epoch, Manifest, ModelFacts, Setting
+from drift_cli.store.manifest import AxisEntry, CellPlan, Manifest, ModelFacts, Setting
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 from drift_cli.store.verify import axis_digest

@@ -20,8 +20,9 @@ from drift_cli.analysis.summary import moments, plain, summarize
 from drift_cli.analysis.table import Group, RunTable, load
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.spec import Cell, ChatFormat, Condition, Finish, Rollout, RunSpec, Sampling, Transcript, Turn
+from drift_cli.store.epoch import Epoch
 from drift_cli.store.log import End
-from drift_cli.store.manifest import AxisEntry, CellPlan, Epoch, Manifest
+from drift_cli.store.manifest import AxisEntry, CellPlan, Manifest
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 

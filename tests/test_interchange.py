@@ -23,8 +23,9 @@ from drift_cli.chat import messages
 from drift_cli.errors import DriftError, StoreError, UsageError
 from drift_cli.interchange import UNKNOWN_LAYER, export_assistant_axis, export_csv, export_parquet, export_seed, import_seed
 from drift_cli.spec import Cell, ChatFormat, Condition, Finish, Placement, Rollout, RunSpec, Sampling, Transcript, Turn
+from drift_cli.store.epoch import Epoch
 from drift_cli.store.log import End, RolloutLog
-from drift_cli.store.manifest import AxisEntry, CellPlan, Epoch, Manifest, ModelFacts
+from drift_cli.store.manifest import AxisEntry, CellPlan, Manifest, ModelFacts
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 

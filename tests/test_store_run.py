@@ -39,10 +39,11 @@ from store_fixtures import (
 
 from drift_cli.errors import DriftError, StoreError, UsageError
 from drift_cli.spec import Cell, Condition, Finish, Placement, Rollout, Transcript
+from drift_cli.store.epoch import Epoch
 from drift_cli.store.files import atomic_write
 from drift_cli.store.line import EndLine, TurnLine, encode, first_link, link
 from drift_cli.store.log import Damaged, End, InUse
-from drift_cli.store.manifest import AxisEntry, CellPlan, Epoch, Imported, Manifest, ModelFacts, Setting, merge
+from drift_cli.store.manifest import AxisEntry, CellPlan, Imported, Manifest, ModelFacts, Setting, merge
 from drift_cli.store.paths import RunPaths, Store
 from drift_cli.store.run import Run
 from drift_cli.store.verify import axis_digest

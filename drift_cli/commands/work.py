@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from drift_cli import __version__
 from drift_cli.config import Settings
 from drift_cli.display import Display, Table, duration
 from drift_cli.errors import EXIT_INTERRUPTED, UsageError
@@ -27,7 +24,6 @@ if TYPE_CHECKING:
     from drift_cli.runner import Outcome
     from drift_cli.share import Share
     from drift_cli.spec import Transcript
-    from drift_cli.store.manifest import Epoch
     from drift_cli.store.paths import Store
     from drift_cli.store.run import Run
 
@@ -115,6 +111,7 @@ class Work:
     def _generate(self, part: Part, facts: Mapping[str, Any]) -> Outcome:
         """Read the model and make turns, once there is something to be taken. `facts` are told with the event of the start."""
         from drift_cli.engine.contract import Stopped
+        from drift_cli.machine import epoch_now
         from drift_cli.runner import Outcome, run_rollouts
 
         run, share, experiment, stop = part.run, part.share, part.experiment, part.stop
@@ -126,7 +123,7 @@ class Work:
             return Outcome(0, 0.0, interrupted=True)
         share.presence.now(WorkerState.LOADING)
         model, engine = self._load(part)
-        run.begin(_epoch(experiment.device, engine, self.gpus))
+        run.begin(epoch_now(experiment.device, engine.name, engine.batch, self.gpus))
         if not stop():
             run.event("start", **facts, epoch=run.epoch())
         outcome = run_rollouts(
@@ -153,11 +150,13 @@ class Work:
         from drift_cli import models
         from drift_cli.engine.choice import choose, rows
         from drift_cli.estimate import fits, longest
+        from drift_cli.machine import keep_threads
 
         run, experiment, settings = part.run, part.experiment, part.settings
         spec = run.manifest.spec
         asked = self._engine_for_gpus(settings["engine"])
-        self._keep_threads(run, experiment.device)
+        if (kept := keep_threads(run.manifest, experiment.device)) is not None:
+            self.display.note(kept)
         model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device, gpus=self.gpus)
         engine, said = choose(
             asked,
@@ -171,17 +170,6 @@ class Work:
         if said is not None:
             self.display.note(said)
         return model, engine
-
-    def _keep_threads(self, run: Run, device: str) -> None:
-        """On a CPU, go on with as many threads as the run was made with so far: matrix products round differently with another number."""
-        import torch
-
-        known = run.manifest.threads
-        if device == "cpu" and known is not None and "OMP_NUM_THREADS" not in os.environ and known != torch.get_num_threads():
-            self.display.note(
-                f"on {known} thread{'' if known == 1 else 's'}, as this run was begun, so that its bits stay the same (OMP_NUM_THREADS overrides)"
-            )
-            torch.set_num_threads(known)
 
     def _engine_for_gpus(self, asked: str) -> str:
         """The engine to ask for: slots keep everything on one device, so a model that is spread over several runs on `reference`."""
@@ -305,18 +293,3 @@ def why(settings: Settings) -> str:
     if settings["model"] == "demo" and settings.origin("preset") == "default":
         return "built-in, as no --model, DRIFT_MODEL or drift.toml names another"
     return settings.origin("model")
-
-
-def _epoch(device: str, engine: Engine, gpus: int) -> Epoch:
-    """What the software and the device are now."""
-    from importlib.metadata import version
-
-    import torch
-
-    from drift_cli.store.manifest import Epoch, cpu_name
-
-    names = ("torch", "transformers", "tokenizers", "numpy")
-    versions: dict[str, Any] = {"drift": __version__, "python": platform.python_version(), **{name: version(name) for name in names}}
-    on_gpu = device.startswith("cuda")
-    named = torch.cuda.get_device_name(device) if on_gpu else cpu_name(torch.get_num_threads())
-    return Epoch(versions, named if gpus == 1 else f"{gpus} × {named}", engine.name, engine.batch)

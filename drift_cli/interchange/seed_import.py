@@ -15,8 +15,9 @@ from pathlib import Path
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.interchange.seed_json import Conversation, SeedFile, read_seed
 from drift_cli.spec import Cell, ChatFormat, Condition, Finish, Rollout, RunSpec, Sampling, Transcript, Turn, checked_name
+from drift_cli.store.epoch import Epoch
 from drift_cli.store.log import End
-from drift_cli.store.manifest import AxisEntry, CellPlan, Epoch, Imported, Manifest, Setting
+from drift_cli.store.manifest import AxisEntry, CellPlan, Imported, Manifest, Setting
 from drift_cli.store.paths import Store
 from drift_cli.store.run import RolloutState, Run
 from drift_cli.transcripts.formats import clean_name

@@ -19,6 +19,7 @@ import orjson
 from drift_cli.errors import StoreError
 from drift_cli.spec import Cell, Condition, RunSpec, Transcript
 from drift_cli.store.decode import Malformed, decode, parse
+from drift_cli.store.epoch import Epoch
 from drift_cli.store.files import read_inside
 from drift_cli.store.paths import RunPaths
 
@@ -70,30 +71,6 @@ class Setting:
 
     value: Any
     source: str
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What turns were made with, as far as it may change while a run goes on."""
-
-    versions: Mapping[str, str]
-    device: str
-    engine: str
-    batch: int
-
-    @property
-    def threads(self) -> int | None:
-        """Of a CPU that was computed on; None for other devices."""
-        found = _CPU.fullmatch(self.device)
-        return None if found is None else int(found[1])
-
-
-def cpu_name(threads: int) -> str:
-    """How an epoch names a CPU."""
-    return f"cpu ({threads} threads)"
-
-
-_CPU = re.compile(r"cpu \(([1-9][0-9]{0,3}) threads\)")
 
 
 @dataclass(frozen=True)
