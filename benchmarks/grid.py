@@ -27,7 +27,7 @@ import world
 
 from drift_cli.chat import chat_for
 from drift_cli.display import Display, Mode
-from drift_cli.engine.plain_slots import layout_of
+from drift_cli.engine.plain_attention import layout_of
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import Layout, layout_from
 from drift_cli.estimate import Work, fits, prompt_lengths, seconds

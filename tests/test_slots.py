@@ -15,11 +15,12 @@ from jobs import USERS, jobs, never, run, same_bits, silent
 from transformers import AutoModelForCausalLM, Gemma2Config, GenerationConfig, GptOssConfig
 
 from drift_cli import models
-from drift_cli.engine import plain_slots
+from drift_cli.engine import plain_attention
 from drift_cli.engine.choice import choose
 from drift_cli.engine.contract import Incident, Reply, Stopped
+from drift_cli.engine.plain_attention import Keeper
 from drift_cli.engine.plain_pages import PAGE, Table, added
-from drift_cli.engine.plain_slots import Keeper, PlainSlots
+from drift_cli.engine.plain_slots import PlainSlots
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import Draw, refusal
@@ -107,7 +108,7 @@ def test_auto_takes_slots_where_they_are_exact_and_says_why_not(loaded: dict[str
         assert (engine.name, said) == ("slots", None)
     model = loaded["llama"]
     assert choose("reference", model, **how)[0].name == "reference"
-    monkeypatch.setattr(plain_slots, "_attend_row", lambda query, *rest: query * 0.5)
+    monkeypatch.setattr(plain_attention, "_attend_row", lambda query, *rest: query * 0.5)
     engine, said = choose("auto", model, **how)
     assert engine.name == "reference"
     assert said is not None
@@ -122,12 +123,12 @@ def test_a_network_that_does_not_take_slots_falls_back_with_its_own_words(
     def refuse(*args: object, **how: object) -> None:
         raise DriftError("attention asks for softcap, which slots do not apply")
 
-    monkeypatch.setattr(plain_slots, "_attend_row", refuse)
+    monkeypatch.setattr(plain_attention, "_attend_row", refuse)
     engine, said = choose("auto", loaded["qwen3"], layers=(1,), filters=Sampling(), max_new_tokens=4, batch=2)
     assert engine.name == "reference"
     assert said is not None
     assert "does not take them: attention asks for softcap" in said
-    assert loaded["qwen3"].network.config._attn_implementation != plain_slots.ATTENTION
+    assert loaded["qwen3"].network.config._attn_implementation != plain_attention.ATTENTION
 
 
 def test_an_attention_argument_that_slots_do_not_know_is_refused(loaded: dict[str, LoadedModel]) -> None:

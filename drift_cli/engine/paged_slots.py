@@ -24,7 +24,7 @@ from drift_cli.engine.device import Copy, Graph, captured, to_host
 from drift_cli.engine.encode import LARGEST, Arriving, Encoder, arriving, pieces
 from drift_cli.engine.paged_network import paged
 from drift_cli.engine.pages import Pages, grouping, page_numbers
-from drift_cli.engine.plain_slots import layout_of
+from drift_cli.engine.plain_attention import layout_of
 from drift_cli.engine.sampling import uniforms
 from drift_cli.engine.slots import PAGE, Draw, Layout
 from drift_cli.models import LoadedModel
