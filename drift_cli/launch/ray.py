@@ -42,6 +42,8 @@ _SOCKET_ROOM = 40
 
 def work_on_node(command: tuple[str, ...], log: str, environment: Mapping[str, str]) -> int:
     """What a Ray task does, on whatever node: run a worker, say how it ended. Asked to stop, it stops the worker first."""
+    # Ray asks with KeyboardInterrupt, which never comes where SIGINT is ignored: it is for whatever a shell has put in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as stream:  # noqa: PTH123 (kept open for the child)
         child = subprocess.Popen(tied(command), stdout=stream, stderr=stream, env={**os.environ, **environment})

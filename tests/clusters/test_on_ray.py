@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,13 +49,22 @@ def test_a_node_that_is_killed_loses_and_doubles_nothing(ray_cluster: RayCluster
     runs.is_whole(tmp_path, whole)
 
 
+@contextmanager
+def ignored(number: signal.Signals) -> Iterator[None]:
+    """What is started within ignores a signal."""
+    before = signal.signal(number, signal.SIG_IGN)
+    yield
+    signal.signal(number, before)
+
+
 def test_a_private_cluster_joins_nobody_and_leaves_nothing_behind(whole: dict[str, bytes], tmp_path: Path) -> None:
     """RAY_ADDRESS names a cluster that is not there: whoever looked at it would wait for it in vain."""
     pytest.importorskip("ray", reason="Ray is not installed: run `make clusters`")
     (tmp_path / "t").mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_ADDRESS": "127.0.0.1:1", "TMPDIR": "/tmp", "HOME": str(tmp_path / "t")}
     more = ("--samples", "8")  # so that it is far from done when it is asked to stop, however late that comes through
-    launched = begin(tmp_path, environment, *more)
+    with ignored(signal.SIGINT):  # as whatever a shell puts in the background finds it
+        launched = begin(tmp_path, environment, *more)
     until(lambda: runs.committed(tmp_path) > 0, "turns", PATIENCE)
     launched.send_signal(signal.SIGTERM)  # for which Ray has a handler of its own
     told = said(launched)
