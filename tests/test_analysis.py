@@ -7,11 +7,12 @@ import math
 import os
 import re
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from plain_json import assert_plain
 from safetensors.numpy import save_file
 from scipy import stats
 
@@ -46,22 +47,6 @@ def _table(**arrays: np.ndarray) -> RunTable:
     return RunTable.from_arrays(
         "run-01234567", "assistant", {_cell(name): np.asarray(values, dtype=np.float64) for name, values in arrays.items()}
     )
-
-
-def _numbers(value: object) -> list[float]:
-    """All floats of a JSON-like value."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [number for item in value for number in _numbers(item)]
-    return [value] if isinstance(value, float) else []
-
-
-def _assert_plain(result: object) -> None:
-    """JSON can hold the result, and no number of it is NaN or infinite."""
-    fields = asdict(result)  # type: ignore[call-overload]
-    json.dumps(fields, allow_nan=False)
-    assert all(map(math.isfinite, _numbers(fields)))
 
 
 # --- the seed -----------------------------------------------------------------------------------------------------------------------------------------
@@ -144,7 +129,7 @@ def test_rollout_that_ended_early_counts_by_its_own_turns_and_is_noted():
     assert (cell.mean, cell.grand_mean) == (3.5, 3.0)
     assert [turn.n for turn in cell.turns] == [2, 1]
     assert "1 of 2 rollouts lack turns" in (cell.note or "")
-    _assert_plain(cell)
+    assert_plain(cell)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +146,7 @@ def test_degenerate_cells_have_a_sentence_and_no_interval(values, note):
     assert note in (cell.note or "")
     assert (cell.low, cell.high) == (None, None)
     assert all((turn.low, turn.high) == (None, None) for turn in cell.turns)
-    _assert_plain(cell)
+    assert_plain(cell)
 
 
 def test_shorter_transcripts_do_not_count_as_ended_early():

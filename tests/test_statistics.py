@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plain_json import assert_plain, numbers
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -63,20 +64,9 @@ def _random(seed: int, **shifts: float) -> RunTable:
     return _table(**{name: rng.normal(shift, 1, (12, 6)) + rng.normal(size=(12, 1)) for name, shift in shifts.items()})
 
 
-def _numbers(value: object) -> list[float]:
-    """All floats of a JSON-like value."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [number for item in value for number in _numbers(item)]
-    return [value] if isinstance(value, float) else []
-
-
 def _assert_plain(study: Study) -> None:
     """JSON can hold the results, no number is NaN or infinite, and what is missing has a sentence."""
-    fields = asdict(study)
-    json.dumps(fields, allow_nan=False)
-    assert all(map(math.isfinite, _numbers(fields)))
+    assert_plain(study)
     for row in (*study.comparisons, *study.drift, *study.across):
         assert row.p is not None or row.note
     for pair in study.turns:
@@ -281,8 +271,8 @@ def test_other_conditions_do_not_change_a_pairs_numbers_and_a_seed_repeats_them(
     two, three = _random(6, a=0.0, b=0.5), _random(6, a=0.0, b=0.5, c=1.0)
     alone, among = (analyze(table, options) for table in (two, three))
     # Up to the last bit: matrix products of other widths may round otherwise.
-    assert _numbers(asdict(replace(_pair(among.comparisons, "b", "a"), p_adjusted=0.0))) == pytest.approx(
-        _numbers(asdict(replace(alone.comparisons[0], p_adjusted=0.0))), rel=1e-12
+    assert numbers(asdict(replace(_pair(among.comparisons, "b", "a"), p_adjusted=0.0))) == pytest.approx(
+        numbers(asdict(replace(alone.comparisons[0], p_adjusted=0.0))), rel=1e-12
     )
     assert _pair(among.turns, "b", "a") == alone.turns[0]
     assert analyze(two, options) == alone

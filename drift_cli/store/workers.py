@@ -28,6 +28,7 @@ from drift_cli.errors import StoreError, UsageError
 from drift_cli.store.decode import Malformed, decode, parse
 from drift_cli.store.files import create_inside, failed, open_inside, read_inside, release, write_all
 from drift_cli.store.paths import RunPaths
+from drift_cli.store.processes import born, place
 
 BEAT = 15.0
 """Seconds between two signs of life."""
@@ -179,12 +180,12 @@ class Observer:
 
 def is_here(worker: Worker) -> bool:
     """Whether a worker's process is one of this machine's, and there."""
-    return worker.place != "" and worker.place == _place() and _born(worker.pid) == worker.born
+    return worker.place != "" and worker.place == place() and born(worker.pid) == worker.born
 
 
 def is_dead(worker: Worker) -> bool:
     """Whether a worker's process was one of this machine's, and is there no more. (A zombie only waits to be counted.)"""
-    return worker.place != "" and worker.place == _place() and _born(worker.pid) != worker.born
+    return worker.place != "" and worker.place == place() and born(worker.pid) != worker.born
 
 
 class Presence:
@@ -195,7 +196,7 @@ class Presence:
         pid = os.getpid()
         since = datetime.now(UTC).isoformat(timespec="seconds")
         self._paths = paths
-        self._said = Worker(name, socket.gethostname(), pid, _place(), _born(pid), since, launcher or {}, lease)
+        self._said = Worker(name, socket.gethostname(), pid, place(), born(pid), since, launcher or {}, lease)
         self._started = time.monotonic()
         self._left = threading.Event()
         self._mutex = threading.Lock()
@@ -309,22 +310,3 @@ def _replace(paths: RunPaths, path: Path, data: bytes) -> None:
         raise failed("write", path, error) from error
     finally:
         release(fd)
-
-
-def _place() -> str:
-    """This machine's table of processes: the boot and the pid namespace. Empty where the system does not tell."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _born(pid: int) -> int:
-    """When a process began, in ticks since boot (proc(5), field 22 of stat); 0 where there is none, or only what is left of one."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return 0
-    fields = text.rpartition(")")[2].split()
-    return 0 if len(fields) < 20 or fields[0] in "ZX" else int(fields[19])

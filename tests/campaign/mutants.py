@@ -60,8 +60,8 @@ MUTANTS = (
     Mutant(
         "a pid given out again is another process",
         "store/workers.py",
-        " and _born(worker.pid) != worker.born",
-        " and not _born(worker.pid)",
+        " and born(worker.pid) != worker.born",
+        " and not born(worker.pid)",
         "test_claims.py",
     ),
     Mutant(
