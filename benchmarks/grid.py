@@ -1,6 +1,7 @@
 """The whole experiment, several ways, from one run on one machine: seconds, tokens/s, and how far from what the machine's memory and arithmetic allow.
 
     python benchmarks/grid.py                                            # small, for a CPU: minutes
+    python benchmarks/grid.py --scale 1                                  # the real lengths, on a CPU: a quarter of an hour
     python benchmarks/grid.py --preset gpu --model olmo3-7b              # the real one: 48 rollouts × 18 turns on a GPU
 
 Ways: `slots` is drift as it is used, store and all. `recipe` is what drift grew from; `continuous` is transformers' continuous batching; `reference` is drift's
@@ -17,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ import world
 
 from drift_cli.chat import chat_for
 from drift_cli.display import Display, Mode
-from drift_cli.engine.plain_attention import layout_of
+from drift_cli.engine.plain.attention import layout_of
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import Layout, layout_from
 from drift_cli.estimate import Work, fits, prompt_lengths, seconds
@@ -132,25 +132,24 @@ def slots(model: LoadedModel, plan: Manifest, given: world.Lengths, rows: int) -
     return ready, outcome.seconds, digest.hexdigest()[:16]
 
 
-def other(way: str, model: LoadedModel, plan: Manifest, given: world.Lengths, timed: list[int], per: int) -> float:
-    """Seconds of the whole experiment another way: some turns of one group of `per` rollouts for every condition, the others interpolated."""
-    total = 0.0
+def other(way: str, model: LoadedModel, plan: Manifest, given: world.Lengths, timed: list[int], samples: list[list[Rollout]]) -> float:
+    """Seconds of the whole experiment another way: some turns of some groups of rollouts stand for all, the turns between are interpolated."""
+    total = sum(_group(way, model, plan, given, timed, sample) for sample in samples)
+    return total * len(rollouts(plan)) / sum(map(len, samples))
+
+
+def _group(way: str, model: LoadedModel, plan: Manifest, given: world.Lengths, timed: list[int], sample: list[Rollout]) -> float:
+    """Seconds of one group of rollouts."""
     work: recipes.Way = getattr(recipes, way)
-    groups = [list(group) for _, group in groupby(rollouts(plan), key=lambda r: r.cell)] if per == recipes.PER_BATCH else [rollouts(plan)]
-    sample = groups[0][:per] if per == recipes.PER_BATCH else groups[0]
-    # One group of the recipe stands for all: their lengths are alike.
-    shape = {
-        turn: np.mean([list(prompts(model, plan, given, r))[turn - 1] for r in sample], axis=0) for turn in range(1, len(given.users) + 1)
-    }
-    steps = {turn: max(world.reply_lengths(given, r)[turn - 1] for r in sample) for turn in shape}
-    costs = {}
+    lengths = np.array([list(prompts(model, plan, given, rollout)) for rollout in sample])
+    prompt, steps = lengths[:, :, 0].mean(0), lengths[:, :, 1].max(0)
+    costs = []
     for turn in timed:
         took = work(model, recipes.jobs_at(model, plan, given, sample, turn), turn)
-        costs[turn] = took / steps[turn]
-        say(f"  {way} turn {turn}: {len(sample)} rollouts, {took:.1f} s, {costs[turn] * 1e3:.1f} ms a step")
-    for turn in shape:
-        total += steps[turn] * float(np.interp(shape[turn][0], [shape[t][0] for t in timed], [costs[t] for t in timed]))
-    return total * len(rollouts(plan)) / len(sample)
+        costs.append(took / steps[turn - 1])
+        of = f"{len(sample)} rollouts of {sample[0].cell.condition}"
+        say(f"  {way} turn {turn}: {of}, {took:.1f} s, {costs[-1] * 1e3:.1f} ms a step")
+    return float((steps * np.interp(prompt, prompt[[turn - 1 for turn in timed]], costs)).sum())
 
 
 def memory(device: torch.device) -> str:
@@ -174,12 +173,14 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=18)
     parser.add_argument("--scale", type=float, default=None, help="shortens all texts")
     parser.add_argument("--turns-timed", default="1,9,18", help="of the ways that are not run whole")
-    parser.add_argument("--ways", default="slots,recipe,continuous,reference")
+    parser.add_argument("--group", type=int, default=16, help="rollouts that reference and continuous batching go through at once")
+    parser.add_argument("--conditions", type=int, default=3, help="conditions of which such groups are timed, and one of the recipe's")
+    parser.add_argument("--ways", default="slots,recipe,reference,continuous")
     parser.add_argument("--twice", action="store_true", help="run slots twice and compare what was stored, byte for byte")
     asked = parser.parse_args()
     gpu = asked.preset == "gpu"
     scale = asked.scale or (1.0 if gpu else 0.1)
-    tokens = 512 if gpu else 48
+    tokens = round(512 * scale)
     given = world.lengths().cut(asked.samples, asked.turns, scale, tokens)
     started = time.perf_counter()
     model = world.load(asked.model, "cuda" if gpu else "cpu", asked.dtype or ("bfloat16" if gpu else "float32"))
@@ -207,8 +208,11 @@ def main() -> None:
                 say(f"  twice the same bytes: {len(set(digests)) == 1}")
         else:
             try:
-                found[way] = other(way, model, plan, given, timed, recipes.PER_BATCH if way == "recipe" else len(rollouts(plan)))
-                say(f"  {way}: {found[way]:.0f} s, extrapolated from turns {asked.turns_timed}, {memory(model.device)}")
+                per = recipes.PER_BATCH if way == "recipe" else asked.group
+                cells = [[Rollout(cell.cell, sample) for sample in range(min(per, cell.samples))] for cell in plan.cells]
+                found[way] = other(way, model, plan, given, timed, cells[: asked.conditions])
+                of = f"turns {asked.turns_timed} of {per} rollouts of {len(cells[: asked.conditions])} conditions"
+                say(f"  {way}: {found[way]:.0f} s, extrapolated from {of}, {memory(model.device)}")
             except (RuntimeError, AttributeError, ImportError, TypeError, ValueError) as error:
                 say(f"  {way}: does not run here: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
         gc.collect()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from drift_cli.engine.plain_attention import layout_of
+from drift_cli.engine.plain.attention import layout_of
 from drift_cli.engine.slots import Layout, layout_from
 from drift_cli.estimate import Fit, Work, example, seconds
 from drift_cli.models import LoadedModel

@@ -20,7 +20,7 @@ pytest.importorskip("triton", reason="Triton has no build for this platform")
 
 @pytest.fixture(scope="module")
 def kernels() -> tuple[ModuleType, ModuleType]:
-    return importlib.import_module("drift_cli.engine.attention_kernel"), importlib.import_module("drift_cli.engine.draw_kernel")
+    return importlib.import_module("drift_cli.engine.paged.attention_kernel"), importlib.import_module("drift_cli.engine.paged.draw_kernel")
 
 
 LENGTHS = (0, 261, 38)

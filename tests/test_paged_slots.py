@@ -13,9 +13,10 @@ import torch
 from jobs import jobs, never, run, same_bits
 
 from drift_cli import models
-from drift_cli.engine import paged_network, paged_slots
 from drift_cli.engine.contract import Incident
-from drift_cli.engine.plain_slots import PlainSlots
+from drift_cli.engine.paged import network as paged_network
+from drift_cli.engine.paged import slots as paged_slots
+from drift_cli.engine.plain.slots import PlainSlots
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import PAGE, Slots
 from drift_cli.models import LoadedModel

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from drift_cli.engine.encode import GRAIN, LARGEST, pieces
-from drift_cli.engine.pages import Pages, grouping
+from drift_cli.engine.paged.encode import GRAIN, LARGEST, pieces
+from drift_cli.engine.paged.pages import Pages, grouping
 from drift_cli.engine.slots import PAGE, SLACK, Layout, NoRoom
 
 WINDOW = 300

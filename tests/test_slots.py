@@ -15,12 +15,12 @@ from jobs import USERS, jobs, never, run, same_bits, silent
 from transformers import AutoModelForCausalLM, Gemma2Config, GenerationConfig, GptOssConfig
 
 from drift_cli import models
-from drift_cli.engine import plain_attention
 from drift_cli.engine.choice import choose
 from drift_cli.engine.contract import Incident, Reply, Stopped
-from drift_cli.engine.plain_attention import Keeper
-from drift_cli.engine.plain_pages import PAGE, Table, added
-from drift_cli.engine.plain_slots import PlainSlots
+from drift_cli.engine.plain import attention as plain_attention
+from drift_cli.engine.plain.attention import Keeper
+from drift_cli.engine.plain.pages import PAGE
+from drift_cli.engine.plain.slots import PlainSlots
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import Draw, refusal
@@ -108,7 +108,7 @@ def test_auto_takes_slots_where_they_are_exact_and_says_why_not(loaded: dict[str
         assert (engine.name, said) == ("slots", None)
     model = loaded["llama"]
     assert choose("reference", model, **how)[0].name == "reference"
-    monkeypatch.setattr(plain_attention, "_attend_row", lambda query, *rest: query * 0.5)
+    monkeypatch.setattr(plain_attention, "attend_row", lambda query, *rest: query * 0.5)
     engine, said = choose("auto", model, **how)
     assert engine.name == "reference"
     assert said is not None
@@ -123,7 +123,7 @@ def test_a_network_that_does_not_take_slots_falls_back_with_its_own_words(
     def refuse(*args: object, **how: object) -> None:
         raise DriftError("attention asks for softcap, which slots do not apply")
 
-    monkeypatch.setattr(plain_attention, "_attend_row", refuse)
+    monkeypatch.setattr(plain_attention, "attend_row", refuse)
     engine, said = choose("auto", loaded["qwen3"], layers=(1,), filters=Sampling(), max_new_tokens=4, batch=2)
     assert engine.name == "reference"
     assert said is not None
@@ -240,7 +240,7 @@ def test_windowed_layers_keep_no_more_than_they_need(tmp_path: Path) -> None:
         held = {}
         for turn in range(12):
             slots.encode(0, list(range(4, 254)), 250 * turn, 0)
-            held[turn] = {window: PAGE * len(table.pages[0]) for window, table in slots.keeper.tables.items()}
+            held[turn] = {window: PAGE * len(shelf.table.pages[0]) for window, shelf in slots.keeper.shelves.items()}
     finally:
         slots.close()
     assert held[11].pop(0) >= 3000
@@ -273,15 +273,3 @@ def test_a_rows_logits_are_the_same_bits_beside_rows_of_any_length(name: str, lo
             slots.close()
         seen.append(torch.stack(slots.__dict__["seen"]))
     assert all(torch.equal(seen[0], other) for other in seen[1:])
-
-
-def test_a_rows_pages_add_up_to_the_same_bits_whatever_the_longest_row_has() -> None:
-    parts = torch.rand(1000, 2, 3, generator=torch.Generator().manual_seed(0)) * (torch.arange(1000) > 0)[:, None, None]
-    for own in range(1, 40):
-        sums = []
-        for others in (1, 3, 17, 60):
-            table = Table(0, 2)
-            table.reserve(0, own * PAGE)
-            table.reserve(1, others * PAGE)
-            sums.append(added(parts, torch.from_numpy(table.order()))[0])
-        assert all(torch.equal(sums[0], other) for other in sums[1:]), own

@@ -9,7 +9,7 @@ import torch
 from drift_cli.engine.attention import forward, installed
 from drift_cli.engine.contract import Engine
 from drift_cli.engine.kernels import repeatable
-from drift_cli.engine.plain_attention import ATTENTION, Keeper, put
+from drift_cli.engine.plain.attention import ATTENTION, Keeper, put
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import refusal

@@ -73,10 +73,10 @@ class SlotEngine:
 
 def make_slots(engine: SlotEngine, report: Callable[[Incident], None]) -> Slots:
     """Paged slots where they can be had, else plain ones, with a sentence saying why."""
-    from drift_cli.engine.plain_slots import PlainSlots
+    from drift_cli.engine.plain.slots import PlainSlots
 
     if engine.model.device.type == "cuda":
-        from drift_cli.engine.paged_slots import paged_slots
+        from drift_cli.engine.paged.slots import paged_slots
 
         made = paged_slots(engine.model, engine.layers, engine.filters, engine.max_new_tokens, engine.batch, engine.longest, report)
         if made is not None:

@@ -119,7 +119,7 @@ def draw(logits: Tensor, temperature: Tensor, uniform: Tensor, filters: Sampling
         (n,) int64 token ids.
     """
     if logits.device.type == "cuda" and logits.stride(-1) == 1:
-        from drift_cli.engine import draw_kernel
+        from drift_cli.engine.paged import draw_kernel
 
         return draw_kernel.draw(logits, temperature, uniform, filters)
     greedy = temperature <= 0.0

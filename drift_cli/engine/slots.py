@@ -1,4 +1,4 @@
-"""What a scheduler needs of slots, whatever they are made of: `plain_slots` (any device, a token at a time) or `paged_slots` (CUDA graphs over pages).
+"""What a scheduler needs of slots, whatever they are made of: `plain` (any device, a token at a time) or `paged` (CUDA graphs over pages).
 
 A slot is a row. What it holds is a function of the conversation and of its turn boundaries alone: `encode` puts a chunk behind the first `start` tokens,
 replacing what decoding wrote there. Layers with a window keep only what a query may still come back for: nothing before `start - window + 1 - SLACK`.

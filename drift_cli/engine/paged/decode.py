@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from drift_cli.engine.attention import forward
-from drift_cli.engine.device import to_device
-from drift_cli.engine.paged_network import Items, on
-from drift_cli.engine.pages import Pages
+from drift_cli.engine.paged.device import to_device
+from drift_cli.engine.paged.network import Items, on
+from drift_cli.engine.paged.pages import Pages
 from drift_cli.engine.sampling import draw, split_key, uniforms
 from drift_cli.engine.slots import Draw
 from drift_cli.models import LoadedModel, blocks

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drift_cli.engine.attention import forward
-from drift_cli.engine.device import Copy, Graph, captured, to_device, to_host
-from drift_cli.engine.paged_network import Items, on
-from drift_cli.engine.pages import Pages
+from drift_cli.engine.paged.device import Copy, Graph, captured, to_device, to_host
+from drift_cli.engine.paged.network import Items, on
+from drift_cli.engine.paged.pages import Pages
 from drift_cli.models import LoadedModel
 
 LARGEST, GRAIN = 512, 64

@@ -1,7 +1,7 @@
 """Slots in plain torch, on any device: keys and values in pages, one token a step.
 
 A row's attention runs over its own pages alone, so its bits do not depend on its company; all rows go through the rest of the network together, in a batch
-whose number of rows never changes. A chunk's attention is its row's own; that of a step is one for all rows on a CPU in float32 (`plain_pages`), and row by
+whose number of rows never changes. A chunk's attention is its row's own; that of a step is one for all rows on a CPU in float32 (`step`), and row by
 row elsewhere.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from drift_cli.engine.attention import forward, installed
 from drift_cli.engine.contract import not_finite
-from drift_cli.engine.plain_attention import ATTENTION, Keeper, layout_of, put
+from drift_cli.engine.plain.attention import ATTENTION, Keeper, layout_of, put
 from drift_cli.engine.sampling import draw, split_key, uniforms
 from drift_cli.engine.slots import Draw, Layout
 from drift_cli.models import LoadedModel

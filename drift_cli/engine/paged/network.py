@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, library
 
 from drift_cli.engine.attention import installed, refuse_unknown
-from drift_cli.engine.pages import Pages
+from drift_cli.engine.paged.pages import Pages
 from drift_cli.models import LoadedModel
 
 ATTENTION = "drift_pages"
@@ -39,7 +39,7 @@ _now: list[Items] = []
 
 
 def _kernels() -> Any:
-    from drift_cli.engine import attention_kernel
+    from drift_cli.engine.paged import attention_kernel
 
     return attention_kernel
 

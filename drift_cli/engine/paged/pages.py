@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drift_cli.engine.device import to_device
+from drift_cli.engine.paged.device import to_device
 from drift_cli.engine.slots import PAGE, SLACK, Layout, NoRoom
 
 

@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from drift_cli.engine.contract import Incident, is_out_of_memory, not_finite
-from drift_cli.engine.decode import ACTIVE, BAD, COUNT, IDS, Begin, Rows, compiled, step
-from drift_cli.engine.device import Copy, Graph, captured, to_host
-from drift_cli.engine.encode import LARGEST, Arriving, Encoder, arriving, pieces
-from drift_cli.engine.paged_network import paged
-from drift_cli.engine.pages import Pages, grouping, page_numbers
-from drift_cli.engine.plain_attention import layout_of
+from drift_cli.engine.paged.decode import ACTIVE, BAD, COUNT, IDS, Begin, Rows, compiled, step
+from drift_cli.engine.paged.device import Copy, Graph, captured, to_host
+from drift_cli.engine.paged.encode import LARGEST, Arriving, Encoder, arriving, pieces
+from drift_cli.engine.paged.network import paged
+from drift_cli.engine.paged.pages import Pages, grouping, page_numbers
+from drift_cli.engine.plain.attention import layout_of
 from drift_cli.engine.sampling import uniforms
 from drift_cli.engine.slots import PAGE, Draw, Layout
 from drift_cli.models import LoadedModel

@@ -1,0 +1,1 @@
+"""Slots over one pool of pages, with CUDA graphs."""

@@ -1,0 +1,1 @@
+"""Slots in plain torch, on any device."""
