@@ -15,6 +15,7 @@ from drift_cli.display import Display, Progress
 from drift_cli.engine.contract import Stopped
 from drift_cli.errors import StoreError
 from drift_cli.store.claims import Claims
+from drift_cli.store.fair import FairShare
 from drift_cli.store.queue import Outlook, Queue, correct_hints
 from drift_cli.store.run import Run
 from drift_cli.store.workers import BEAT, LEASE, Observer, Presence, WorkerState, any_at_work, default_name, forget_workers
@@ -33,12 +34,16 @@ class Share:
     """Whether it takes rollouts in an order of its own, not in the plan's."""
     turns: tuple[int, int] | None = None
     """All turns of the run, and how many are done, where that is known: what progress is shown over. None: over those of the rollouts it takes."""
+    among: int = 1
+    """Workers that were started together with this one, itself included."""
     complete: bool = False
     """Whether every rollout of the run was seen to have ended."""
 
     def queue(self, run: Run, size: int) -> Queue:
         """What is left of the run, `size` rollouts claimed together."""
-        return Queue(run, self.claims, size=size, shuffled=self.shuffled, pause=min(BEAT, self.presence.lease / 6))
+        pause = min(BEAT, self.presence.lease / 6)
+        fair = FairShare(self.claims.observer, self.presence.id, self.among, pause)
+        return Queue(run, self.claims, size=size, shuffled=self.shuffled, pause=pause, fair=fair)
 
     def progress(self, display: Display) -> Progress:
         """What is shown while it works."""
@@ -75,14 +80,20 @@ class Share:
 
 @contextmanager
 def take_part(
-    run: Run, name: str | None = None, *, lease: float = LEASE, launcher: Mapping[str, str] | None = None, shuffled: bool = False
+    run: Run,
+    name: str | None = None,
+    *,
+    lease: float = LEASE,
+    launcher: Mapping[str, str] | None = None,
+    shuffled: bool = False,
+    among: int = 1,
 ) -> Iterator[Share]:
     """Be a worker of a run, as long as the context lasts. The last one to leave clears away what workers left behind, where the run is complete.
 
     Where it is not, hints that say otherwise are taken away, so that the next worker looks for itself.
     """
     with Presence(run.paths, name or default_name(), lease=lease, launcher=launcher) as presence:
-        share = Share(presence, Claims(run.paths, presence.id, Observer(run.paths)), shuffled)
+        share = Share(presence, Claims(run.paths, presence.id, Observer(run.paths)), shuffled, among=among)
         yield share
     # That all has ended it knows from others, too. Only the last one looks: five hundred would keep a file server busy for longer than the run.
     if share.complete and not any_at_work(run.paths) and _is_complete(run):

@@ -55,6 +55,10 @@ def work(
     batch: BatchOption = None,
     engine: EngineOption = None,
     lease: LeaseOption = None,
+    among: Annotated[
+        int,
+        Option("--among", help="Workers started together with this one: while they come, it leaves them their share of the rollouts."),
+    ] = 1,
     store: StoreOption = None,
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
@@ -68,11 +72,14 @@ def work(
 
     if gpus < 1:
         raise UsageError(f"--gpus is {gpus}", mend="Use at least 1.")
+    if among < 1:
+        raise UsageError(f"--among is {among}", mend="Use the number of workers, this one included: at least 1.")
     check_lease(LEASE if lease is None else lease)
     found = open_run(store, run)
     settings = with_given(settings_of(found.manifest), device=device, batch=batch, engine=engine)
     shown = make_display(display, as_json)
-    Working(shown, open_store(store), gpus=gpus, worker=worker, lease=LEASE if lease is None else lease).go_on(found, settings)
+    seconds = LEASE if lease is None else lease
+    Working(shown, open_store(store), gpus=gpus, worker=worker, lease=seconds, among=among).go_on(found, settings)
 
 
 @dataclass(frozen=True)
@@ -81,11 +88,12 @@ class Working(Work):
 
     worker: str | None = None
     lease: float = LEASE
+    among: int = 1
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
         from drift_cli.share import take_part
 
-        with take_part(run, self.worker, lease=self.lease, launcher=launcher_of(), shuffled=True) as share:
+        with take_part(run, self.worker, lease=self.lease, launcher=launcher_of(), shuffled=True, among=self.among) as share:
             self.display.note(f"worker {share.presence.id} on {experiment.device} in {run.manifest.spec.dtype}")
             return self._generate(Part(run, share, experiment, settings, stop), self._named(share))
 

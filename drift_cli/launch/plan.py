@@ -88,6 +88,7 @@ def worker_command(plan: Plan, worker: str | None = None) -> tuple[str, ...]:
         "--batch": plan.batch,
         "--engine": plan.rollouts,
         "--lease": plan.lease,
+        "--among": plan.workers if plan.workers > 1 else None,
     }
     return (*line, *(part for option, value in options.items() if value is not None for part in (option, str(value))))
 

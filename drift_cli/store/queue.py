@@ -21,6 +21,7 @@ from enum import StrEnum
 
 from drift_cli.spec import Cell, Rollout
 from drift_cli.store.claims import Claims, claimed, forget_ended, read_holder, seen_ended
+from drift_cli.store.fair import FairShare
 from drift_cli.store.files import failed
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.run import RolloutState, Run
@@ -32,6 +33,8 @@ _FRESH = 5.0
 _SOON = 0.5
 """Seconds to the next look where it is known to find something."""
 
+_FEW_CELLS = 16
+"""Cells that a worker looks at before it takes anything, to know what its share is."""
 _BUDGET = 0.25
 """Seconds that a look at what others held may take while rollouts of one's own may be waiting for it."""
 _REST = 20.0
@@ -64,9 +67,13 @@ class _Listing:
 class Queue:
     """A run's rollouts that have not ended, for one worker."""
 
-    def __init__(self, run: Run, claims: Claims, *, size: int = 1, shuffled: bool = False, pause: float = BEAT) -> None:
-        """`size` planned rollouts are claimed together; where it is more than 1, they are the same groups in every worker. `pause`: seconds between looks."""
-        self.run, self.claims, self.pause = run, claims, pause
+    def __init__(
+        self, run: Run, claims: Claims, *, size: int = 1, shuffled: bool = False, pause: float = BEAT, fair: FairShare | None = None
+    ) -> None:
+        """`size` planned rollouts are claimed together; where it is more than 1, they are the same groups in every worker. `pause`: seconds between looks.
+        `fair` says how much of the run is this worker's; without it, all that it can get.
+        """
+        self.run, self.claims, self.pause, self.fair = run, claims, pause, fair
         self.totals = {name: len(transcript.users) for name, transcript in run.manifest.transcripts.items()}
         self._untried: deque[Unit] = deque(_units(run, size, random.Random(claims.worker) if shuffled else None))
         self._held: list[Unit] = []
@@ -87,6 +94,8 @@ class Queue:
 
         Raises `StoreError` where a rollout's file is damaged; the next call goes on behind it.
         """
+        if self.fair is not None and not self.fair.allows(len(self.claims.held), self._all_left()):
+            return None
         self._look_again()
         started = time.monotonic()
         if not self._first and started < self._rest:
@@ -100,6 +109,14 @@ class Queue:
                 self._rest = time.monotonic() + _REST * spent
                 break
         return None
+
+    def _all_left(self) -> int:
+        """Rollouts of the run that have not ended, as far as this worker knows. Where there are few cells, it looks at each once."""
+        cells = self.run.manifest.cells
+        if len(cells) <= _FEW_CELLS:
+            for cell in (plan.cell for plan in cells if plan.cell not in self._listings):
+                self._ended.update(Rollout(cell, sample) for sample in self._listing(cell).ended)
+        return sum(plan.samples for plan in cells) - len(self._ended)
 
     def is_open(self) -> bool:
         """Whether something could be taken now. Nothing is claimed. Raises as `take`."""
