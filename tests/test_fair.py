@@ -8,10 +8,9 @@ from pathlib import Path
 import orjson
 import pytest
 from store_fixtures import CELL, OTHER, finish, make_run
-from workers import make
 
-from drift_cli.launch.local import Workers
 from drift_cli.launch.plan import Plan, worker_command
+from drift_cli.share import take_part
 from drift_cli.spec import Rollout
 from drift_cli.store import fair as fair_module
 from drift_cli.store.claims import Claims
@@ -102,13 +101,9 @@ def test_of_hundreds_of_workers_few_are_read(run: Run, monkeypatch: pytest.Monke
     assert len(read) == 32
 
 
-def test_local_workers_with_slots_for_everything_all_get_something(tmp_path: Path) -> None:
-    place = make(tmp_path / "run", "--samples", "3")
-    paths = place.run.paths
-    plan = Plan(paths.run_id, paths.root.parent.absolute(), 3, batch=48)
-    assert "--among 3" in " ".join(worker_command(plan))
-    crew = Workers(plan, paths, lambda said: None)
-    assert crew.run(lambda: False, lambda: None).done == 3
-    turns = [event["turns"] for event in place.run.events() if event["kind"] in {"left", "done"}]
-    assert sorted(turns) == [8, 8, 8]
-    assert place.complete
+def test_launched_workers_are_told_how_many_they_are_and_share_accordingly(run: Run) -> None:
+    line = worker_command(Plan(run.paths.run_id, run.paths.root.parent, 3, batch=48))
+    assert line[line.index("--among") + 1] == "3"
+    assert "--among" not in worker_command(Plan(run.paths.run_id, run.paths.root.parent, 1))
+    with take_part(run, "first", shuffled=True, among=3) as share:
+        assert taken(share.queue(run, 1)) == 8

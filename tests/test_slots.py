@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from jobs import USERS, jobs, never, run, same_bits, silent
 from transformers import AutoModelForCausalLM, Gemma2Config, GenerationConfig, GptOssConfig
 
 from drift_cli import models
+from drift_cli.engine.attention import _cache_argument, forward
 from drift_cli.engine.choice import choose
 from drift_cli.engine.contract import Incident, Reply, Stopped
 from drift_cli.engine.plain import attention as plain_attention
@@ -273,3 +275,18 @@ def test_a_rows_logits_are_the_same_bits_beside_rows_of_any_length(name: str, lo
             slots.close()
         seen.append(torch.stack(slots.__dict__["seen"]))
     assert all(torch.equal(seen[0], other) for other in seen[1:])
+
+
+def test_a_networks_cache_is_handed_over_under_the_name_that_it_knows(loaded: dict[str, LoadedModel]) -> None:
+    class Older(torch.nn.Module):
+        def forward(self, input_ids: object, past_key_values: object = None) -> None: ...
+
+    class Newer(torch.nn.Module):
+        def forward(self, input_ids: object, cache: object = None) -> None: ...
+
+    assert _cache_argument(Older) == "past_key_values"
+    assert _cache_argument(Newer) == "cache"
+    for model in loaded.values():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            forward(model, torch.tensor([[5]]), torch.tensor([[0]]))

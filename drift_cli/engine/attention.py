@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
@@ -76,7 +78,12 @@ def forward(model: LoadedModel, ids: Tensor, positions: Tensor, **how: Any) -> A
     kinds = getattr(model.card.config.get_text_config(), "layer_types", None)
     # Networks with several kinds of layers take a mask for each; ours are all None.
     mask = dict.fromkeys(kinds) if kinds else None
+    how[_cache_argument(model.network.__class__)] = PassingCache()
     with repeatable():
-        return model.network(
-            input_ids=ids, position_ids=positions, past_key_values=PassingCache(), attention_mask=mask, use_cache=True, **how
-        )
+        return model.network(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=True, **how)
+
+
+@cache
+def _cache_argument(kind: Any) -> str:
+    """What a network's class calls its cache: `cache` since transformers 5.24."""
+    return "cache" if "cache" in signature(kind.forward).parameters else "past_key_values"
