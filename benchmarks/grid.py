@@ -209,9 +209,10 @@ def main() -> None:
         else:
             try:
                 per = recipes.PER_BATCH if way == "recipe" else asked.group
-                cells = [[Rollout(cell.cell, sample) for sample in range(min(per, cell.samples))] for cell in plan.cells]
-                found[way] = other(way, model, plan, given, timed, cells[: asked.conditions])
-                of = f"turns {asked.turns_timed} of {per} rollouts of {len(cells[: asked.conditions])} conditions"
+                cells = plan.cells[: asked.conditions]
+                samples = [[Rollout(cell.cell, sample) for sample in range(min(per, cell.samples))] for cell in cells]
+                found[way] = other(way, model, plan, given, timed, samples)
+                of = f"turns {asked.turns_timed} of {per} rollouts of {len(cells)} conditions"
                 say(f"  {way}: {found[way]:.0f} s, extrapolated from {of}, {memory(model.device)}")
             except (RuntimeError, AttributeError, ImportError, TypeError, ValueError) as error:
                 say(f"  {way}: does not run here: {str(error).splitlines()[0] if str(error) else type(error).__name__}")

@@ -74,6 +74,7 @@ class Queue:
         `fair` says how much of the run is this worker's; without it, all that it can get.
         """
         self.run, self.claims, self.pause, self.fair = run, claims, pause, fair
+        self._planned = sum(plan.samples for plan in run.manifest.cells)
         self.totals = {name: len(transcript.users) for name, transcript in run.manifest.transcripts.items()}
         self._untried: deque[Unit] = deque(_units(run, size, random.Random(claims.worker) if shuffled else None))
         self._held: list[Unit] = []
@@ -116,7 +117,7 @@ class Queue:
         if len(cells) <= _FEW_CELLS:
             for cell in (plan.cell for plan in cells if plan.cell not in self._listings):
                 self._ended.update(Rollout(cell, sample) for sample in self._listing(cell).ended)
-        return sum(plan.samples for plan in cells) - len(self._ended)
+        return self._planned - len(self._ended)
 
     def is_open(self) -> bool:
         """Whether something could be taken now. Nothing is claimed. Raises as `take`."""
