@@ -190,6 +190,24 @@ class Finish(StrEnum):
     """Of a rollout: every user turn of the transcript was answered."""
 
 
+class SegmentKind(StrEnum):
+    """What a part of a reply is."""
+
+    REASONING = "reasoning"
+    """What the model thinks before it answers (a `<think>` block, a harmony analysis channel)."""
+    ANSWER = "answer"
+    """What it says to the user."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a reply: tokens `start` to before `stop` of the reply's ids. The markup around a part belongs to none."""
+
+    kind: SegmentKind
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True)
 class Turn:
     """One committed user message and its reply. What a run imported from elsewhere does not know is None."""

@@ -39,8 +39,8 @@ def test_the_revision_of_a_folder_changes_with_its_weights_and_not_with_its_plac
 
 
 def test_large_weight_files_are_sampled_to_their_last_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_WHOLE", 1000)
-    monkeypatch.setattr(models, "_BLOCK", 100)
+    monkeypatch.setattr(models.identity, "_WHOLE", 1000)
+    monkeypatch.setattr(models.identity, "_BLOCK", 100)
     data = bytearray(b"x" * 100_000)
     (tmp_path / "a.safetensors").write_bytes(data)
     before = models.folder_digest(tmp_path)

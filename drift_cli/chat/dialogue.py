@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from drift_cli.spec import ChatFormat, Condition, Placement, Transcript
+from drift_cli.spec import ChatFormat, Condition, Placement, Segment, Transcript
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,6 +85,9 @@ class Chat(Protocol):
     def stop_length(self, ids: Sequence[int]) -> int | None:
         """How many of a reply's ids to keep when they already contain a stop string; None when the reply goes on."""
 
+    def segments(self, ids: Sequence[int]) -> tuple[Segment, ...]:
+        """The reasoning and the answer in a reply's ids (without its end-of-turn token), in order; () where the reply is all answer."""
+
     def end_id(self) -> int | None:
         """The token with which the format closes a reply, where it is a single special token."""
 
@@ -128,6 +131,10 @@ class Dialogue:
     def text(self, ids: Sequence[int]) -> str:
         """A reply's text."""
         return text_of(self.chat.tokenizer, self.content(ids))
+
+    def segments(self, ids: Sequence[int]) -> tuple[Segment, ...]:
+        """The reasoning and the answer in a reply's ids as sampled; () where the reply is all answer."""
+        return self.chat.segments(self.content(ids))
 
     def snapshot(self) -> Dialogue:
         """This moment, to come back to with `restore`."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from drift_cli.chat.dialogue import Dialogue, given_texts, messages, text_of
 from drift_cli.errors import UsageError
-from drift_cli.spec import ChatFormat, Condition, Placement, Transcript
+from drift_cli.spec import ChatFormat, Condition, Placement, Segment, Transcript
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,6 +61,10 @@ class RawChat:
             if text_of(self.tokenizer, ids[:length]).startswith(keep):
                 return length
         return len(ids)
+
+    def segments(self, ids: Sequence[int]) -> tuple[Segment, ...]:
+        """All of it is answer."""
+        return ()
 
     def end_id(self) -> int | None:
         """Raw text has none beyond the model's own end of text."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from drift_cli.chat.dialogue import Dialogue, Message, common_prefix, given_texts, messages
 from drift_cli.chat.limit import within_limit
 from drift_cli.errors import DriftError, UsageError
-from drift_cli.spec import ChatFormat, Condition, Placement, Transcript
+from drift_cli.spec import ChatFormat, Condition, Placement, Segment, Transcript
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,6 +107,10 @@ class TemplateChat:
     def stop_length(self, ids: Sequence[int]) -> int | None:
         """A template's replies end with a token, never with a string."""
         return None
+
+    def segments(self, ids: Sequence[int]) -> tuple[Segment, ...]:
+        """All of it is answer."""
+        return ()
 
     def end_id(self) -> int | None:
         """The special token that follows a reply in the template's rendering, where there is one."""
