@@ -134,8 +134,13 @@ class _Working:
 
     def report(self, incident: Incident) -> None:
         """Show and record what an engine dealt with."""
-        self.session.display.note(incident.detail)
-        self.session.run.event(incident.kind, detail=incident.detail)
+        told(self.session.display, self.session.run, incident)
+
+
+def told(display: Display, run: Run, incident: Incident) -> None:
+    """Show and record what an engine dealt with."""
+    display.note(incident.detail)
+    run.event(incident.kind, detail=incident.detail)
 
 
 def _run(engine: Engine, work: _Working) -> Outcome:

@@ -16,7 +16,7 @@ from jobs import USERS, jobs, never, run, same_bits, silent
 from transformers import AutoModelForCausalLM, Gemma2Config, GenerationConfig, GptOssConfig
 
 from drift_cli import models
-from drift_cli.engine.attention import _cache_argument, forward
+from drift_cli.engine.attention import NotApplied, cache_argument, forward
 from drift_cli.engine.choice import choose
 from drift_cli.engine.contract import Incident, Reply, Stopped
 from drift_cli.engine.plain import attention as plain_attention
@@ -106,15 +106,14 @@ def test_one_three_and_sixteen_slots_give_the_same_tokens(name: str, loaded: dic
 def test_auto_takes_slots_where_they_are_exact_and_says_why_not(loaded: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
     how: dict[str, Any] = {"layers": (1,), "filters": Sampling(), "max_new_tokens": 4, "batch": 2}
     for model in loaded.values():
-        engine, said = choose("auto", model, **how)
-        assert (engine.name, said) == ("slots", None)
+        found = choose("auto", model, **how)
+        assert (found.engine.name, found.refused) == ("slots", None)
     model = loaded["llama"]
-    assert choose("reference", model, **how)[0].name == "reference"
+    assert choose("reference", model, **how).engine.name == "reference"
     monkeypatch.setattr(plain_attention, "attend_row", lambda query, *rest: query * 0.5)
-    engine, said = choose("auto", model, **how)
-    assert engine.name == "reference"
-    assert said is not None
-    assert "its logits differ from a plain forward's by" in said
+    found = choose("auto", model, **how)
+    assert found.engine.name == "reference"
+    assert "where a plain pass in chunks is off by" in str(found.refused)
     with pytest.raises(UsageError, match="slots engine cannot run tiny-llama"):
         choose("slots", model, **how)
 
@@ -123,13 +122,12 @@ def test_a_network_that_does_not_take_slots_falls_back_with_its_own_words(
     loaded: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: object, **how: object) -> None:
-        raise DriftError("attention asks for softcap, which slots do not apply")
+        raise NotApplied("its attention asks for softcap, which slots do not apply")
 
     monkeypatch.setattr(plain_attention, "attend_row", refuse)
-    engine, said = choose("auto", loaded["qwen3"], layers=(1,), filters=Sampling(), max_new_tokens=4, batch=2)
-    assert engine.name == "reference"
-    assert said is not None
-    assert "does not take them: attention asks for softcap" in said
+    found = choose("auto", loaded["qwen3"], layers=(1,), filters=Sampling(), max_new_tokens=4, batch=2)
+    assert found.engine.name == "reference"
+    assert found.refused == "its attention asks for softcap, which slots do not apply"
     assert loaded["qwen3"].network.config._attn_implementation != plain_attention.ATTENTION
 
 
@@ -226,10 +224,9 @@ def test_attention_sinks_and_soft_caps_of_real_networks_are_left_to_the_plain_en
         made = tiny.tokenizer(tiny.ARCHITECTURES["olmo3"])
         card = models.make_card("x", "0", config, made, GenerationConfig(eos_token_id=0))
         model = LoadedModel(card, network, torch.device("cpu"), "float32", 1)
-        engine, said = choose("auto", model, layers=(1,), filters=Sampling(), max_new_tokens=4, batch=2)
-        assert engine.name == "reference"
-        assert said is not None
-        assert why in said
+        found = choose("auto", model, layers=(1,), filters=Sampling(), max_new_tokens=4, batch=2)
+        assert found.engine.name == "reference"
+        assert found.refused == why
         with pytest.raises(UsageError, match=why):
             choose("slots", model, layers=(1,), filters=Sampling(), max_new_tokens=4, batch=2)
 
@@ -284,8 +281,8 @@ def test_a_networks_cache_is_handed_over_under_the_name_that_it_knows(loaded: di
     class Newer(torch.nn.Module):
         def forward(self, input_ids: object, cache: object = None) -> None: ...
 
-    assert _cache_argument(Older) == "past_key_values"
-    assert _cache_argument(Newer) == "cache"
+    assert cache_argument(Older) == "past_key_values"
+    assert cache_argument(Newer) == "cache"
     for model in loaded.values():
         with warnings.catch_warnings():
             warnings.simplefilter("error")

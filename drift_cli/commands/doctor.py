@@ -7,16 +7,18 @@ import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from drift_cli.commands.options import DisplayOption, JsonOption, StoreOption, make_display, open_store
+from drift_cli.commands.options import DeviceOption, DisplayOption, JsonOption, StoreOption, make_display, open_store
 from drift_cli.display import Mode, Table
 from drift_cli.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
     import torch
+
+    from drift_cli.models import ModelCard
 
 
 @dataclass(frozen=True)
@@ -28,21 +30,67 @@ class Check:
     found: str
 
 
-def doctor(store: StoreOption = None, display: DisplayOption = Mode.AUTO, as_json: JsonOption = False) -> None:
+def doctor(
+    model: Annotated[
+        str | None,
+        typer.Option(help="Load this model (hub id, folder or file) and measure whether the fast engine computes what it computes."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="With --model: auto, bfloat16, float16 or float32.")] = None,
+    device: DeviceOption = None,
+    store: StoreOption = None,
+    display: DisplayOption = Mode.AUTO,
+    as_json: JsonOption = False,
+) -> None:
     """Say what this machine can run.
 
-    Looks at software, device, memory and the store's folder, and names what would go wrong.
+    Looks at software, device, memory and the store's folder, and names what would go wrong. With --model it looks at the model instead: which engine will
+    run it, and how far that engine and a plain forward pass are from float32. Example: drift doctor --model allenai/Olmo-3-7B-Instruct
     """
-    folder = open_store(store).root
-    checks = [*_software(), *_device(), *_folder(folder)]
+    shown = make_display(display, as_json)
+    if model is None:
+        title, checks = "This machine", [*_software(), *_device(), *_folder(open_store(store).root)]
+        verdict = "something must be mended before a run", "ready: drift demo"
+    else:
+        title, checks = f"Model {model}", _model(model, dtype or "auto", device or "auto")
+        verdict = "it cannot be run", f"ready: drift generate --model {model}"
     rows = [[check.state, check.what, check.found] for check in checks]
     failed = any(check.state == "fail" for check in checks)
-    verdict = "something must be mended before a run" if failed else "ready: drift demo"
-    make_display(display, as_json).result(
-        {"ok": not failed, "checks": checks}, Table("This machine", ["", "what", "found"], rows, [verdict])
-    )
+    shown.result({"ok": not failed, "checks": checks}, Table(title, ["", "what", "found"], rows, [verdict[0 if failed else 1]]))
     if failed:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _model(name: str, dtype: str, device: str) -> list[Check]:
+    """What a model is, which engine runs it, and the figures of the trial that says so."""
+    from drift_cli import models
+    from drift_cli.engine.choice import choose, rows
+    from drift_cli.engine.rollouts import SlotEngine
+    from drift_cli.spec import Sampling
+
+    card, where = models.describe(name), models.choose_device(device)
+    kind = models.choose_dtype(dtype, where)
+    loaded = models.load(card, dtype=kind, device=where)
+    said = f"{type(loaded.network).__name__}, {loaded.parameters / 1e6:.0f} million parameters, {card.layers} blocks of width {card.width}"
+    checks = [Check("network", "ok", f"{said}, context {card.context} tokens, {kind} on {where}")]
+    layers = tuple(range(card.layers + 1))
+    chosen = choose("auto", loaded, layers=layers, filters=Sampling(), max_new_tokens=256, batch=rows(None, where), text=_text(card))
+    if chosen.refused is None:
+        checks.append(Check("engine", "ok", "slots (fast)"))
+    else:
+        checks.append(Check("engine", "note", f"reference (slower): slots cannot run it, since {chosen.refused}"))
+    if chosen.trial is not None:
+        checks.append(Check("trial", "ok" if chosen.refused is None else "note", chosen.trial.said))
+    if isinstance(chosen.engine, SlotEngine):
+        chosen.engine.close()
+    return checks
+
+
+def _text(card: ModelCard) -> list[int]:
+    """Token ids of ordinary text: what the users of drift's own transcripts say."""
+    from drift_cli import transcripts
+
+    said = "\n".join(text for name in transcripts.builtin_names() for text in transcripts.load(name).users)
+    return [int(i) for i in card.tokenizer.encode(said, add_special_tokens=False)]
 
 
 def _software() -> list[Check]:

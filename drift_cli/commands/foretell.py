@@ -10,15 +10,13 @@ from drift_cli.speeds import measure_speeds
 
 if TYPE_CHECKING:
     from drift_cli.experiment import Experiment
+    from drift_cli.store.manifest import Manifest
     from drift_cli.store.paths import Store
     from drift_cli.store.run import RolloutState, Run
 
 
 def foretell(display: Display, store: Store, experiment: Experiment, existing: Run | None, engine: str, batch: int) -> None:
     """Render the plan of an experiment. Nothing is written."""
-    import torch
-
-    from drift_cli.engine.slots import layout_from
     from drift_cli.store.manifest import merge
     from drift_cli.store.run import Run
 
@@ -26,14 +24,11 @@ def foretell(display: Display, store: Store, experiment: Experiment, existing: R
     run = Run(store.run(manifest.spec.id), manifest)
     states = run.states()
     lengths = fits(manifest, experiment.chat, experiment.card.context)
-    dtype = getattr(torch, manifest.spec.dtype)
-    speeds = measure_speeds(torch.device(experiment.device), dtype, batch, len(experiment.card.tokenizer))
     assert manifest.model is not None
-    layout, graphs = layout_from(experiment.card.config), experiment.device.startswith("cuda") and engine != "reference"
-    work = Work(manifest.model, manifest.spec.max_new_tokens, batch, dtype.itemsize, layout, speeds, graphs)
+    work = _work(manifest, experiment, batch, engine)
     weight_bytes, took = work.weight_bytes, seconds(engine, states, lengths, work)
     together = min(batch, sum(not state.ended for state in states))
-    kept = together * layout.held(longest(manifest, lengths, experiment.card.context), manifest.spec.max_new_tokens) * dtype.itemsize
+    kept = together * work.layout.held(longest(manifest, lengths, experiment.card.context), manifest.spec.max_new_tokens) * work.itemsize
     left = sum(state.total - state.done for state in states if not state.ended)
     total = sum(state.total for state in states)
     residuals = len(manifest.layers) * manifest.model.width * 4 * left
@@ -66,6 +61,27 @@ def foretell(display: Display, store: Store, experiment: Experiment, existing: R
     }
     table = Table(f"Plan of run {manifest.spec.id}", ["cell", "rollouts>", "turns left>", "last prompt at least>", "context"], rows, notes)
     display.result(document, table)
+
+
+def _work(manifest: Manifest, experiment: Experiment, batch: int, engine: str) -> Work:
+    """What an estimate needs to know; the device's speeds are measured."""
+    import torch
+
+    from drift_cli.engine.slots import layout_from
+
+    assert manifest.model is not None
+    dtype = getattr(torch, manifest.spec.dtype)
+    speeds = measure_speeds(torch.device(experiment.device), dtype, batch, len(experiment.card.tokenizer))
+    layout, graphs = layout_from(experiment.card.config), experiment.device.startswith("cuda") and engine != "reference"
+    return Work(manifest.model, manifest.spec.max_new_tokens, batch, dtype.itemsize, layout, speeds, graphs)
+
+
+def slower(manifest: Manifest, states: list[RolloutState], experiment: Experiment, batch: int) -> str:
+    """How much slower than slots the reference engine is with what is left of a run, in words."""
+    lengths = fits(manifest, experiment.chat, experiment.card.context)
+    slots, reference = (seconds(engine, states, lengths, _work(manifest, experiment, batch, engine)) for engine in ("slots", "reference"))
+    times = f"about {reference / slots:.0f} times slower" if slots and reference > 1.5 * slots else "which is slower"
+    return f"{times}: {duration(reference)} instead of {duration(slots)} are estimated for what is left"
 
 
 def _room(device: str, needed: int) -> str:

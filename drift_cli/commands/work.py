@@ -148,9 +148,11 @@ class Work:
 
     def _load(self, part: Part) -> tuple[LoadedModel, Engine]:
         from drift_cli import models
+        from drift_cli.commands.foretell import slower
         from drift_cli.engine.choice import choose, rows
         from drift_cli.estimate import fits, longest
         from drift_cli.machine import keep_threads
+        from drift_cli.runner import told
 
         run, experiment, settings = part.run, part.experiment, part.settings
         spec = run.manifest.spec
@@ -158,18 +160,24 @@ class Work:
         if (kept := keep_threads(run.manifest, experiment.device)) is not None:
             self.display.note(kept)
         model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device, gpus=self.gpus)
-        engine, said = choose(
+        batch = rows(settings["batch"], experiment.device)
+        chosen = choose(
             asked,
             model,
             layers=run.manifest.layers,
             filters=spec.sampling,
             max_new_tokens=spec.max_new_tokens,
-            batch=rows(settings["batch"], experiment.device),
+            batch=batch,
             longest=longest(run.manifest, fits(run.manifest, experiment.chat, experiment.card.context), experiment.card.context),
+            text=_ordinary_text(experiment),
+            report=lambda incident: told(self.display, run, incident),
         )
-        if said is not None:
-            self.display.note(said)
-        return model, engine
+        if chosen.refused is not None:
+            self.display.note(
+                f"the slots engine cannot run {model.card.name} ({chosen.refused}): using the reference engine, "
+                + slower(run.manifest, run.states(), experiment, batch)
+            )
+        return model, chosen.engine
 
     def _engine_for_gpus(self, asked: str) -> str:
         """The engine to ask for: slots keep everything on one device, so a model that is spread over several runs on `reference`."""
@@ -286,6 +294,12 @@ class Part:
     experiment: Experiment
     settings: Settings
     stop: Stop
+
+
+def _ordinary_text(experiment: Experiment) -> list[int]:
+    """Token ids of what the users of an experiment say: text that the model will read anyway."""
+    said = "\n".join(text for script in experiment.manifest.transcripts.values() for text in script.users)
+    return [int(i) for i in experiment.card.tokenizer.encode(said, add_special_tokens=False)]
 
 
 def why(settings: Settings) -> str:

@@ -35,6 +35,10 @@ _HARMLESS = frozenset(
 """Arguments of an attention call that change nothing here (dropout is 0 in evaluation)."""
 
 
+class NotApplied(DriftError):
+    """A network asks its attention for something that slots do not apply."""
+
+
 class PassingCache(Cache):  # type: ignore[misc]
     """Hands keys and values on to the attention function, which stores them."""
 
@@ -58,7 +62,7 @@ def refuse_unknown(attention_mask: object, given: dict[str, Any]) -> None:
         if name not in _HARMLESS and value is not None:
             unknown.append(name)
     if unknown:
-        raise DriftError(f"attention asks for {', '.join(unknown)}, which slots do not apply", mend="Use --engine reference.")
+        raise NotApplied(f"its attention asks for {', '.join(unknown)}, which slots do not apply", mend="Use --engine reference.")
 
 
 @contextmanager
@@ -78,12 +82,12 @@ def forward(model: LoadedModel, ids: Tensor, positions: Tensor, **how: Any) -> A
     kinds = getattr(model.card.config.get_text_config(), "layer_types", None)
     # Networks with several kinds of layers take a mask for each; ours are all None.
     mask = dict.fromkeys(kinds) if kinds else None
-    how[_cache_argument(model.network.__class__)] = PassingCache()
+    how[cache_argument(model.network.__class__)] = PassingCache()
     with repeatable():
         return model.network(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=True, **how)
 
 
 @cache
-def _cache_argument(kind: Any) -> str:
+def cache_argument(kind: Any) -> str:
     """What a network's class calls its cache: `cache` since transformers 5.24."""
     return "cache" if "cache" in signature(kind.forward).parameters else "past_key_values"

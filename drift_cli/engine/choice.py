@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
-import torch
-
-from drift_cli.engine.attention import forward, installed
-from drift_cli.engine.contract import Engine
-from drift_cli.engine.kernels import repeatable
-from drift_cli.engine.plain.attention import ATTENTION, Keeper, put
+from drift_cli.engine.attention import NotApplied
+from drift_cli.engine.contract import Engine, Incident, is_out_of_memory, no_memory
+from drift_cli.engine.plain.attention import layout_of
+from drift_cli.engine.plain_passes import yardstick
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.slots import refusal
+from drift_cli.engine.slots import NoRoom, refusal
+from drift_cli.engine.trial import Trial, judge
+from drift_cli.engine.trial_text import conversations, length, random_text
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Sampling
 
-_TRIAL = 48
-"""Tokens of the conversation on which slots and a plain forward are compared before slots are trusted with a model."""
-_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
-"""Largest difference of logits allowed in that trial, as a share of their standard deviation: rounding is well below, another formula well above."""
-
-
 ROWS = {"cuda": 48, "cpu": 16}
 """Slots where no number is asked for: on a GPU as many as three conditions of 16 samples have, since a step's weights are read once for all of them."""
+
+Report = Callable[[Incident], None]
+T = TypeVar("T")
 
 
 def rows(asked: int | None, device: str) -> int:
@@ -32,8 +32,15 @@ def rows(asked: int | None, device: str) -> int:
     return ROWS.get(device.partition(":")[0], 8) if asked is None else asked
 
 
-_REFUSALS = (DriftError, TypeError, AttributeError, LookupError, ValueError, RuntimeError)
-"""What a network that was not written for such a cache or attention may raise; any of them means that slots are not for it."""
+@dataclass(frozen=True)
+class Choice:
+    """An engine, and what speaks for it."""
+
+    engine: Engine
+    refused: str | None
+    """Why slots cannot run the model, in words; None where they run it, or were not asked for."""
+    trial: Trial | None
+    """What was measured, where slots came to a trial."""
 
 
 def choose(
@@ -45,53 +52,90 @@ def choose(
     max_new_tokens: int,
     batch: int,
     longest: int | None = None,
-) -> tuple[Engine, str | None]:
-    """The engine (one of `contract.ENGINES`) for a model, and a sentence where the choice is not what `auto` hopes for.
+    text: Sequence[int] = (),
+    report: Report = lambda incident: None,
+) -> Choice:
+    """The engine (one of `contract.ENGINES`) for a model.
+
+    Args:
+        asked: `auto`, `slots` or `reference`.
+        model: the network.
+        layers: residual layers to pool.
+        filters: of the draw.
+        max_new_tokens: the longest reply.
+        batch: slots, or rows of a batch.
+        longest: the most tokens that a conversation may come to have, where that is known.
+        text: token ids of ordinary text for the trial; random ones where there are none.
+        report: told of what was dealt with on the way.
 
     Raises:
         UsageError: `slots` was asked for and cannot run this model exactly.
+        DriftError: the logits are not finite, or slots failed in a way that is no property of the model.
     """
-    reason = None if asked == "reference" else refusal(model) or _disagreement(model)
-    if asked == "slots" and reason is not None:
+    reference = ReferenceEngine(model, layers, filters, max_new_tokens, batch)
+    if asked == "reference":
+        return Choice(reference, None, None)
+    engine = SlotEngine(model, layers, filters, max_new_tokens, batch, longest)
+    reason, trial = refusal(model), None
+    if reason is None:
+        try:
+            trial = _tried(engine, list(text), report)
+            reason = trial.problem
+        except NotApplied as error:
+            reason = error.what
+        if reason is not None:
+            engine.close()
+    if reason is None:
+        return Choice(engine, None, trial)
+    if asked == "slots":
         raise UsageError(f"the slots engine cannot run {model.card.name}: {reason}", mend="Use --engine reference (or auto).")
-    if asked == "reference" or reason is not None:
-        said = None if reason is None else f"the slots engine cannot run {model.card.name} ({reason}): using the slower reference engine"
-        return ReferenceEngine(model, layers, filters, max_new_tokens, batch), said
-    return SlotEngine(model, layers, filters, max_new_tokens, batch, longest), None
+    return Choice(reference, reason, trial)
 
 
-def _disagreement(model: LoadedModel) -> str | None:
-    """Run one conversation through slots, as chunks and as single tokens, and through a plain forward; say where they differ."""
-    vocabulary = int(model.card.config.get_text_config().vocab_size)
-    ids = torch.randint(0, vocabulary, (1, _TRIAL), generator=torch.Generator().manual_seed(0)).to(model.device)
-    with repeatable():
-        plain = model.network(input_ids=ids, use_cache=False).logits[0].float()
+def _tried(engine: SlotEngine, text: list[int], report: Report) -> Trial:
+    """Hold slots against plain computations. On a GPU the slots stay made: it takes them many seconds to be compiled and captured."""
+    model = engine.model
+    tokens = _slots_do(model, lambda: length(model, layout_of(model), engine.longest))
+    while True:
+        given = conversations(text or random_text(model), tokens, engine.batch)
+        try:
+            against = yardstick(model, given)
+            slots = _slots_do(model, lambda: engine.prepare(report))
+            if slots.rows < len(given):  # memory allows fewer slots than conversations
+                engine.close()
+                continue
+            trial = _slots_do(model, lambda: judge(model.dtype, slots, given, against))  # noqa: B023 (called at once)
+        except NoRoom:
+            engine.close()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            engine.close()
+        else:
+            if model.device.type != "cuda":
+                engine.close()
+            return trial
+        gc.collect()
+        if tokens <= _FEWEST:
+            raise no_memory(f"a conversation of {tokens} tokens")
+        tokens //= 2
+
+
+_FEWEST = 40
+"""Tokens of a conversation that is not made shorter for want of memory."""
+
+
+def _slots_do(model: LoadedModel, work: Callable[[], T]) -> T:
+    """What `work` returns. What slots raise that is neither a property of the model nor a lack of memory is a fault of drift, and said to be one."""
     try:
-        ours = _through_slots(model, ids).float()
-    except _REFUSALS as error:
-        return f"its network does not take them: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-    spread = plain.std(-1).mean()
-    worst = (ours - torch.cat([plain, plain])).abs().max() / spread
-    if not bool(torch.isfinite(worst)) or float(worst) > _TOLERANCE[model.dtype]:
-        return f"its logits differ from a plain forward's by {float(worst):.2g} standard deviations"
-    return None
-
-
-def _through_slots(model: LoadedModel, ids: torch.Tensor) -> torch.Tensor:
-    """Logits (2 × tokens, vocabulary) of the same tokens as one chunk, and in pieces."""
-    keeper = Keeper()
-    with installed(model, ATTENTION, keeper.attend):
-        return torch.cat([put(model, keeper, 0, 0, ids).logits[0], _in_pieces(model, keeper, ids)])
-
-
-def _in_pieces(model: LoadedModel, keeper: Keeper, ids: torch.Tensor) -> torch.Tensor:
-    """Logits (tokens, vocabulary) of the same tokens as a chunk, single tokens and another chunk on one slot."""
-    bounds = [0, 20, 21, 22, 23, 24, _TRIAL]
-    return torch.cat([_piece(model, keeper, ids[:, a:b], a) for a, b in pairwise(bounds)])
-
-
-def _piece(model: LoadedModel, keeper: Keeper, ids: torch.Tensor, start: int) -> torch.Tensor:
-    if ids.shape[1] > 1:
-        return put(model, keeper, 0, start, ids).logits[0]  # type: ignore[no-any-return]
-    keeper.step([start], [True])
-    return forward(model, ids, torch.tensor([[start]], device=ids.device)).logits[0]  # type: ignore[no-any-return]
+        return work()
+    except (NotApplied, NoRoom, DriftError):
+        raise
+    except (TypeError, AttributeError, LookupError, ValueError, RuntimeError, AssertionError) as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        said = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise DriftError(
+            f"the slots engine failed on {model.card.name}: {type(error).__name__}: {said}",
+            mend="This is a fault of drift: please report it. --engine reference runs the model meanwhile.",
+        ) from error

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Rollout
@@ -103,6 +105,8 @@ class Slots(Protocol):
     """Rows of a cache, and what is done with them. Calls are in order: what a later one reads, an earlier one has written."""
 
     rows: int
+    layers: tuple[int, ...]
+    """Residual layers that `encode` pools."""
     layout: Layout
 
     def encode(self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None = None) -> Residual | None:
@@ -123,6 +127,15 @@ class Slots(Protocol):
         Raises:
             NoRoom: a row cannot grow; none has moved.
         """
+
+    def say(self, row: int, token: int) -> None:
+        """Put another token in the place of the newest one drawn in a row; the next `step` goes on with it."""
+
+    def newest(self, row: int) -> Tensor:
+        """(vocabulary,) logits of a row's newest token: of its last step, or, before there is one, of the chunk encoded last."""
+
+    def every_layer(self, row: int, ids: Sequence[int], start: int, counted: int) -> NDArray[np.float32]:
+        """(layers + 1, width) float32: `encode`, and the mean residuals of the first `counted` tokens at every layer. Slower: for trials."""
 
     def ended(self) -> Iterable[int]:
         """Rows whose reply has ended, as far as is known; each is named until `begin` or `free`."""

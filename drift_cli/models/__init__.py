@@ -1,7 +1,7 @@
 """Finds a model, says what it is, and loads it: a hub id, a local folder, or the built-in `demo` model."""
 
 from drift_cli.models.card import DEMO, ModelCard, describe, make_card
-from drift_cli.models.devices import DTYPES, choose_device, choose_dtype
+from drift_cli.models.devices import DTYPES, choose_device, choose_dtype, free_memory
 from drift_cli.models.identity import folder_digest
 from drift_cli.models.network import blocks
 from drift_cli.models.weights import LoadedModel, count_parameters, load
@@ -17,6 +17,7 @@ __all__ = [
     "count_parameters",
     "describe",
     "folder_digest",
+    "free_memory",
     "load",
     "make_card",
 ]

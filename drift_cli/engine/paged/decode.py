@@ -68,12 +68,25 @@ REPEATABLE: dict[str, str | int | bool | Callable[..., object]] = {"deterministi
 Uniforms = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def step(model: LoadedModel, pages: Pages, rows: Rows, filters: Sampling, every: Tensor, fused: Uniforms | None = None) -> None:
-    """One token for every row that goes on. `every` is (rows,) int32, counting; `fused` is `uniforms` as one kernel, where there is one."""
+def step(
+    model: LoadedModel, pages: Pages, rows: Rows, filters: Sampling, every: Tensor, newest: Tensor, fused: Uniforms | None = None
+) -> None:
+    """One token for every row that goes on.
+
+    Args:
+        model: the network, whose attention goes to `pages`.
+        pages: keys and values.
+        rows: the state of all rows.
+        filters: of the draw.
+        every: (rows,) int32, counting.
+        newest: (rows, vocabulary), where the logits are left.
+        fused: `uniforms` as one kernel, where there is one.
+    """
     active = rows.log[:, ACTIVE] > 0
     places = torch.where(active, rows.places, -1).int()
     with on(Items(pages, every, places)):
         logits = forward(model, rows.ids, rows.places[:, None]).logits[:, -1]
+    newest.copy_(logits)
     counts = rows.log[:, COUNT].long()
     u = (fused or uniforms)(rows.numbers[:, :2], rows.numbers[:, 2], rows.numbers[:, 3], counts)
     tokens = draw(logits, rows.temperature, u, filters)

@@ -83,6 +83,9 @@ class Encoder:
         numbers = np.zeros(piece.size + _HEAD, dtype=np.int64)
         numbers[:_HEAD] = row, piece.start, len(piece.ids), piece.counted, fresh
         numbers[_HEAD : _HEAD + len(piece.ids)] = piece.ids
+        if piece.size not in self.given:  # never captured: the work is done at once
+            self.given[piece.size] = torch.zeros(piece.size + _HEAD, dtype=torch.long, device=self.model.device)
+            self.graphs[piece.size] = Graph(partial(self._piece, piece.size), None)
         self.given[piece.size].copy_(to_device(numbers, self.model.device))
         self.graphs[piece.size].replay()
 

@@ -10,13 +10,15 @@ import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from drift_cli.engine.contract import Incident, is_out_of_memory, not_finite
 from drift_cli.engine.paged.decode import ACTIVE, BAD, COUNT, IDS, Begin, Rows, compiled, step
@@ -64,6 +66,8 @@ class PagedSlots:
     pages: Pages
     state: Rows
     begins: Begin
+    stepped: Tensor
+    """(rows, vocabulary) logits of the last step."""
     encoder: Encoder
     step_graph: Graph
     begin_graph: Graph
@@ -80,6 +84,9 @@ class PagedSlots:
 
     def encode(self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None = None) -> Arriving | None:
         """See `slots.Slots.encode`."""
+        return self._encode(self.encoder, row, ids, start, counted, hold)
+
+    def _encode(self, encoder: Encoder, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None) -> Arriving | None:
         self.begun.pop(row, None)
         if start == 0:
             self.pages.release(row)
@@ -87,8 +94,26 @@ class PagedSlots:
             self.pages.trim(row, piece.start if hold is None else min(piece.start, hold))
             self.pages.reserve(row, piece.start + len(piece.ids))
             self.pages.flush()
-            self.encoder.run(row, piece, fresh=index == 0)
-        return arriving(self.encoder.sums, counted) if counted else None
+            encoder.run(row, piece, fresh=index == 0)
+        return arriving(encoder.sums, counted) if counted else None
+
+    def every_layer(self, row: int, ids: Sequence[int], start: int, counted: int) -> NDArray[np.float32]:
+        """See `slots.Slots.every_layer`: the same kernels, neither compiled nor captured."""
+        encoder = Encoder(self.model, self.pages, tuple(range(self.model.card.layers + 1)), None)
+        # Once its graphs are captured, the network has its own attention again; without graphs it never lost ours.
+        with paged(self.model, self.pages) if self.step_graph.graph is not None else nullcontext():
+            made = self._encode(encoder, row, ids, start, counted, start)
+            assert made is not None
+            return made.value()
+
+    def say(self, row: int, token: int) -> None:
+        """See `slots.Slots.say`."""
+        self.state.ids[row] = token
+
+    def newest(self, row: int) -> Tensor:
+        """See `slots.Slots.newest`."""
+        begun = self.begun.get(row)
+        return self.encoder.logits[0] if begun is None or begun.since == self.queued else self.stepped[row]
 
     def begin(self, row: int, draw: Draw) -> None:
         """See `slots.Slots.begin`."""
@@ -144,7 +169,7 @@ class PagedSlots:
         """See `slots.Slots.close`."""
         self.held.close()
         self.encoder.graphs.clear()
-        del self.step_graph, self.begin_graph, self.pages, self.encoder, self.begins, self.state
+        del self.step_graph, self.begin_graph, self.pages, self.encoder, self.begins, self.state, self.stepped
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
             torch.cuda.empty_cache()
@@ -207,6 +232,7 @@ def _capture(
     memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
     encoder = Encoder(model, pages, layers, memory)
     begins = Begin(state, filters, encoder.logits)
+    stepped = encoder.logits.new_zeros((rows, encoder.logits.shape[1]))
     every = torch.arange(rows, dtype=torch.int32, device=device)
     held = ExitStack()
     held.enter_context(paged(model, pages))
@@ -214,7 +240,7 @@ def _capture(
         said = _capturing(model, encoder.capture, dynamic=True)
         graphs: list[Graph] = []
         fused = torch.compile(uniforms, dynamic=False) if device.type == "cuda" else None
-        work = partial(step, model, pages, state, filters, every, fused)
+        work = partial(step, model, pages, state, filters, every, stepped, fused)
         said = _capturing(model, lambda: graphs.append(captured(work, device, memory, warm=2)), dynamic=False) or said
         begin_graph = captured(begins.run, device, memory)
     except RuntimeError:
@@ -224,7 +250,7 @@ def _capture(
         held.close()  # a captured graph needs the network no more
     state.log.zero_()
     pages.pool[0].zero_()
-    return PagedSlots(model, layers, rows, layout, pages, state, begins, encoder, graphs[0], begin_graph, held, said)
+    return PagedSlots(model, layers, rows, layout, pages, state, begins, stepped, encoder, graphs[0], begin_graph, held, said)
 
 
 def _capturing(model: LoadedModel, capture: Callable[[], None], *, dynamic: bool) -> str | None:

@@ -72,6 +72,8 @@ class PlainSlots:
     layout: Layout = field(init=False)
     slots: list[Slot] = field(init=False)
     logits: Tensor = field(init=False)
+    stepped: Tensor | None = None
+    """(rows, vocabulary) logits of the last step."""
     _last: dict[str, Any] = field(init=False)
     """Asks the network for the logits of a chunk's last token alone, where it can be asked."""
     _open: ExitStack = field(default_factory=ExitStack)
@@ -90,6 +92,15 @@ class PlainSlots:
 
     def encode(self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None = None) -> _Now | None:
         """See `slots.Slots.encode`. It never raises `NoRoom`: torch says when memory is out."""
+        return self._encode(row, ids, start, counted, hold, self.layers)
+
+    def every_layer(self, row: int, ids: Sequence[int], start: int, counted: int) -> NDArray[np.float32]:
+        """See `slots.Slots.every_layer`."""
+        made = self._encode(row, ids, start, counted, start, range(self.model.card.layers + 1))
+        assert made is not None
+        return made.value()
+
+    def _encode(self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None, layers: Sequence[int]) -> _Now | None:
         slot = self.slots[row]
         slot.draw, slot.length = None, start + len(ids)
         if start == 0:
@@ -99,7 +110,7 @@ class PlainSlots:
         out = put(self.model, self.keeper, row, start, tokens, **how)
         self.logits = out.logits[:, -1]
         self.keeper.trim(row, start if hold is None else min(start, hold))
-        return _Now(pool(out.hidden_states, 0, (0, counted), self.layers)) if counted else None
+        return _Now(pool(out.hidden_states, 0, (0, counted), layers)) if counted else None
 
     def begin(self, row: int, draw: Draw) -> None:
         """See `slots.Slots.begin`."""
@@ -117,6 +128,7 @@ class PlainSlots:
         device = self.model.device
         last = torch.tensor([[0 if slot is None else slot.ids[-1]] for slot in rows], device=device)
         logits = forward(self.model, last, torch.tensor(lengths, device=device)[:, None]).logits[:, -1]
+        self.stepped = logits
         for slot in rows:
             if slot is not None:
                 slot.length += 1
@@ -147,6 +159,19 @@ class PlainSlots:
                 slot.ids.append(int(token))
                 ends = token in self.model.card.end_ids and not drawing.forced
                 slot.ended = ends or len(slot.ids) >= drawing.limit
+
+    def say(self, row: int, token: int) -> None:
+        """See `slots.Slots.say`."""
+        slot = self.slots[row]
+        if slot.logits is not None:
+            slot.ids, slot.logits = [token], None
+        else:
+            slot.ids[-1] = token
+
+    def newest(self, row: int) -> Tensor:
+        """See `slots.Slots.newest`."""
+        slot = self.slots[row]
+        return self.logits[0] if self.stepped is None or slot.draw is None or slot.logits is not None else self.stepped[row]
 
     def ended(self) -> Iterable[int]:
         """See `slots.Slots.ended`."""
