@@ -95,6 +95,8 @@ def _identity(manifest: Manifest) -> list[list[str]]:
     options = f", options {spec.chat.options}" if spec.chat.options != "{}" else ""
     return [
         ["model", f"{spec.model} at {spec.revision}"],
+        *([["quantization", manifest.model.quantization]] if manifest.model and manifest.model.quantization else []),
+        *([["adapter", f"{manifest.model.adapter} ({spec.adapter}), merged into the weights"]] if manifest.model and spec.adapter else []),
         ["dtype", spec.dtype],
         ["chat", f"{spec.chat.kind} {spec.chat.digest[:12]}{told}{options}"],
         ["sampling", f"top_p {spec.sampling.top_p:g}, top_k {spec.sampling.top_k}, min_p {spec.sampling.min_p:g}"],
