@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drift_cli.errors import StoreError
+from drift_cli.errors import DriftError, StoreError
 from drift_cli.models import ModelCard, sampled_digest
 from drift_cli.spec import RunSpec
 from drift_cli.store.manifest import Manifest, spec_differences
@@ -45,6 +46,17 @@ def as_recorded(card: ModelCard, spec: RunSpec) -> tuple[ModelCard, str | None]:
         said = f"this run recorded no commit of {card.name}: what its revision {spec.revision} is now is used ({card.revision[:12]})"
         return replace(card, revision=spec.revision), said
     return card, None
+
+
+def check_places(run_id: str, settings: Settings) -> None:
+    """Refuse to look elsewhere for a folder that a run recorded and that is not there any more."""
+    for key in ("model", "adapter"):
+        place = settings[key]
+        if place is not None and Path(place).is_absolute() and not Path(place).exists():
+            raise DriftError(
+                f"the {key} of run {run_id} is not at {place} any more",
+                mend=f"Say where it is now: drift resume {run_id} --{key} FOLDER. (What is in it counts, not what it is called.)",
+            )
 
 
 def find_run(store: Store, experiment: Experiment, settings: Settings) -> tuple[Experiment, Run | None]:

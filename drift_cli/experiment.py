@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 from drift_cli import axes as axis_files
 from drift_cli import models, transcripts
 from drift_cli.axes import Axis
-from drift_cli.axes.axis import short
 from drift_cli.chat import Chat, chat_for
 from drift_cli.config import Settings, home
 from drift_cli.engine.contract import ENGINES
-from drift_cli.errors import DriftError, UsageError
-from drift_cli.existing import as_recorded
+from drift_cli.errors import UsageError
+from drift_cli.existing import as_recorded, check_places
 from drift_cli.models import ModelCard
 from drift_cli.models.identity import Say
 from drift_cli.spec import Cell, Condition, RunSpec, Sampling, Transcript
@@ -94,7 +93,7 @@ def reopen(run: Run, settings: Settings, say: Say | None = None) -> Experiment:
     _check(settings)
     if manifest.imported is not None:
         raise UsageError(f"run {run.paths.run_id} was imported and cannot be gone on with", mend="Start a new one: drift generate")
-    _check_places(run, settings)
+    check_places(run.paths.run_id, settings)
     here = Path(settings["model"]).expanduser().exists()
     found = models.describe(settings["model"], None if here else manifest.spec.revision, adapter=settings["adapter"], say=say)
     card, notice = as_recorded(found, manifest.spec)
@@ -103,17 +102,6 @@ def reopen(run: Run, settings: Settings, say: Say | None = None) -> Experiment:
     made = _assemble(settings, card, tuple(manifest.transcripts.values()), conditions, manifest.cells, axis, name=manifest.spec.name)
     merge(manifest, made.manifest)
     return made if notice is None else replace(made, notices=(notice, *made.notices))
-
-
-def _check_places(run: Run, settings: Settings) -> None:
-    """Refuse to look elsewhere for a folder that a run recorded and that is not there any more."""
-    for key in ("model", "adapter"):
-        place = settings[key]
-        if place is not None and Path(place).is_absolute() and not Path(place).exists():
-            raise DriftError(
-                f"the {key} of run {run.paths.run_id} is not at {place} any more",
-                mend=f"Say where it is now: drift resume {run.paths.run_id} --{key} FOLDER. (What is in it counts, not what it is called.)",
-            )
 
 
 def settings_of(manifest: Manifest) -> Settings:
@@ -250,7 +238,7 @@ def _recorded(settings: Settings, card: ModelCard, spec: RunSpec) -> dict[str, S
 
 
 def _notices(card: ModelCard, adds: Mapping[str, str], axis: Axis | None, layer: int, settings: Settings) -> tuple[str, ...]:
-    said = [*_weights_notices(card)]
+    said = list(card.notices())
     if card.ignored:
         said.append(
             f"not applied: {', '.join(card.ignored)} of the model's generation_config (drift samples with temperature, top-p, top-k, min-p)"
@@ -267,20 +255,6 @@ def _notices(card: ModelCard, adds: Mapping[str, str], axis: Axis | None, layer:
     if axis is not None and axis.note:
         said.append(f"axis {axis.name}: {axis.note}")
     return tuple(said)
-
-
-def _weights_notices(card: ModelCard) -> Iterator[str]:
-    """What is to be known of weights that are not simply a model's own."""
-    if card.quantization is not None:
-        yield f"the weights are stored as {card.quantization.text}"
-    adapter = card.adapter
-    if adapter is None:
-        return
-    yield f"adapter {adapter.name} ({adapter.digest.partition(':')[2][:12]}) is merged into the weights of {card.name}"
-    if adapter.base is not None and short(adapter.base) != short(str(card.folder or card.name)):
-        yield f"adapter {adapter.name} says that it was trained on {adapter.base}"
-    if adapter.tokenizer:
-        yield f"adapter {adapter.name} brings a tokenizer of its own: it is used in place of the model's"
 
 
 def _short(text: str, length: int = 90) -> str:

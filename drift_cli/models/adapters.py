@@ -55,8 +55,11 @@ def is_adapter(folder: Path) -> bool:
     return ADAPTER_CONFIG in names and not {WEIGHTS, INDEX} & set(names) and not any(name.endswith(".gguf") for name in names)
 
 
-def find_adapter(folder: Path, say: Say | None = None) -> Adapter:
-    """The adapter in a folder, checked as far as that needs no network. `DriftError` names what is wrong with it."""
+def find_adapter(folder: Path, say: Say | None = None, *, remembered: bool = True) -> Adapter:
+    """The adapter in a folder, checked as far as that needs no network. `DriftError` names what is wrong with it.
+
+    `say` and `remembered`: see `identity.tree_digest`.
+    """
     if not folder.is_dir():
         raise DriftError(
             f"adapter folder {folder} does not exist", mend="Give a local folder. (From the Hub: hf download org/name --local-dir FOLDER)"
@@ -81,7 +84,9 @@ def find_adapter(folder: Path, say: Say | None = None) -> Adapter:
         )
     files = {name: (folder / name).resolve() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *own)}
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    return Adapter(folder.name, folder, tree_digest(files, say), base or None, revision or None, own, int(config.get("r") or 0))
+    return Adapter(
+        folder.name, folder, tree_digest(files, say, remembered=remembered), base or None, revision or None, own, int(config.get("r") or 0)
+    )
 
 
 def base_of(adapter: Adapter) -> str:

@@ -6,6 +6,7 @@ loaded. What can be refused before that is refused here, by name.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,19 @@ class ModelCard:
     def identity(self) -> str:
         """The revision, and the adapter's digest where there is one: what an axis or a reference line was made with."""
         return self.revision if self.adapter is None else f"{self.revision}+{self.adapter.digest}"
+
+    def notices(self) -> Iterator[str]:
+        """What is to be known of weights that are not simply the model's own, a sentence each."""
+        if self.quantization is not None:
+            yield f"the weights are stored as {self.quantization.text}"
+        adapter = self.adapter
+        if adapter is None:
+            return
+        yield f"adapter {adapter.name} ({adapter.digest.partition(':')[2][:12]}) is merged into the weights of {self.name}"
+        if adapter.base is not None and Path(adapter.base).name != Path(self.folder or self.name).name:
+            yield f"adapter {adapter.name} says that it was trained on {adapter.base}"
+        if adapter.tokenizer:
+            yield f"adapter {adapter.name} brings a tokenizer of its own: it is used in place of the model's"
 
 
 def describe(name: str, revision: str | None = None, *, adapter: str | None = None, say: Say | None = None) -> ModelCard:

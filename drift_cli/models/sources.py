@@ -47,6 +47,11 @@ def describe(name: str, revision: str | None, adapter: str | None, say: Say | No
     return _described(name, revision, None if adapter is None else find_adapter(Path(adapter).expanduser(), say), say)
 
 
+def content_of(place: Path, say: Say | None) -> str:
+    """What the content of a local model is called by, every byte read again. `DriftError` where it cannot be read."""
+    return tree_digest((find_checkpoint(place) if place.is_dir() else gguf_file(place)).files, say, remembered=False)
+
+
 def _described(name: str, revision: str | None, adapter: Adapter | None, say: Say | None) -> ModelCard:
     place = Path(name).expanduser()
     if place.is_dir():

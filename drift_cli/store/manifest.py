@@ -120,7 +120,7 @@ class Manifest:
     def to_json(self) -> bytes:
         """The content of run.json, sealed. Raises `StoreError` where a text or value cannot be JSON."""
         try:
-            body = orjson.dumps(_plain(self), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+            body = orjson.dumps(_plain(self), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         except orjson.JSONEncodeError as error:
             raise StoreError(f"the manifest of run {self.spec.id} cannot be written as JSON: {error}") from error
         return b'{\n  "digest": "%s",\n' % hashlib.sha256(body).hexdigest().encode() + body[2:]
@@ -144,12 +144,12 @@ class Manifest:
 
 
 def _plain(value: Any) -> Any:
-    """A dataclass as JSON values, without optional fields at their defaults."""
+    """A dataclass as JSON values, without optional fields at their defaults; fields in their order, the keys of mappings sorted."""
     if is_dataclass(value):
         there = [f for f in fields(value) if not (f.metadata.get("optional") and getattr(value, f.name) == f.default)]
         return {f.name: _plain(getattr(value, f.name)) for f in there}
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(value[key]) for key in sorted(value)}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
