@@ -109,16 +109,11 @@ def _gguf(checkpoint: Checkpoint, name: str, adapter: Adapter | None, say: Say |
 def _hub(name: str, revision: str | None, adapter: Adapter | None) -> ModelCard:
     from transformers.utils import cached_file
 
+    lenient = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     with Reading(f"model {name}", HUB_MEND):
-        found = cached_file(name, CONFIG, revision=revision)
-        # Whether there is one may be unknown without a network; what is not in the cache cannot be applied either.
-        beside = cached_file(
-            name,
-            ADAPTER_CONFIG,
-            revision=revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        # Without a network it may be unknown whether there is one; what is not in the cache cannot be applied either.
+        beside = cached_file(name, ADAPTER_CONFIG, revision=revision, **lenient)
+        found = cached_file(name, CONFIG, revision=revision, **({} if beside is None else lenient))
     if beside is not None:
         what = "holds an adapter only" if found is None else "holds full weights and an adapter"
         raise DriftError(
