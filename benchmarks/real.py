@@ -53,7 +53,9 @@ def say(text: str) -> None:
 
 def drift(*arguments: str) -> Any:
     """What `drift ... --json` prints; its errors go to the terminal."""
-    made = subprocess.run([sys.executable, "-m", "drift_cli", *arguments, "--json", "--display", "none"], stdout=subprocess.PIPE, check=False)
+    made = subprocess.run(
+        [sys.executable, "-m", "drift_cli", *arguments, "--json", "--display", "none"], stdout=subprocess.PIPE, check=False
+    )
     if made.returncode:
         raise SystemExit(f"drift {' '.join(arguments[:2])} ended with {made.returncode}")
     return json.loads(made.stdout)

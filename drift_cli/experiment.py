@@ -16,7 +16,9 @@ from drift_cli.chat import Chat, chat_for
 from drift_cli.config import Settings, home
 from drift_cli.engine.contract import ENGINES
 from drift_cli.errors import UsageError
+from drift_cli.existing import as_recorded, check_places
 from drift_cli.models import ModelCard
+from drift_cli.models.identity import Say
 from drift_cli.spec import Cell, Condition, RunSpec, Sampling, Transcript
 from drift_cli.store.manifest import AxisEntry, CellPlan, Manifest, ModelFacts, Setting, merge
 
@@ -45,13 +47,18 @@ def axes_folder() -> Path:
     return home() / "data" / "axes"
 
 
-def prepare(settings: Settings, scripts: Sequence[Transcript] | None = None) -> Experiment:
+def card_of(settings: Settings, say: Say | None = None) -> ModelCard:
+    """The model that the settings name, with the adapter that they name. `say` is told what takes long."""
+    return models.describe(settings["model"], settings["revision"], adapter=settings["adapter"], say=say)
+
+
+def prepare(settings: Settings, scripts: Sequence[Transcript] | None = None, say: Say | None = None) -> Experiment:
     """Settle everything that the settings ask for; every problem that can be seen before the weights are read is raised here.
 
-    `scripts` are transcripts that come from no file; where given, the settings name none.
+    `scripts` are transcripts that come from no file; where given, the settings name none. `say` is told what takes long.
     """
     _check(settings)
-    card = models.describe(settings["model"], settings["revision"])
+    card = card_of(settings, say)
     scripts = tuple(_by_name(_load_transcripts(settings) if scripts is None else scripts).values())
     plans = tuple(
         CellPlan(Cell(script.name, condition.name, temperature), settings["samples"])
@@ -75,23 +82,26 @@ def _check(settings: Settings) -> None:
         raise UsageError(f"chat_date is {settings['chat_date']!r}", mend="Use a day such as 2026-01-31.") from None
 
 
-def reopen(run: Run, settings: Settings) -> Experiment:
-    """The experiment of a run that exists, as its manifest has it; `settings` was read back from the manifest.
+def reopen(run: Run, settings: Settings, say: Say | None = None) -> Experiment:
+    """The experiment of a run that exists, as its manifest has it; `settings` was read back from the manifest. `say` is told what takes long.
 
     Raises:
+        DriftError: the model is not where it was.
         StoreError: the model, its chat template or anything else is no longer what it was; the difference is shown.
     """
     manifest = run.manifest
     _check(settings)
     if manifest.imported is not None:
         raise UsageError(f"run {run.paths.run_id} was imported and cannot be gone on with", mend="Start a new one: drift generate")
-    source = settings["model"]
-    card = models.describe(source, manifest.spec.revision if not Path(source).is_dir() else None)
+    check_places(run.paths.run_id, settings)
+    here = Path(settings["model"]).expanduser().exists()
+    found = models.describe(settings["model"], None if here else manifest.spec.revision, adapter=settings["adapter"], say=say)
+    card, notice = as_recorded(found, manifest.spec)
     axis = axis_files.load(run.paths.axis(manifest.axes[0].name)) if manifest.axes else None
     conditions = tuple(manifest.conditions.values())
     made = _assemble(settings, card, tuple(manifest.transcripts.values()), conditions, manifest.cells, axis, name=manifest.spec.name)
     merge(manifest, made.manifest)
-    return made
+    return made if notice is None else replace(made, notices=(notice, *made.notices))
 
 
 def settings_of(manifest: Manifest) -> Settings:
@@ -123,10 +133,10 @@ def _assemble(
     device = models.choose_device(settings["device"])
     layer, layers = _layers(settings, card, axis)
     if axis is not None:
-        axis.check_model(card.name, card.width, card.layers)
+        axis.check_model(card.name, card.width, card.layers, revision=card.identity)
         axis.at(layer)
     spec = RunSpec(
-        name=name or settings["name"] or plain_name(card.name.rsplit("/", 1)[-1]),
+        name=name or settings["name"] or plain_name((card.name if card.adapter is None else card.adapter.name).rsplit("/", 1)[-1]),
         model=card.name,
         revision=card.revision,
         dtype=models.choose_dtype(settings["dtype"], device),
@@ -134,6 +144,7 @@ def _assemble(
         sampling=_sampling(settings, card),
         max_new_tokens=settings["max_new_tokens"],
         seed=settings["seed"],
+        adapter=None if card.adapter is None else card.adapter.digest,
     )
     adds = {condition.name: text for condition in conditions if (text := chat.adds(condition)) is not None}
     manifest = Manifest(
@@ -188,6 +199,8 @@ def _facts(card: ModelCard) -> ModelFacts:
         parameters=models.count_parameters(card),
         end_ids=tuple(sorted(card.end_ids)),
         note=card.note,
+        quantization=None if card.quantization is None else card.quantization.text,
+        adapter=None if card.adapter is None else card.adapter.name,
     )
 
 
@@ -210,9 +223,13 @@ def _recorded(settings: Settings, card: ModelCard, spec: RunSpec) -> dict[str, S
     """Every setting as the manifest keeps it; what the model decided is recorded as the model's."""
     made = {}
     for key, value in settings.values.items():
+        if key == "adapter" and value is None:
+            continue  # runs without one are recorded as they were before there were any
         made[key] = Setting(list(value) if isinstance(value, tuple) else value, settings.origin(key))
-    if card.folder is not None:
-        made["model"] = Setting(str(card.folder), settings.origin("model"))
+    if card.folder is not None or card.adapter is not None:
+        made["model"] = Setting(str(card.folder or card.name), settings.origin("model"))
+    if card.adapter is not None:
+        made["adapter"] = Setting(str(card.adapter.folder), settings.origin("adapter" if settings["adapter"] else "model"))
     for key in ("top_p", "top_k", "min_p"):
         own = getattr(card, key)
         if settings[key] is None:
@@ -221,7 +238,7 @@ def _recorded(settings: Settings, card: ModelCard, spec: RunSpec) -> dict[str, S
 
 
 def _notices(card: ModelCard, adds: Mapping[str, str], axis: Axis | None, layer: int, settings: Settings) -> tuple[str, ...]:
-    said = []
+    said = list(card.notices())
     if card.ignored:
         said.append(
             f"not applied: {', '.join(card.ignored)} of the model's generation_config (drift samples with temperature, top-p, top-k, min-p)"

@@ -10,16 +10,31 @@ from drift_cli import __version__
 from drift_cli.store.epoch import Epoch, cpu_name
 from drift_cli.store.manifest import Manifest
 
+LOADING = "2"
+"""How weights get into memory, where bits depend on it: in half precision. 2: as transformers loads them, rotary frequencies in float32.
+Earlier versions rounded those to the run's dtype as well, and recorded nothing."""
 _NAMED = ("torch", "transformers", "tokenizers", "numpy")
 
 
-def epoch_now(device: str, engine: str, batch: int, gpus: int) -> Epoch:
-    """What the software and the device are now."""
+def epoch_now(device: str, engine: str, batch: int, gpus: int, dtype: str = "float32") -> Epoch:
+    """What the software and the device are now, for a run in `dtype`."""
     import torch
 
     versions = {"drift": __version__, "python": platform.python_version(), **{name: version(name) for name in _NAMED}}
+    if dtype != "float32":
+        versions["loading"] = LOADING
     named = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name(torch.get_num_threads())
     return Epoch(versions, named if gpus == 1 else f"{gpus} × {named}", engine, batch)
+
+
+def loaded_otherwise(manifest: Manifest) -> str | None:
+    """A sentence on turns that were made with weights loaded in another way; None where there are none."""
+    if manifest.spec.dtype == "float32" or all(epoch.versions.get("loading") == LOADING for epoch in manifest.epochs):
+        return None
+    return (
+        f"turns that an earlier version made of this run had the rotary frequencies rounded to {manifest.spec.dtype}, which was wrong: "
+        "those made from now on do not, and are not quite comparable. A new run (another --name) makes all of them alike"
+    )
 
 
 def keep_threads(manifest: Manifest, device: str) -> str | None:

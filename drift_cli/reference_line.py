@@ -96,4 +96,4 @@ def measure_replies(script: Transcript, chat: Chat, model: LoadedModel, axis: Ax
         if not beyond:
             dialogue.advance(ids)
     note = f"turns from {beyond[0]} on do not fit the context of {model.card.context} tokens" if beyond else None
-    return ReferenceLine(script.name, axis.name, axis.digest, layer, model.card.name, model.card.revision, tuple(projections), note)
+    return ReferenceLine(script.name, axis.name, axis.digest, layer, model.card.name, model.card.identity, tuple(projections), note)

@@ -96,6 +96,7 @@ KEYS: Mapping[str, Key] = {
     "preset": Key(_text, None),
     "model": Key(_text, "demo"),
     "revision": Key(_text, None),
+    "adapter": Key(_text, None),
     "dtype": Key(_text, "auto"),
     "device": Key(_text, "auto"),
     "chat": Key(_text, "template"),

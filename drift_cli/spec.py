@@ -22,6 +22,8 @@ from drift_cli.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+CONTENT = "tree1:"
+"""How the revision of local weights begins: a digest of their whole content (`models/identity.py`), whatever the folder is called."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -127,6 +129,8 @@ class RunSpec:
     sampling: Sampling
     max_new_tokens: int
     seed: int
+    adapter: str | None = field(default=None, metadata={"optional": True})
+    """Digest of the LoRA adapter that is merged into the model's weights."""
 
     def __post_init__(self) -> None:
         checked_name("run", self.name)
@@ -137,10 +141,24 @@ class RunSpec:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of every field but the name."""
+        """SHA-256 of every field but the name. Where the revision is of content, what the model's folder is called is no part of it."""
         fields = asdict(self)
         del fields["name"]
+        if self.by_content:
+            del fields["model"]
+        if self.adapter is None:
+            del fields["adapter"]
         return digest_of(fields)
+
+    @property
+    def by_content(self) -> bool:
+        """Whether the revision is a digest of the model's whole content."""
+        return self.revision.startswith(CONTENT)
+
+    @property
+    def identity(self) -> str:
+        """Of the weights that run: the revision, and the adapter's digest where there is one."""
+        return self.revision if self.adapter is None else f"{self.revision}+{self.adapter}"
 
     @property
     def id(self) -> str:

@@ -27,7 +27,7 @@ def test_a_spread_model_says_what_it_says_in_one_piece(
 ) -> None:
     placed = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
     placed |= {f"model.layers.{place}": "disk" if place else "cpu" for place in range(loaded[name].card.layers)}
-    monkeypatch.setattr(models, "_spread", lambda gpus: {"device_map": placed, "offload_folder": str(tmp_path)})
+    monkeypatch.setattr(models.weights, "_spread", lambda gpus: {"device_map": placed, "offload_folder": str(tmp_path)})
     spread = models.load(models.describe(str(tiny_models[name])), dtype="float32", device="cpu", gpus=2)
     assert {parameter.device.type for parameter in spread.network.parameters()} == {"cpu", "meta"}  # it was spread indeed
     assert spread.device.type == "cpu"

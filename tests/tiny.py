@@ -139,8 +139,7 @@ def save(name: str, folder: Path, *, context: int = 8192, **extra: Any) -> Path:
         eos_token_id=made.eos_token_id,
         bos_token_id=None,
         pad_token_id=made.eos_token_id,
-        tie_word_embeddings=False,
-        **{**_SHAPE, **architecture.extra, **extra},
+        **{**_SHAPE, "tie_word_embeddings": False, **architecture.extra, **extra},
     )
     network = AutoModelForCausalLM.from_config(config)
     network.generation_config = GenerationConfig(eos_token_id=made.eos_token_id, do_sample=True, top_p=0.9)

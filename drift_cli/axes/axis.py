@@ -70,13 +70,16 @@ class Axis:
         vectors = self.at(layer)[None]
         return replace(self, layers=(layer,), vectors=vectors, means=None if self.means is None else self.means[:, place])
 
-    def check_model(self, model: str, width: int, layers: int) -> None:
-        """Refuse to measure another model than the one the axis was made on."""
+    def check_model(self, model: str, width: int, layers: int, *, revision: str | None = None) -> None:
+        """Refuse to measure another model than the one the axis was made on.
+
+        One with the axis's own `revision` is that model, whatever its folder is called now.
+        """
         if self.width != width:
             raise UsageError(
                 f"axis {self.name} has width {self.width}, but {model} has width {width}", mend="Use an axis that was built on this model."
             )
-        if self.model is not None and short(self.model) != short(model):
+        if self.model is not None and short(self.model) != short(model) and (revision is None or revision != self.revision):
             raise UsageError(
                 f"axis {self.name} was built on {self.model}, not on {model}", mend="Use an axis that was built on this model."
             )

@@ -64,7 +64,7 @@ def made_from(run: Run, personas: Personas, samples: int, name: str) -> Axis:
         layers=run.manifest.layers,
         vectors=unit(contrast(means, sides), f"run {run.paths.run_id}"),
         model=run.manifest.spec.model,
-        revision=run.manifest.spec.revision,
+        revision=run.manifest.spec.identity,
         source=f"drift axis build: {replies} of {len(names)} personas to each of {len(personas.questions)} questions, run {run.paths.run_id}",
         note=None if run.manifest.model is None else run.manifest.model.note,
         personas=names,

@@ -20,7 +20,18 @@ def chat_for(tokenizer: PreTrainedTokenizerBase, kind: str, *, date: str = DEFAU
     from drift_cli.chat.template import TemplateChat
 
     if kind == "template":
+        _check_default(tokenizer)
         return TemplateChat(tokenizer, date, options)
     if kind == "raw":
         return RawChat(tokenizer)
     raise UsageError(f"chat format {kind!r} is unknown", mend="Use --chat template or --chat raw.")
+
+
+def _check_default(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with several templates of which none is for plain conversations."""
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict) and "default" not in templates:
+        raise UsageError(
+            f"this model's tokenizer has chat templates for {', '.join(templates)} only, and none for plain conversations",
+            mend="Use --chat raw, or add a chat_template.jinja to the model's folder.",
+        )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
 from drift_cli.commands.options import (
+    AdapterOption,
     BatchOption,
     DeviceOption,
     DisplayOption,
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
 
 def build(
-    model: Annotated[str | None, Option(help="A hub id, a local folder, or demo.")] = None,
+    model: Annotated[str | None, Option(help="A hub id, a local folder, a GGUF file, a LoRA adapter's folder, or demo.")] = None,
     revision: Annotated[str | None, Option(help="The hub revision of the model.")] = None,
+    adapter: AdapterOption = None,
     name: Annotated[str | None, Option(help="The axis's name (default: the model's).")] = None,
     personas: Annotated[Path | None, Option(help="A file of personas and questions (default: drift's own; `drift axis personas`).")] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="The axis's file (default: data/axes/NAME.safetensors).")] = None,
@@ -66,14 +68,24 @@ def build(
     from drift_cli.experiment import axes_folder
 
     asked = read(personas)
-    flags: dict[str, object] = {"model": model, "revision": revision, "chat": chat, "chat_options": chat_option, "dtype": dtype}
+    flags: dict[str, object] = {
+        "model": model,
+        "revision": revision,
+        "adapter": adapter,
+        "chat": chat,
+        "chat_options": chat_option,
+        "dtype": dtype,
+    }
     flags |= {"device": device, "batch": batch, "engine": engine}
     settings = resolve(flags)
-    title = _title(name, settings["model"], output)
+    title = _title(name, settings["adapter"] or settings["model"], output)
     own = {"name": f"axis-{title}", "samples": samples, "temperatures": (temperature,), "max_new_tokens": max_new_tokens, "seed": seed}
     shown = make_display(display, as_json)
     work = Building(shown, open_store(store))
-    run = work.start(_settled(settings, asked, own), transcripts(asked), dry_run=dry_run)
+    settled = _settled(settings, asked, own)
+    # A name that was given stands for one run; one made of the model's name may stand for several.
+    settled = settled if name is None else replace(settled, origins={**settled.origins, "name": "flag --name"})
+    run = work.start(settled, transcripts(asked), dry_run=dry_run)
     if run is None:
         return
     made = made_from(run, asked, samples, title)
@@ -104,10 +116,10 @@ def _settled(settings: Settings, asked: Personas, own: dict[str, object]) -> Set
 
 def _placement(settings: Settings) -> Placement:
     """Where the personas' prompts go: first, or, where the chat template takes no system message, at the end of the question."""
-    from drift_cli import models
     from drift_cli.chat import chat_for
+    from drift_cli.experiment import card_of
 
-    card = models.describe(settings["model"], settings["revision"])
+    card = card_of(settings)
     made = chat_for(card.tokenizer, settings["chat"], date=settings["chat_date"], options=settings["chat_options"])
     try:
         made.check(Condition("persona", "You are somebody.", Placement.START), Transcript("question", ("Who are you?",)))

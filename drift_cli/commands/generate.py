@@ -10,6 +10,7 @@ import typer
 from typer import Option
 
 from drift_cli.commands.options import (
+    AdapterOption,
     BatchOption,
     DeviceOption,
     DisplayOption,
@@ -37,8 +38,9 @@ def generate(
     transcript: Annotated[_Texts, Option(help="A transcript's file, or the name of one of drift's own; repeat for several.")] = None,
     temperature: Annotated[list[float] | None, Option(help="Sampling temperature, 0 for greedy; repeat for several.")] = None,
     samples: Annotated[int | None, Option(help="Rollouts per cell.")] = None,
-    model: Annotated[str | None, Option(help="A hub id, a local folder, or demo.")] = None,
+    model: Annotated[str | None, Option(help="A hub id, a local folder, a GGUF file, a LoRA adapter's folder, or demo.")] = None,
     revision: Annotated[str | None, Option(help="The hub revision of the model.")] = None,
+    adapter: AdapterOption = None,
     preset: Annotated[str | None, Option(help="An experiment that comes with drift: demo, olmo3-003b.")] = None,
     name: Annotated[str | None, Option(help="The run's name (default: the preset's or the model's).")] = None,
     axis: Annotated[str | None, Option(help="The axis to project on, by name or file.")] = None,

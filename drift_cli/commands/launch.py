@@ -144,6 +144,7 @@ class Launching(Work):
 
     def prepared(self, rest: Sequence[str], own: dict[str, Any], *, dry_run: bool) -> tuple[str, Run | None]:
         """The run that the rest of the line names or describes, made unless this is a dry run; and its id."""
+        from drift_cli.existing import find_run
         from drift_cli.experiment import prepare, reopen, settings_of
         from drift_cli.store.run import Run
 
@@ -155,11 +156,11 @@ class Launching(Work):
                 )
             run = Run.open(self.store, rest[0])
             settings = self._as_workers_see_it(with_given(settings_of(run.manifest), **own))
-            experiment = reopen(run, settings)
+            experiment = reopen(run, settings, self.display.note)
         else:
             settings = self._as_workers_see_it(settings_from({**_parsed(rest), **own}))
             self.display.note(f"model: {settings['model']} ({why(settings)})")
-            experiment = prepare(settings)
+            experiment, _ = find_run(self.store, prepare(settings, say=self.display.note), settings)
         for notice in experiment.notices:
             self.display.note(notice)
         return experiment.manifest.spec.id, None if dry_run else self._made(experiment)

@@ -29,6 +29,7 @@ def measure(
     layer: Annotated[int | None, typer.Option(help="The layer to project at (default: the axis's own).")] = None,
     transcript: Annotated[str | None, typer.Option(help="A finished conversation to measure instead: the reference line.")] = None,
     model: Annotated[str | None, typer.Option(help="With --transcript and no RUN: the model that reads it.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="With --model: the folder of a LoRA adapter to merge into it.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="With --transcript: where the reference line goes.")] = None,
     strip_private: Annotated[bool, typer.Option("--strip-private", help="Take auditors' private tags out of user turns.")] = False,
     traces: Annotated[bool, typer.Option("--traces", help="Measure every token of the run's replies, for `drift report`.")] = False,
@@ -48,24 +49,25 @@ def measure(
     """
     shown = make_display(display, as_json)
     if traces:
-        _refuse_with_traces(transcript=transcript, model=model, layer=layer, output=output, controls=controls)
+        _refuse_with_traces(transcript=transcript, model=model, adapter=adapter, layer=layer, output=output, controls=controls)
         from drift_cli.commands.traces import trace
 
         trace(shown, open_run(store, run), axis, device)
         return
     if controls is not None:
-        _refuse_with_controls(transcript=transcript, model=model, layer=layer, output=output)
+        _refuse_with_controls(transcript=transcript, model=model, adapter=adapter, layer=layer, output=output)
         _controls(shown, open_run(store, run), axis, controls)
         return
     if transcript is None:
         _project(shown, open_run(store, run), axis, layer)
         return
-    reading = Reading(transcript, axis, layer, output, strip_private, device)
+    reading = Reading(transcript, axis, layer, output, strip_private, device, adapter)
     if run is None:
         _alone(shown, model, reading)
         return
-    if model is not None:
-        raise UsageError("--model and RUN were both given", mend="A run has its model already: leave --model out.")
+    for option, given in (("--model", model), ("--adapter", adapter)):
+        if given is not None:
+            raise UsageError(f"{option} and RUN were both given", mend=f"A run has its model already: leave {option} out.")
     _beside(shown, open_run(store, run), reading)
 
 
@@ -128,7 +130,7 @@ def _project(display: Display, run: Run, name: str | None, layer: int | None) ->
         raise UsageError(
             f"run {run.paths.run_id} has no stored residuals (it was imported)", mend="Only runs made with `drift generate` have them."
         )
-    axis.check_model(run.manifest.spec.model, facts.width, facts.layers)
+    axis.check_model(run.manifest.spec.model, facts.width, facts.layers, revision=run.manifest.spec.identity)
     if chosen not in run.manifest.layers:
         stored = ", ".join(map(str, run.manifest.layers))
         raise UsageError(f"run {run.paths.run_id} stores no residuals of layer {chosen}", mend=f"It stores {stored}; choose with --layer.")
@@ -164,6 +166,7 @@ class Reading:
     output: Path | None
     strip_private: bool
     device: str | None
+    adapter: str | None = None
 
 
 def _beside(display: Display, run: Run, reading: Reading) -> None:
@@ -179,7 +182,7 @@ def _beside(display: Display, run: Run, reading: Reading) -> None:
     layer = entries[name].layer if reading.layer is None and name in entries else _layer(axis, reading.layer)
     settings = settings_of(run.manifest)
     settings = replace(settings, values={**settings.values, **({"device": reading.device} if reading.device else {})})
-    experiment = reopen(run, settings)
+    experiment = reopen(run, settings, display.note)
     model = partial(models.load, experiment.card, dtype=run.manifest.spec.dtype, device=experiment.device)
     line = _measured(reading, experiment.chat, model, axis, layer)
     _write(display, line, reading.output or run.paths.reference(line.transcript, axis.name))
@@ -190,15 +193,15 @@ def _alone(display: Display, model: str | None, reading: Reading) -> None:
     from drift_cli.axes import find
     from drift_cli.chat import chat_for
     from drift_cli.config import home, resolve
-    from drift_cli.experiment import axes_folder
+    from drift_cli.experiment import axes_folder, card_of
 
-    settings = resolve({"model": model, "axis": reading.axis, "device": reading.device, "layer": reading.layer})
+    settings = resolve({"model": model, "axis": reading.axis, "device": reading.device, "layer": reading.layer, "adapter": reading.adapter})
     display.note(f"model: {settings['model']} ({settings.origin('model')})")
     if settings["axis"] is None:
         raise UsageError("no axis was given", mend="Name one with --axis (`drift axis show` lists them).")
     axis = find(settings["axis"], axes_folder())
-    card = models.describe(settings["model"], settings["revision"])
-    axis.check_model(card.name, card.width, card.layers)
+    card = card_of(settings, display.note)
+    axis.check_model(card.name, card.width, card.layers, revision=card.identity)
     device = models.choose_device(settings["device"])
     layer = _layer(axis, settings["layer"])
     chat = chat_for(card.tokenizer, settings["chat"], date=settings["chat_date"], options=settings["chat_options"])

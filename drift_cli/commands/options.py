@@ -28,6 +28,13 @@ RunArgument = Annotated[
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 BatchOption = Annotated[int | None, typer.Option("--batch", help="Rollouts generated together: slots, or rows of a batch.")]
 EngineOption = Annotated[str | None, typer.Option("--engine", help="auto, slots (fast) or reference (plain; runs every model).")]
+AdapterOption = Annotated[str | None, typer.Option("--adapter", help="The folder of a LoRA adapter to merge into the model.")]
+ModelPlaceOption = Annotated[
+    str | None, typer.Option("--model", help="Where the run's model is now, if it was moved or renamed.", show_default=False)
+]
+AdapterPlaceOption = Annotated[
+    str | None, typer.Option("--adapter", help="Where the run's adapter is now, if it was moved or renamed.", show_default=False)
+]
 MeasuredAxisOption = Annotated[
     str | None, typer.Option("--axis", help="Which of the run's axes (default: the only one).", show_default=False)
 ]

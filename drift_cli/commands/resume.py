@@ -5,12 +5,14 @@ from __future__ import annotations
 import typer
 
 from drift_cli.commands.options import (
+    AdapterPlaceOption,
     BatchOption,
     DeviceOption,
     DisplayOption,
     DryRunOption,
     EngineOption,
     JsonOption,
+    ModelPlaceOption,
     RunArgument,
     StoreOption,
     make_display,
@@ -26,6 +28,8 @@ def resume(
     device: DeviceOption = None,
     batch: BatchOption = None,
     engine: EngineOption = None,
+    model: ModelPlaceOption = None,
+    adapter: AdapterPlaceOption = None,
     dry_run: DryRunOption = False,
     store: StoreOption = None,
     display: DisplayOption = Mode.AUTO,
@@ -39,7 +43,7 @@ def resume(
     from drift_cli.experiment import settings_of
 
     found = open_run(store, run)
-    settings = with_given(settings_of(found.manifest), device=device, batch=batch, engine=engine)
+    settings = with_given(settings_of(found.manifest), device=device, batch=batch, engine=engine, model=model, adapter=adapter)
     Work(make_display(display, as_json), open_store(store)).go_on(found, settings, dry_run=dry_run)
 
 

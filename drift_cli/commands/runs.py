@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from drift_cli.commands.options import DisplayOption, JsonOption, RunArgument, StoreOption, make_display, open_run, open_store
 from drift_cli.commands.watch import watch
-from drift_cli.display import Mode, Table
-from drift_cli.errors import EXIT_FAILED, StoreError
+from drift_cli.display import Display, Mode, Table
+from drift_cli.errors import EXIT_FAILED, DriftError, StoreError
 
 if TYPE_CHECKING:
     from drift_cli.store.manifest import AxisEntry, Manifest
@@ -95,6 +96,8 @@ def _identity(manifest: Manifest) -> list[list[str]]:
     options = f", options {spec.chat.options}" if spec.chat.options != "{}" else ""
     return [
         ["model", f"{spec.model} at {spec.revision}"],
+        *([["quantization", manifest.model.quantization]] if manifest.model and manifest.model.quantization else []),
+        *([["adapter", f"{manifest.model.adapter} ({spec.adapter}), merged into the weights"]] if manifest.model and spec.adapter else []),
         ["dtype", spec.dtype],
         ["chat", f"{spec.chat.kind} {spec.chat.digest[:12]}{told}{options}"],
         ["sampling", f"top_p {spec.sampling.top_p:g}, top_k {spec.sampling.top_k}, min_p {spec.sampling.min_p:g}"],
@@ -149,6 +152,7 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Set damaged lines of rollouts aside, under quarantine/; nothing is deleted.")
     ] = False,
+    weights: Annotated[bool, typer.Option("--weights", help="Also read every byte of the model's local files again.")] = False,
     store: StoreOption = None,
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
@@ -159,7 +163,8 @@ def verify(
     """
     found = open_run(store, run)
     repairs, failures = found.repair() if repair else ([], [])
-    findings = found.verify()
+    shown_on = make_display(display, as_json)
+    findings = [*found.verify(), *(_weights(found, shown_on) if weights else ())]
     fatal = [finding for finding in findings if finding.fatal]
     document = {
         "run": found.paths.run_id,
@@ -170,9 +175,39 @@ def verify(
         document["repairs"] = [_repaired(done) for done in repairs]
         document["not_repaired"] = failures
     shown = _repairs(found, repairs, failures) if repair else []
-    make_display(display, as_json).result(document, *shown, _findings_table(found, findings, repaired=repair))
+    shown_on.result(document, *shown, _findings_table(found, findings, repaired=repair))
     if fatal or failures:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _weights(run: Run, display: Display) -> Iterator[Finding]:
+    """Whether the local files of a run's model, and of its adapter, are still what the run was made with; every byte is read."""
+    from drift_cli.models.adapters import find_adapter
+    from drift_cli.models.sources import content_of
+    from drift_cli.store.run import Finding
+
+    spec, settings = run.manifest.spec, run.manifest.settings
+    model, adapter = (Path(str(settings[key].value)) if key in settings else None for key in ("model", "adapter"))
+    if not spec.by_content or model is None:
+        yield Finding(run.paths.manifest, "the model's files are not checked: the run knows no digest of their whole content", fatal=False)
+    else:
+        yield from _compared(model, spec.revision, lambda: content_of(model, display.note))
+    if adapter is not None and spec.adapter is not None:
+        yield from _compared(adapter, spec.adapter, lambda: find_adapter(adapter, display.note, remembered=False).digest)
+
+
+def _compared(place: Path, wanted: str, read: Callable[[], str]) -> Iterator[Finding]:
+    from drift_cli.store.run import Finding
+
+    try:
+        found = read() if place.exists() else None
+    except DriftError as error:
+        yield Finding(place, error.what, fatal=True)
+        return
+    if found is None:
+        yield Finding(place, "not checked: it is not there any more", fatal=False)
+    elif found != wanted:
+        yield Finding(place, f"its content is not what the run was made with: stored {wanted}, found {found}", fatal=True)
 
 
 def _repaired(done: Repair) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def trace(display: Display, run: Run, axis: str | None, device: str | None) -> N
     settings = settings_of(run.manifest)
     settings = replace(settings, values={**settings.values, **({"device": device} if device else {})})
     with Stop() as stop:
-        experiment = reopen(run, settings)
+        experiment = reopen(run, settings, display.note)
         _entry(run, axis)
         if not any(state.done for state in run.states()):
             raise StoreError(f"run {run.paths.run_id} has no committed turn to measure", mend=f"drift resume {run.paths.run_id}")

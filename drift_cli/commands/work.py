@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -46,12 +47,10 @@ class Work:
         """
         self.display.note(f"model: {settings['model']} ({why(settings)})")
         with Stop() as stop:
+            from drift_cli.existing import find_run
             from drift_cli.experiment import prepare
-            from drift_cli.store.run import Run
 
-            experiment = prepare(settings, scripts)
-            run_id = experiment.manifest.spec.id
-            existing = Run.open(self.store, run_id) if run_id in self.store.run_ids() else None
+            experiment, existing = find_run(self.store, prepare(settings, scripts, self.display.note), settings)
             return self._carry_out(experiment, existing, settings, stop, dry_run)
 
     def go_on(self, run: Run, settings: Settings, *, dry_run: bool = False) -> Run | None:
@@ -60,7 +59,7 @@ class Work:
         with Stop() as stop:
             from drift_cli.experiment import reopen
 
-            return self._carry_out(reopen(run, settings), run, settings, stop, dry_run)
+            return self._carry_out(reopen(run, settings, self.display.note), run, settings, stop, dry_run)
 
     def _carry_out(self, experiment: Experiment, existing: Run | None, settings: Settings, stop: Stop, dry_run: bool) -> Run | None:
         for notice in experiment.notices:
@@ -86,9 +85,23 @@ class Work:
         from drift_cli.store.run import Run
 
         run = Run.create(self.store, experiment.manifest)
+        self._relocate(run, experiment)
         if experiment.axis is not None and not run.paths.axis(experiment.axis.name).exists():
             save(experiment.axis, run.paths.axis(experiment.axis.name))
         return run
+
+    def _relocate(self, run: Run, experiment: Experiment) -> None:
+        """Record where model and adapter are now, where the run knows a place that is gone."""
+        for key in ("model", "adapter"):
+            known, now = run.manifest.settings.get(key), experiment.manifest.settings.get(key)
+            if (
+                known is not None
+                and now is not None
+                and known != now
+                and Path(str(known.value)).is_absolute()
+                and not Path(str(known.value)).exists()
+            ):
+                run.place(**{key: now})
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
         from drift_cli.runner import Outcome
@@ -123,7 +136,7 @@ class Work:
             return Outcome(0, 0.0, interrupted=True)
         share.presence.now(WorkerState.LOADING)
         model, engine = self._load(part)
-        run.begin(epoch_now(experiment.device, engine.name, engine.batch, self.gpus))
+        run.begin(epoch_now(experiment.device, engine.name, engine.batch, self.gpus, run.manifest.spec.dtype))
         if not stop():
             run.event("start", **facts, epoch=run.epoch())
         outcome = run_rollouts(
@@ -151,7 +164,7 @@ class Work:
         from drift_cli.commands.foretell import slower
         from drift_cli.engine.choice import choose, rows
         from drift_cli.estimate import fits, longest
-        from drift_cli.machine import keep_threads
+        from drift_cli.machine import keep_threads, loaded_otherwise
         from drift_cli.runner import told
 
         run, experiment, settings = part.run, part.experiment, part.settings
@@ -159,7 +172,11 @@ class Work:
         asked = self._engine_for_gpus(settings["engine"])
         if (kept := keep_threads(run.manifest, experiment.device)) is not None:
             self.display.note(kept)
+        if (otherwise := loaded_otherwise(run.manifest)) is not None:
+            self.display.note(otherwise)
         model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device, gpus=self.gpus)
+        for note in model.notes:
+            self.display.note(note)
         batch = rows(settings["batch"], experiment.device)
         chosen = choose(
             asked,

@@ -9,11 +9,13 @@ import typer
 from typer import Option
 
 from drift_cli.commands.options import (
+    AdapterPlaceOption,
     BatchOption,
     DeviceOption,
     DisplayOption,
     EngineOption,
     JsonOption,
+    ModelPlaceOption,
     RunArgument,
     StoreOption,
     make_display,
@@ -54,6 +56,8 @@ def work(
     gpus: Annotated[int, Option("--gpus", help="Spread the model over so many GPUs.")] = 1,
     batch: BatchOption = None,
     engine: EngineOption = None,
+    model: ModelPlaceOption = None,
+    adapter: AdapterPlaceOption = None,
     lease: LeaseOption = None,
     among: Annotated[
         int,
@@ -76,7 +80,7 @@ def work(
         raise UsageError(f"--among is {among}", mend="Use the number of workers, this one included: at least 1.")
     check_lease(LEASE if lease is None else lease)
     found = open_run(store, run)
-    settings = with_given(settings_of(found.manifest), device=device, batch=batch, engine=engine)
+    settings = with_given(settings_of(found.manifest), device=device, batch=batch, engine=engine, model=model, adapter=adapter)
     shown = make_display(display, as_json)
     seconds = LEASE if lease is None else lease
     Working(shown, open_store(store), gpus=gpus, worker=worker, lease=seconds, among=among).go_on(found, settings)

@@ -117,7 +117,7 @@ def _metadata(run: Run, entries: Sequence[AxisEntry]) -> dict[str, str]:
     known = {
         "run": run.paths.run_id,
         "version": drift_cli.__version__,
-        "model": {"name": spec.model, "revision": spec.revision, "dtype": spec.dtype},
+        "model": {"name": spec.model, "revision": spec.identity, "dtype": spec.dtype},
         "axes": {entry.name: {"layer": entry.layer, "digest": entry.digest, "note": entry.note} for entry in entries},
         "conditions": conditions,
         "transcripts": {name: transcript.digest for name, transcript in manifest.transcripts.items()},

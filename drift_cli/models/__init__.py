@@ -1,8 +1,8 @@
-"""Finds a model, says what it is, and loads it: a hub id, a local folder, or the built-in `demo` model."""
+"""Finds a model, says what it is, and loads it: a hub id, a local folder, a GGUF file, an adapter's folder, or the built-in `demo` model."""
 
 from drift_cli.models.card import DEMO, ModelCard, describe, make_card
 from drift_cli.models.devices import DTYPES, choose_device, choose_dtype, free_memory
-from drift_cli.models.identity import folder_digest
+from drift_cli.models.identity import sampled_digest, tree_digest
 from drift_cli.models.network import blocks
 from drift_cli.models.weights import LoadedModel, count_parameters, load
 
@@ -16,8 +16,9 @@ __all__ = [
     "choose_dtype",
     "count_parameters",
     "describe",
-    "folder_digest",
     "free_memory",
     "load",
     "make_card",
+    "sampled_digest",
+    "tree_digest",
 ]

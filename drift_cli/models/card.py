@@ -1,16 +1,21 @@
-"""Finds a model and says what it is: a hub id, a local folder, or the built-in `demo` model.
+"""Finds a model and says what it is: a hub id, a local folder, a GGUF file, an adapter's folder, or the built-in `demo` model.
 
-`describe` reads the configuration and tokenizer only, so that a run's id, its prompts and its length are known before any weight is read.
+`describe` reads configuration and tokenizer, and hashes local weights, so that a run's id, its prompts and its length are known before any weight is
+loaded. What can be refused before that is refused here, by name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drift_cli.errors import DriftError
-from drift_cli.models.identity import folder_digest
+from drift_cli.models.adapters import Adapter
+from drift_cli.models.files import Checkpoint
+from drift_cli.models.identity import Say
+from drift_cli.models.quantized import Quantization
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -44,6 +49,7 @@ class ModelCard:
 
     name: str
     revision: str
+    """What its content is called by: a digest of local files (`identity`), the Hub's commit."""
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
     end_ids: frozenset[int]
@@ -60,64 +66,48 @@ class ModelCard:
     ignored: tuple[str, ...]
     """Other settings of generation_config that would change the distribution and are not applied."""
     folder: Path | None = None
+    """Where a local model is: the folder, or the GGUF file."""
     note: str | None = None
+    checkpoint: Checkpoint | None = None
+    """The files of a local model."""
+    quantization: Quantization | None = None
+    adapter: Adapter | None = None
+    """To be merged into the weights."""
+
+    @property
+    def identity(self) -> str:
+        """The revision, and the adapter's digest where there is one: what an axis or a reference line was made with."""
+        return self.revision if self.adapter is None else f"{self.revision}+{self.adapter.digest}"
+
+    def notices(self) -> Iterator[str]:
+        """What is to be known of weights that are not simply the model's own, a sentence each."""
+        if self.quantization is not None:
+            yield f"the weights are stored as {self.quantization.text}"
+        adapter = self.adapter
+        if adapter is None:
+            return
+        yield f"adapter {adapter.name} ({adapter.digest.partition(':')[2][:12]}) is merged into the weights of {self.name}"
+        if adapter.base is not None and Path(adapter.base).name != Path(self.folder or self.name).name:
+            yield f"adapter {adapter.name} says that it was trained on {adapter.base}"
+        if adapter.tokenizer:
+            yield f"adapter {adapter.name} brings a tokenizer of its own: it is used in place of the model's"
 
 
-def describe(name: str, revision: str | None = None) -> ModelCard:
-    """Read a model's configuration and tokenizer.
+def describe(name: str, revision: str | None = None, *, adapter: str | None = None, say: Say | None = None) -> ModelCard:
+    """Read a model's configuration and tokenizer, and find out what its content is called by.
+
+    Args:
+        name: `demo`, a folder, a GGUF file, or a hub id.
+        revision: of a hub id.
+        adapter: the folder of a LoRA adapter to merge into it.
+        say: told what takes long.
 
     Raises:
-        DriftError: it cannot be found or read.
+        DriftError: it cannot be found, read or used.
     """
-    if name == DEMO:
-        from drift_cli.demo_model import card
+    from drift_cli.models import sources
 
-        return card()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _describe_folder(folder)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise DriftError(f"model folder {name} does not exist", mend="Give a folder that holds config.json, or a hub id such as org/name.")
-    return _describe_hub(name, revision)
-
-
-def _describe_folder(folder: Path) -> ModelCard:
-    if not (folder / "config.json").is_file():
-        raise DriftError(f"{folder} holds no config.json", mend="Give the folder that save_pretrained wrote.")
-    resolved = folder.resolve()
-    return _card(folder.resolve().name, folder_digest(resolved), str(resolved), None, resolved)
-
-
-def _describe_hub(name: str, revision: str | None) -> ModelCard:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DriftError(f"model {name} cannot be read: {first_line(error)}", mend=HUB_MEND) from error
-    commit = getattr(config, "_commit_hash", None) or revision or "main"
-    return _card(name, str(commit), name, str(commit), None)
-
-
-HUB_MEND = (
-    "Check the id and the network, log in for gated models (hf auth login), or give a local folder. "
-    "Models that need trust_remote_code are not supported."
-)
-
-
-def _card(name: str, revision: str, source: str, commit: str | None, folder: Path | None) -> ModelCard:
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
-    try:
-        config = AutoConfig.from_pretrained(source, revision=commit, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=commit, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise DriftError(f"model {name} cannot be read: {first_line(error)}", mend=HUB_MEND) from error
-    try:
-        generation = GenerationConfig.from_pretrained(source, revision=commit)
-    except OSError:
-        generation = GenerationConfig.from_model_config(config)
-    return make_card(name, revision, config, tokenizer, generation, folder=folder)
+    return sources.describe(name, revision, adapter, say)
 
 
 def make_card(
@@ -129,6 +119,9 @@ def make_card(
     *,
     folder: Path | None = None,
     note: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    quantization: Quantization | None = None,
+    adapter: Adapter | None = None,
 ) -> ModelCard:
     """Put a card together from its parts."""
     text = config.get_text_config()
@@ -142,13 +135,16 @@ def make_card(
         revision=revision,
         config=config,
         tokenizer=tokenizer,
-        end_ids=_end_ids(name, generation.eos_token_id, text.eos_token_id, tokenizer),
+        end_ids=_end_ids(name, generation.eos_token_id, getattr(text, "eos_token_id", None), tokenizer),
         context=min(context, int(min(tokenizer.model_max_length, 2**31))),
         layers=int(text.num_hidden_layers),
         width=int(text.hidden_size),
         ignored=ignored,
         folder=folder,
         note=note,
+        checkpoint=checkpoint,
+        quantization=quantization,
+        adapter=adapter,
         **filters,
     )
 
@@ -161,8 +157,3 @@ def _end_ids(name: str, generation: Any, config: Any, tokenizer: PreTrainedToken
     if not ids:
         raise DriftError(f"model {name} names no end-of-text token", mend="Set eos_token_id in its generation_config.json.")
     return frozenset(ids)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

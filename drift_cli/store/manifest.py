@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from drift_cli.store.files import read_inside
 from drift_cli.store.paths import RunPaths
 
 FORMAT = 1
+_OPTIONAL = {"optional": True}
+"""Metadata of a field that came after the first runs: it is left out of run.json where it has its default, so that those stay what they are."""
 _SEAL = re.compile(rb'\{\n  "digest": "([^"\n]*)",\n')
 _LIMIT = 256 << 20
 """Bytes: a manifest holds the transcripts' texts, not more."""
@@ -44,6 +46,10 @@ class ModelFacts:
     end_ids: tuple[int, ...]
     """Tokens that end a reply."""
     note: str | None
+    quantization: str | None = field(default=None, metadata=_OPTIONAL)
+    """How its weights were stored: `GGUF Q4_1, unpacked`, `GPTQ, 4 bits`. Part of the run's identity as part of the model's files."""
+    adapter: str | None = field(default=None, metadata=_OPTIONAL)
+    """The name of the folder of the LoRA adapter that was merged into them; its digest is in the spec."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class Manifest:
     def to_json(self) -> bytes:
         """The content of run.json, sealed. Raises `StoreError` where a text or value cannot be JSON."""
         try:
-            body = orjson.dumps(self, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+            body = orjson.dumps(_plain(self), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         except orjson.JSONEncodeError as error:
             raise StoreError(f"the manifest of run {self.spec.id} cannot be written as JSON: {error}") from error
         return b'{\n  "digest": "%s",\n' % hashlib.sha256(body).hexdigest().encode() + body[2:]
@@ -135,6 +141,16 @@ class Manifest:
                 f"{where}: {error}",
                 mend="Restore run.json from a copy, or undo the edit that damaged it. (An edit on purpose takes the digest's line out.)",
             ) from error
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass as JSON values, without optional fields at their defaults; fields in their order, the keys of mappings sorted."""
+    if is_dataclass(value):
+        there = [f for f in fields(value) if not (f.metadata.get("optional") and getattr(value, f.name) == f.default)]
+        return {f.name: _plain(getattr(value, f.name)) for f in there}
+    if isinstance(value, Mapping):
+        return {key: _plain(value[key]) for key in sorted(value)}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _unsealed(data: bytes) -> bytes:
@@ -236,13 +252,20 @@ def _imported(old: Imported | None, new: Imported | None) -> Imported | None:
 _Difference = tuple[str, str, str]
 
 
+def spec_differences(old: RunSpec, new: RunSpec) -> Iterator[_Difference]:
+    """Field, stored, asked, for everything that makes two runs different ones, their names aside."""
+    same = ("model",) if old.by_content and old.revision == new.revision else ()  # the folder has another name now
+    yield from _fields("", old, new, but=("name", "chat", "sampling", *same))
+    yield from _fields("chat.", old.chat, new.chat)
+    yield from _fields("sampling.", old.sampling, new.sampling)
+
+
 def _differences(old: Manifest, new: Manifest) -> Iterator[_Difference]:
     """Field, stored, asked, for everything that makes the two incomparable."""
-    yield from _fields("", old.spec, new.spec, but=("chat", "sampling"))
-    yield from _fields("chat.", old.spec.chat, new.spec.chat)
-    yield from _fields("sampling.", old.spec.sampling, new.spec.sampling)
+    yield from _one("name", old.spec.name, new.spec.name)
+    yield from spec_differences(old.spec, new.spec)
     yield from _one("layers", old.layers, new.layers)
-    yield from _fields("model.", old.model, new.model, but=("note",))
+    yield from _fields("model.", old.model, new.model, but=("note", "adapter"))
     yield from _fields("imported.", old.imported, new.imported, but=("labels",))
     yield from _shared("imported.labels", *(manifest.imported.labels if manifest.imported else {} for manifest in (old, new)))
     yield from _one("axes", *(", ".join(_spelled(entry) for entry in manifest.axes) for manifest in (old, new)))

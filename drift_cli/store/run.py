@@ -17,7 +17,7 @@ from drift_cli.store.files import atomic_write, create_folder
 from drift_cli.store.line import End
 from drift_cli.store.lock import hold
 from drift_cli.store.log import RolloutLog
-from drift_cli.store.manifest import Manifest, merge, read_manifest
+from drift_cli.store.manifest import Manifest, Setting, merge, read_manifest
 from drift_cli.store.paths import RunPaths, Store
 from drift_cli.store.reader import RolloutRecord, read_rollout
 from drift_cli.store.repair import Repair, repair_rollout
@@ -91,6 +91,13 @@ class Run:
         # Another process may have added epochs meanwhile: only what is new here is added.
         added = manifest.epochs[len(known) :] if manifest.epochs[: len(known)] == known else manifest.epochs
         self.manifest = _replace_manifest(self.paths, replace(manifest, epochs=added))
+
+    def place(self, **settings: Setting) -> None:
+        """Record anew where something is that has moved: settings that are no part of what the run is. Raises `StoreError`."""
+        with hold(self.paths.root, self.paths.manifest_lock):
+            stored = read_manifest(self.paths)
+            self.manifest = replace(stored, settings={**stored.settings, **settings})
+            atomic_write(self.paths.manifest, self.manifest.to_json())
 
     def begin(self, epoch: Epoch) -> None:
         """Make what is written from now on part of `epoch`, recorded in the manifest unless it is known. Raises as `update`."""
