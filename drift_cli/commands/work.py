@@ -166,6 +166,7 @@ class Work:
             max_new_tokens=spec.max_new_tokens,
             batch=rows(settings["batch"], experiment.device),
             longest=longest(run.manifest, fits(run.manifest, experiment.chat, experiment.card.context), experiment.card.context),
+            segmented=experiment.chat.segmented,
         )
         if said is not None:
             self.display.note(said)

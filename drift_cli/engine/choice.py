@@ -45,8 +45,11 @@ def choose(
     max_new_tokens: int,
     batch: int,
     longest: int | None = None,
+    segmented: bool = False,
 ) -> tuple[Engine, str | None]:
     """The engine (one of `contract.ENGINES`) for a model, and a sentence where the choice is not what `auto` hopes for.
+
+    `segmented` says that replies may have segments.
 
     Raises:
         UsageError: `slots` was asked for and cannot run this model exactly.
@@ -57,7 +60,7 @@ def choose(
     if asked == "reference" or reason is not None:
         said = None if reason is None else f"the slots engine cannot run {model.card.name} ({reason}): using the slower reference engine"
         return ReferenceEngine(model, layers, filters, max_new_tokens, batch), said
-    return SlotEngine(model, layers, filters, max_new_tokens, batch, longest), None
+    return SlotEngine(model, layers, filters, max_new_tokens, batch, longest, segmented), None
 
 
 def _disagreement(model: LoadedModel) -> str | None:

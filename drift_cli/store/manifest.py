@@ -104,6 +104,8 @@ class Manifest:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     epochs: tuple[Epoch, ...] = ()
     imported: Imported | None = None
+    segments: bool = False
+    """Whether replies may have reasoning apart from their answer. In run.json only where they may."""
     format: int = FORMAT
 
     @property
@@ -115,6 +117,9 @@ class Manifest:
         """The content of run.json, sealed. Raises `StoreError` where a text or value cannot be JSON."""
         try:
             body = orjson.dumps(self, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+            if not self.segments:
+                # Fields that came later are absent where they say nothing, so that the bytes of runs that do without them never change.
+                body = body.replace(b'\n  "segments": false,', b"", 1)
         except orjson.JSONEncodeError as error:
             raise StoreError(f"the manifest of run {self.spec.id} cannot be written as JSON: {error}") from error
         return b'{\n  "digest": "%s",\n' % hashlib.sha256(body).hexdigest().encode() + body[2:]
@@ -242,6 +247,7 @@ def _differences(old: Manifest, new: Manifest) -> Iterator[_Difference]:
     yield from _fields("chat.", old.spec.chat, new.spec.chat)
     yield from _fields("sampling.", old.spec.sampling, new.spec.sampling)
     yield from _one("layers", old.layers, new.layers)
+    yield from _one("segments (reasoning apart from the answer)", old.segments, new.segments)
     yield from _fields("model.", old.model, new.model, but=("note",))
     yield from _fields("imported.", old.imported, new.imported, but=("labels",))
     yield from _shared("imported.labels", *(manifest.imported.labels if manifest.imported else {} for manifest in (old, new)))
