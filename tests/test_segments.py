@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from drift_cli import axes
 from drift_cli.analysis import table as tables
 from drift_cli.analysis.effects import hedges_g
-from drift_cli.axes import Axis
+from drift_cli.analysis.layers import load_layers
+from drift_cli.axes import Axis, controls
 from drift_cli.axes.build import made_from
 from drift_cli.axes.personas import read as read_personas
 from drift_cli.spec import (
@@ -154,8 +155,14 @@ def test_statistics_measure_the_answer_unless_asked_otherwise_and_say_so(run: Ru
         assert plain["flagged"]["no_answer_share"] == pytest.approx(1 / (SAMPLES * TURNS))
         assert document["scope"].startswith("Measured: ")
         shown = drift("stats", "--segment", part.value, "--per-turn").out
-        titles = [line for line in shown.splitlines() if part.words in line]
-        assert len(titles) >= 5
+        for title in (
+            "projection on made, layer 2",
+            "Differences of rollout means",
+            "Differences of drift",
+            "Turn by turn",
+            "Every turn: mean ± half-width",
+        ):
+            assert f"{title}, {part.words}\n" in shown
         assert f"segment {part.value}, data" in shown
         assert "2 of 48 replies (4.2 %) have no answer within the limit" in shown.replace("\n", " ")
     with_note = " ".join(drift("stats").out.split())
@@ -203,7 +210,7 @@ def test_control_axes_and_later_axes_are_measured_on_the_part_that_is_asked_for(
     other = Axis("other", LAYERS, np.eye(WIDTH, dtype=np.float32)[2:4])
     axes.save(other, Path("other.safetensors"))
     drift("measure", "--axis", "other.safetensors", "--layer", "2")
-    effects = {}
+    effects, sizes = {}, {}
     for part in Part:
         document = drift("measure", "--axis", "other.safetensors", "--layer", "2", "--segment", part.value, "--json").json
         assert (document["segment"], document["layer"]) == (part.value, 2)
@@ -216,9 +223,19 @@ def test_control_axes_and_later_axes_are_measured_on_the_part_that_is_asked_for(
         measured = hedges_g(*(nanmean(expected(part)[rows]) for rows in (slice(SAMPLES, None), slice(SAMPLES))), 0.95).g[0]
         # Rollouts that lack a turn count by their deviations, so that the effect is not quite that of their plain means.
         assert abs(standing["controls"][0]["hedges_g"]) == pytest.approx(abs(measured), rel=0.35)
-        effects[part] = measured
+        effects[part], sizes[part] = measured, standing["controls"][0]["median"]
+        made = controls.load(run.paths.controls("made"))
+        found = controls.project(run, made, part)["random"]
+        wanted = [_turn(name, s, 3).mean(part) for name in ("plain", "kind") for s in range(SAMPLES)]
+        np.testing.assert_allclose(found[:, :, 2], made.random.astype(np.float64) @ np.stack([mean[1] for mean in wanted]).T, atol=1e-6)
         assert drift("stats", "--axis", "made", "--segment", part.value, "--json").json["controls"] == standing["controls"]
-    assert len({round(effect) for effect in effects.values()}) == 3
+    assert len({round(effect) for effect in effects.values()}) == len(set(sizes.values())) == 3
+
+
+def test_every_layer_is_projected_from_the_part_that_is_asked_for(run: Run) -> None:
+    for part in Part:
+        found = load_layers(run, tables.load(run, None, part))
+        np.testing.assert_allclose(found.values[:, LAYERS.index(2)], expected(part), atol=1e-6)
 
 
 def test_axes_are_built_from_answers_alone_and_say_so(run: Run) -> None:
@@ -251,7 +268,7 @@ def test_every_picture_says_what_it_shows(run: Run) -> None:
         assert f"projection of {part.words} on made" in drift("plot", "--kind", "text", "--segment", part.value).out
 
 
-def _trace(run: Run) -> None:
+def trace_segments(run: Run) -> None:
     """A character of the text, or none, to each of the nine tokens; the rest to a segment's last."""
     for state in run.states():
         turns, made = run.record(state.rollout).turns, []
@@ -271,7 +288,7 @@ def _document(path: str) -> Any:
 
 
 def test_the_report_shows_reasoning_apart_from_the_answer_and_colours_the_tokens_of_both(run: Run) -> None:
-    _trace(run)
+    trace_segments(run)
     assert run.verify() == []
     made = drift("report", "--json").json
     assert made["segment"] == "answer"
@@ -298,7 +315,7 @@ def test_the_report_shows_reasoning_apart_from_the_answer_and_colours_the_tokens
 
 
 def test_the_picture_of_tokens_is_of_the_part_that_is_asked_for(run: Run) -> None:
-    _trace(run)
+    trace_segments(run)
     for part, tokens in ((Part.ANSWER, 4), (Part.REASONING, 3), (Part.ALL, 7)):
         drift("plot", "--kind", "tokens", "--reply", "plain/0/turn-1", "--segment", part.value, "-o", f"{part}.svg")
         assert f"{tokens} tokens." in Path(f"{part}.svg").read_text()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from store_fixtures import DIRECTION, FIRST, LAYERS, TURNS, WIDTH, make_run, man
 
 from drift_cli.errors import StoreError
 from drift_cli.spec import Finish, Part, Segment, SegmentKind, Turn
+from drift_cli.store.decode import Malformed
 from drift_cli.store.line import End, TurnLine, encode, first_link, read
-from drift_cli.store.log import RolloutLog, read_residual_layer, read_rollout
+from drift_cli.store.log import Damaged, RolloutLog, read_residual_layer, read_rollout
 from drift_cli.store.manifest import Manifest
 from drift_cli.store.residuals import pack
 from drift_cli.store.run import Run
@@ -191,6 +194,19 @@ def test_a_rollout_that_was_cut_off_goes_on_to_the_same_bytes(kept: int, tmp_pat
     assert (run.paths.rollout(FIRST).read_bytes(), run.paths.residuals(FIRST).read_bytes()) == (lines, means)
 
 
+@pytest.mark.parametrize("part", [Part.REASONING, Part.ALL])
+def test_a_line_whose_means_are_not_where_they_belong_is_damage(part: Part, tmp_path: Path) -> None:
+    run = thinking_run(tmp_path)
+    path = run.paths.rollout(FIRST)
+    content, prev = read(path.read_bytes().splitlines()[0])
+    assert isinstance(content, TurnLine)
+    for wrong in ({"offset": 4}, {"shape": (len(LAYERS), WIDTH + 1)}):
+        means = {**content.means, part: replace(content.means[part], **wrong)}
+        path.write_bytes(encode(replace(content, means=means), prev) + b"\n")
+        with pytest.raises(Damaged, match="line 1 at byte 0: its residual means"):
+            run.record(FIRST)
+
+
 BAD: dict[str, Callable[[Turn], Turn]] = {
     "reasoning without segments": lambda it: replace(it, segments=(), means={}),
     "means without segments": lambda it: replace(it, segments=(), reasoning=None),
@@ -251,3 +267,38 @@ def test_lines_are_read_as_they_are_written_and_no_other_way(tmp_path: Path) -> 
     offsets = [first["residual"]["offset"], first["means"]["reasoning"]["offset"], first["means"]["all"]["offset"]]
     assert offsets == [0, 24, 48]
     assert read_rollout(run.paths, FIRST).turns[0].means == {}
+
+
+STRANGE: tuple[Any, ...] = (None, True, -1, 1.5, "x", [], {}, [None], [[]], {"kind": []}, [{"kind": [], "start": 0, "stop": 1}], 2**40)
+
+
+def _places(value: Any, way: tuple[Any, ...] = ()) -> Any:
+    """The way to every value in a JSON value."""
+    yield way
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from _places(item, (*way, key))
+
+
+def test_no_value_of_another_kind_passes_for_a_line(tmp_path: Path) -> None:
+    run = thinking_run(tmp_path)
+    body = json.loads(run.paths.rollout(FIRST).read_bytes().splitlines()[0])
+    del body["crc"]
+    tried = passed = 0
+    for way in [way for way in _places(body) if way]:
+        for strange in STRANGE:
+            changed = json.loads(json.dumps(body))
+            inner = changed
+            for key in way[:-1]:
+                inner = inner[key]
+            if inner[way[-1]] == strange and type(inner[way[-1]]) is type(strange):
+                continue
+            inner[way[-1]] = strange
+            covered = json.dumps(changed, separators=(",", ":"), ensure_ascii=False).encode()[:-1]
+            line = covered + b',"crc":"%08x"}' % crc32(covered)
+            tried += 1
+            with suppress(Malformed):
+                content, prev = read(line)
+                assert encode(content, prev) == line, way  # whatever is read is what would be written
+                passed += 1
+    assert tried > 500
+    assert passed < tried // 10

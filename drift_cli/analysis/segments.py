@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from drift_cli.spec import Turn
     from drift_cli.store.manifest import Manifest
 
+MANY = 0.05
+"""Share of replies without an answer from which on the sentence about them is a warning: those that reason longest are no random sample of replies."""
 _SAID = {
     Part.ANSWER: "Measured: the answers, without the reasoning before them.",
     Part.REASONING: "Measured: the reasoning, without the answers.",
@@ -91,5 +93,6 @@ def remark(table: RunTable) -> str | None:
     missing, cut = int(table.flags.no_answer.sum()), int(table.flags.reasoning_cut.sum())
     return (
         f"{missing} of {replies} replies ({100 * missing / replies:.1f} %) have no answer within the limit, "
-        f"{cut} ({100 * cut / replies:.1f} %) were cut while reasoning. A reply without the part that is measured is a missing turn."
+        f"{cut} ({100 * cut / replies:.1f} %) were cut while reasoning. A reply without the part that is measured is a missing turn"
+        + (": so many of them can bias comparisons, and a larger --max-new-tokens would spare them." if missing > MANY * replies else ".")
     )
