@@ -157,6 +157,7 @@ def _assemble(
         model=_facts(card),
         template_adds=adds,
         settings=_recorded(settings, card, spec),
+        segments=chat.segmented,
     )
     return Experiment(manifest, card, chat, axis, device, _notices(card, adds, axis, layer, settings))
 

@@ -142,12 +142,17 @@ class Session:
         return Job(rollout, dialogue, key, group, turns[-1].ids if turns else None, ended)
 
     def _replay(self, rollout: Rollout, dialogue: Dialogue, turn: Turn) -> None:
-        """Bring a dialogue past a committed turn, and see that its prompt is still the one the reply was given to."""
+        """Bring a dialogue past a committed turn, and see that its prompt and its segments are still what they were."""
         found = prompt_hash(dialogue.prompt)
         if turn.ids is None or found != turn.prompt_hash:
             raise StoreError(
                 f"{rollout} turn {turn.index}: the conversation's prompt is no longer what it was when this turn was made",
                 mend="The tokenizer or transformers changed: `drift runs show` lists the versions in use then. Install those, or start a new run.",
+            )
+        if dialogue.segments(turn.ids) != turn.segments:
+            raise StoreError(
+                f"{rollout} turn {turn.index}: its reasoning and its answer are no longer found where they were when this turn was made",
+                mend="drift or the tokenizer changed: `drift runs show` lists the versions in use then. Install those, or start a new run.",
             )
         dialogue.advance(turn.ids)
 
@@ -195,6 +200,9 @@ class Session:
             prompt_hash=prompt_hash(reply.prompt),
             residual=reply.residual,
             projections=projections,
+            segments=reply.segments,
+            reasoning=reply.reasoning,
+            means=reply.means,
         )
 
     def _finish(self, rollout: Rollout) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -226,6 +226,27 @@ class Segment:
     stop: int
 
 
+class Part(StrEnum):
+    """What of a reply a residual mean is over: `--segment`."""
+
+    ANSWER = "answer"
+    """The tokens of the answer; all of them where the reply has no segments."""
+    REASONING = "reasoning"
+    """The tokens of the reasoning."""
+    ALL = "all"
+    """Every token but the end-of-turn token: reasoning, answer, and the markup around them."""
+
+    @property
+    def words(self) -> str:
+        """For a sentence: `the answer`."""
+        return {Part.ANSWER: "the answer", Part.REASONING: "the reasoning", Part.ALL: "reasoning and answer together"}[self]
+
+
+def spans(segments: Sequence[Segment], part: Part) -> tuple[tuple[int, int], ...]:
+    """First and past-the-last token of each segment of a part (`ALL`: of both), empty ones left out, in order."""
+    return tuple((s.start, s.stop) for s in segments if part in (Part.ALL, s.kind.value) and s.stop > s.start)
+
+
 @dataclass(frozen=True)
 class Turn:
     """One committed user message and its reply. What a run imported from elsewhere does not know is None."""
@@ -240,6 +261,24 @@ class Turn:
     prompt_hash: str | None = None
     """SHA-256 (first 32 hex digits) of the prompt's token ids as little-endian int32."""
     residual: np.ndarray[Any, Any] | None = field(default=None, compare=False, repr=False)
-    """(layers, width) float32: mean over the reply's tokens, end-of-turn token excluded, of `hidden_states[l]` for each stored layer."""
+    """(layers, width) float32: mean over the answer's tokens of `hidden_states[l]` for each stored layer. The answer is the whole reply, end-of-turn token
+    excluded, unless there are segments. None where it has no token."""
     projections: Mapping[str, float] = field(default_factory=dict)
     """Axis name → dot product of the residual mean with the unit axis."""
+    segments: tuple[Segment, ...] = ()
+    """Where in `ids` reasoning and answer are; () where the reply is all answer. `text` is the answer's."""
+    reasoning: str | None = None
+    """The reasoning's text; None where there is none."""
+    means: Mapping[Part, np.ndarray[Any, Any]] = field(default_factory=dict, compare=False, repr=False)
+    """Of a reply with segments: residual means, as `residual`, of `REASONING` and `ALL`, where there are such tokens."""
+
+    def mean(self, part: Part) -> np.ndarray[Any, Any] | None:
+        """(layers, width) float32 of one part; None where it has no token, or where residual means were not read."""
+        if part is Part.ANSWER or (part is Part.ALL and not self.segments):
+            return self.residual
+        return self.means.get(part)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the reply has an answer. One that is all reasoning, as the length limit was reached before the answer, has none."""
+        return not self.segments or bool(spans(self.segments, Part.ANSWER))

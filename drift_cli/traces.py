@@ -2,13 +2,14 @@
 
 A conversation is read once where the chat format leaves history alone, as a token's residual depends only on what stands before it; where the format
 rewrites history (drops reasoning, say), each rewritten prompt is read with its reply. A reply's residual mean, projected, is the mean of its trace up to
-rounding: how far they differ is said.
+rounding: how far they differ is said. Tokens of reasoning, of answers and of the markup around them are all traced; `Turn.segments` tells which is which.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from drift_cli.chat import Dialogue, prompt_hash
 from drift_cli.chat.dialogue import text_of
 from drift_cli.errors import StoreError
+from drift_cli.spec import Part, spans
 from drift_cli.store.traces import TokenTrace, read_traces, write_traces
 
 if TYPE_CHECKING:
@@ -83,10 +85,15 @@ def measure_rollout(
                 f"{record.rollout} turn {turn.index}: the conversation's prompt is no longer what it was when this turn was made",
                 mend="The tokenizer or transformers changed: `drift runs show` lists the versions in use then. Install those.",
             )
+        if dialogue.segments(turn.ids) != turn.segments:
+            raise StoreError(
+                f"{record.rollout} turn {turn.index}: its reasoning and its answer are no longer found where they were when this turn was made",
+                mend="drift or the tokenizer changed: `drift runs show` lists the versions in use then. Install those.",
+            )
         dialogue.advance(turn.ids)
     values = list(_replies(dialogue.past, model, direction, layer))
     return [
-        TokenTrace(turn.index, found, tuple(piece_lengths(chat.tokenizer, ids, turn.text)))
+        TokenTrace(turn.index, found, tuple(token_lengths(chat.tokenizer, ids, turn)))
         for turn, found, (_, ids) in zip(record.turns, values, dialogue.past, strict=True)
     ]
 
@@ -123,6 +130,31 @@ def _project(model: LoadedModel, ids: Sequence[int], direction: NDArray[np.float
         return np.asarray(found.cpu().numpy(), dtype=np.float32)
 
 
+def token_lengths(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], turn: Turn) -> list[int]:
+    """Characters that each token of a reply, whose ids without the end-of-turn token these are, adds to the text of its segment; 0 for markup."""
+    if not turn.segments:
+        return piece_lengths(tokenizer, ids, turn.text)
+    lengths = [0] * len(ids)
+    for part, text in ((Part.ANSWER, turn.text), (Part.REASONING, turn.reasoning or "")):
+        found, begin = spans(turn.segments, part), 0
+        for number, (start, stop) in enumerate(found):
+            own = text_of(tokenizer, ids[start:stop])
+            # A part's text is that of its segments one after the other; what a chat format puts between them goes to the first token behind it.
+            end = len(text) if number == len(found) - 1 else max(text.find(own.strip(), begin), begin) + len(own.strip())
+            lengths[start:stop] = _lengths_in(tokenizer, ids[start:stop], own, text[begin:end])
+            begin = end
+    return lengths
+
+
+def _lengths_in(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], own: str, text: str) -> list[int]:
+    """Characters of `text` that each token adds, where `text` is what a chat format leaves of the tokens' `own` text: without the space around it, say."""
+    at = own.find(text)
+    if at < 0:
+        return [0] * (len(ids) - 1) + [len(text)]
+    ends = [min(max(end - at, 0), len(text)) for end in accumulate(piece_lengths(tokenizer, ids, own))]
+    return [end - start for start, end in pairwise([0, *ends])]
+
+
 def piece_lengths(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text: str) -> list[int]:
     """Characters of `text`, which is the reply of these ids, that each token adds.
 
@@ -154,5 +186,5 @@ def _whole_prefixes(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text
 
 def _differences(turns: Sequence[Turn], traces: Sequence[TokenTrace], axis: str) -> Iterator[float]:
     for turn, trace in zip(turns, traces, strict=True):
-        if axis in turn.projections and len(trace.values):
-            yield abs(float(trace.values.mean(dtype=np.float64)) - turn.projections[axis])
+        if axis in turn.projections and len(trace.of(turn)[1]):
+            yield abs(float(trace.of(turn)[1].mean(dtype=np.float64)) - turn.projections[axis])

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from jobs import jobs, never, run, same_bits
+from thinking import ForgettingChat, ThinkingChat, check_means, means_of, thinking
 
 from drift_cli import models
 from drift_cli.engine.contract import Incident
@@ -20,7 +21,8 @@ from drift_cli.engine.plain.slots import PlainSlots
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import PAGE, Slots
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Finish, Rollout, Sampling
+from drift_cli.probe import pool_parts
+from drift_cli.spec import Finish, Part, Rollout, Sampling, Segment, SegmentKind
 
 GPU = torch.cuda.is_available()
 TOKENS = 12
@@ -48,7 +50,14 @@ class Paged(SlotEngine):
     def prepare(self, report: object) -> Slots:
         if self.slots is None:
             self.slots = paged_slots.paged_slots(
-                self.model, self.layers, self.filters, self.max_new_tokens, self.batch, self.longest, lambda incident: None
+                self.model,
+                self.layers,
+                self.filters,
+                self.max_new_tokens,
+                self.batch,
+                self.longest,
+                lambda incident: None,
+                segmented=self.segmented,
             )
         assert self.slots is not None
         return self.slots
@@ -63,8 +72,8 @@ class Plain(SlotEngine):
         return self.slots
 
 
-def _engine(kind: type[SlotEngine], model: LoadedModel, *, batch: int = 4, tokens: int = TOKENS) -> SlotEngine:
-    return kind(model, tuple(range(model.card.layers + 1)), Sampling(top_p=0.9), tokens, batch, 1024)
+def _engine(kind: type[SlotEngine], model: LoadedModel, *, batch: int = 4, tokens: int = TOKENS, segmented: bool = False) -> SlotEngine:
+    return kind(model, tuple(range(model.card.layers + 1)), Sampling(top_p=0.9), tokens, batch, 1024, segmented)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -126,3 +135,54 @@ def test_replies_of_given_lengths(models_here: dict[str, LoadedModel]) -> None:
     ]
     wanted = {(job.rollout, turn + 1): length for job in todo for turn, length in enumerate(job.lengths or ())}
     assert {key: len(reply.ids) for key, reply in run(_engine(Paged, model), todo).items()} == wanted
+
+
+@pytest.mark.parametrize("chat", [ThinkingChat, ForgettingChat])
+def test_the_means_of_all_parts_are_the_plain_slots_and_a_direct_forwards(
+    chat: type[ThinkingChat], models_here: dict[str, LoadedModel]
+) -> None:
+    model = models_here["olmo3"]
+    plain = run(_engine(Plain, model, segmented=True), thinking(jobs(model), chat))
+    paged = run(_engine(Paged, model, segmented=True), thinking(jobs(model), chat))
+    assert {key: (reply.ids, reply.segments) for key, reply in paged.items()} == {
+        key: (reply.ids, reply.segments) for key, reply in plain.items()
+    }
+    assert {"plain", "both", "no answer"} <= set(check_means(model, paged, 1e-4))
+    for key, reply in plain.items():
+        found, expected = means_of(paged[key]), means_of(reply)
+        assert set(found) == set(expected)
+        assert all(np.linalg.norm(found[part] - expected[part]) < 1e-4 * np.linalg.norm(expected[part]) for part in expected)
+
+
+def test_graphs_with_sums_of_parts_give_replies_without_segments_the_bits_of_graphs_without(models_here: dict[str, LoadedModel]) -> None:
+    model = models_here["olmo3"]
+    plain, parted = (run(_engine(Paged, model, segmented=segmented), jobs(model, samples=1)) for segmented in (False, True))
+    assert same_bits(plain, parted)
+    with pytest.raises(ValueError, match="made for replies without"):
+        run(_engine(Paged, model), thinking(jobs(model, samples=1)))
+
+
+def test_parts_of_a_reply_that_is_cut_into_pieces_add_up(models_here: dict[str, LoadedModel]) -> None:
+    model, layers = models_here["gemma"], (0, 2)
+    ids = torch.randint(4, 60, (640,), generator=torch.Generator().manual_seed(2)).tolist()
+    before, counted = 40, 580
+    segments = (
+        Segment(SegmentKind.REASONING, 3, 500),
+        Segment(SegmentKind.ANSWER, 502, 530),
+        Segment(SegmentKind.REASONING, 530, 540),
+        Segment(SegmentKind.ANSWER, 541, 580),
+    )
+    slots = paged_slots.paged_slots(model, layers, Sampling(), 8, 2, 1024, lambda incident: None, segmented=True)
+    assert slots is not None
+    try:
+        slots.encode(1, ids[:before], 0, 0)
+        found = slots.encode(1, ids[before:], before, counted, segments=segments)
+        assert found is not None
+        means = found.value()
+    finally:
+        slots.close()
+    with torch.inference_mode():
+        states = model.network(input_ids=torch.tensor([ids], device=model.device), output_hidden_states=True).hidden_states
+    expected = pool_parts(states, 0, (before, before + counted), segments, layers)
+    assert set(means) == set(expected) == set(Part)
+    assert all(np.abs(means[part] - expected[part]).max() < 1e-4 for part in Part)

@@ -13,7 +13,12 @@ from typing import Any
 import orjson
 import pytest
 from browser import Watched, chromium, needs_chromium
+from cli import drift
 from report_run import grown, made_document, make_run, trace_run, write_page
+from test_segments import planted, trace_segments
+
+from drift_cli.store.paths import Store
+from drift_cli.store.run import Run
 
 pytestmark = needs_chromium
 
@@ -281,3 +286,39 @@ def test_the_report_names_neither_machine_nor_folder(run: Any) -> None:
     assert '"value":"model"' in made
     assert '"host"' not in made
     assert "pid" not in made
+
+
+def test_reasoning_is_folded_beside_its_answer_and_can_be_searched(watched: Watched, tmp_path: Path) -> None:
+    planted(tmp_path / "store")
+    run = Run.newest(Store(tmp_path / "store"))
+    trace_segments(run)
+    made = drift("report", "--store", str(tmp_path / "store"), "-o", str(tmp_path / "thoughts.html"), "--json").json
+    page = watched.open(Path(made["file"]).as_uri())
+    reply = page.locator('article[aria-label="plain, rollout 0, turn 1"]')
+    folded = reply.locator("details.reasoning")
+    assert folded.locator("summary").inner_text() == "Reasoning"
+    assert folded.get_attribute("open") is None
+    assert reply.locator("> .text").inner_text() == "answer 0 1"
+    assert not folded.locator(".text").is_visible()
+    folded.locator("summary").click()
+    assert folded.locator(".text").inner_text() == "thought 0 1"
+    assert [len(part.locator("span").all()) for part in (folded.locator(".text"), reply.locator("> .text"))] == [3, 4]
+    assert "of the answer" in page.locator("#chart-caption").inner_text()
+    assert "projection of the answer on made" in page.locator("#chart svg").inner_html()
+    page.locator("#search").fill("thought 3 2")
+    assert _texts(page, "#results a")[0].endswith("rollout 3, turn 2, reasoning")
+    page.locator("#search").fill("")
+    page.evaluate("location.hash = '#plain/5/turn-2'")
+    page.wait_for_selector('article[aria-label="plain, rollout 5, turn 2"]')
+    lacking = page.locator('article[aria-label="plain, rollout 5, turn 2"]')
+    assert lacking.locator(".value").inner_text() == "—"
+    assert "no answer: the reply is reasoning only" in lacking.inner_text()
+    assert "no answer within the limit, reasoning cut at the limit" in lacking.inner_text()
+
+
+def test_reasoning_is_open_where_it_is_what_is_measured(watched: Watched, tmp_path: Path) -> None:
+    planted(tmp_path / "store")
+    line = ("report", "--store", str(tmp_path / "store"), "-o", str(tmp_path / "thoughts.html"), "--segment", "reasoning", "--json")
+    page = watched.open(Path(drift(*line).json["file"]).as_uri())
+    assert page.locator('article[aria-label="plain, rollout 0, turn 1"] details').get_attribute("open") is not None
+    assert "of the reasoning" in page.locator("#subtitle").inner_text()

@@ -75,7 +75,7 @@ def test_a_traces_mean_is_the_projection_of_the_residual_mean(name: str, tiny_mo
         assert list(found) == [turn.index for turn in record.turns]
         for turn in record.turns:
             trace = found[turn.index]
-            assert "".join(trace.pieces(turn.text)) == turn.text
+            assert "".join(trace.of(turn)[0]) == turn.text
             assert turn.ids is not None
             assert len(trace.values) == len(turn.ids) - (turn.finish is Finish.STOP)
             # float16 keeps 11 bits of each token's projection.

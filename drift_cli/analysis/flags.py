@@ -10,6 +10,11 @@ A flagged reply is counted and marked, never dropped. The rules, each on one rep
 - *length*: the reply was cut off at the number of new tokens allowed.
 - *context*: no reply was made, as the prompt no longer fitted; the flag stands on that first missing turn.
 
+Of replies that have reasoning apart from their answer (the rules above then look at the part that is measured):
+
+- *no_answer*: there is no answer at all: the limit was reached, or the model stopped, while it was still reasoning.
+- *reasoning_cut*: the limit on new tokens cut the reasoning off.
+
 In scripts that put no spaces between words a character counts as half a word.
 """
 
@@ -18,13 +23,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_cli.spec import Finish
+from drift_cli.spec import Finish, SegmentKind, Turn
 
 RECITED_WORDS = 8
 SHORTEST_PROMPT = 4
@@ -52,6 +57,8 @@ class Flag(StrEnum):
     RECITING = "reciting"
     LENGTH = "length"
     CONTEXT = "context"
+    NO_ANSWER = "no_answer"
+    REASONING_CUT = "reasoning_cut"
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,17 @@ class FlagCounts:
     """Replies with any of empty, repeated, reciting or context."""
 
 
+@dataclass(frozen=True)
+class SegmentFlagCounts(FlagCounts):
+    """The same of a run whose replies may have segments."""
+
+    no_answer: int
+    reasoning_cut: int
+    no_answer_share: float | None
+    """Of the replies that were made; None where there is none."""
+    reasoning_cut_share: float | None
+
+
 @dataclass(frozen=True, eq=False)
 class Flags:
     """Masks over rollouts × turns, each (R, T) bool."""
@@ -76,6 +94,8 @@ class Flags:
     reciting: BoolArray
     length: BoolArray
     context: BoolArray
+    no_answer: BoolArray
+    reasoning_cut: BoolArray
 
     @classmethod
     def none(cls, shape: tuple[int, int]) -> Flags:
@@ -102,7 +122,18 @@ class Flags:
 
     def counts(self) -> FlagCounts:
         """How many are flagged, per kind."""
-        return FlagCounts(**{kind.value: int(self.of(kind).sum()) for kind in Flag}, suspect=int(self.suspect.sum()))
+        return FlagCounts(
+            **{kind.name: int(self.of(Flag(kind.name)).sum()) for kind in fields(FlagCounts) if kind.name != "suspect"},
+            suspect=int(self.suspect.sum()),
+        )
+
+    def segment_counts(self, replies: int) -> SegmentFlagCounts:
+        """The same of a run whose replies may have segments; `replies` were made."""
+        missing, cut = int(self.no_answer.sum()), int(self.reasoning_cut.sum())
+        shares = (missing / replies, cut / replies) if replies else (None, None)
+        return SegmentFlagCounts(
+            **asdict(self.counts()), no_answer=missing, reasoning_cut=cut, no_answer_share=shares[0], reasoning_cut_share=shares[1]
+        )
 
 
 @dataclass(frozen=True)
@@ -141,6 +172,16 @@ def flag_reply(text: str, finish: Finish, prompts: Sequence[Recital] = ()) -> fr
         found.add(Flag.RECITING)
     if finish in (Finish.LENGTH, Finish.CONTEXT):
         found.add(Flag(finish.value))
+    return frozenset(found)
+
+
+def flag_segments(turn: Turn) -> frozenset[Flag]:
+    """The flags of a reply's segments: none where it has none."""
+    filled = [segment for segment in turn.segments if segment.stop > segment.start]
+    found = set() if turn.answered else {Flag.NO_ANSWER}
+    # A reply that was cut has no end-of-turn token: its last token is its last id.
+    if turn.finish is Finish.LENGTH and filled and filled[-1].kind is SegmentKind.REASONING and filled[-1].stop == len(turn.ids or ()):
+        found.add(Flag.REASONING_CUT)
     return frozenset(found)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from drift_cli.analysis.table import FloatArray, RunTable, choose_axis
 from drift_cli.errors import StoreError
+from drift_cli.spec import Part
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run
@@ -77,8 +78,9 @@ def load_layers(run: Run, table: RunTable) -> LayerTable:
     for row, state in enumerate(run.states()):
         if state.done:
             for turn in run.record(state.rollout, residuals=True).turns:
-                if turn.residual is not None:
-                    values[row, :, turn.index - 1] = _project(turn.residual[places], directions)
+                mean = turn.mean(table.segment or Part.ANSWER)
+                if mean is not None:
+                    values[row, :, turn.index - 1] = _project(mean[places], directions)
     return LayerTable(table, layers, values)
 
 

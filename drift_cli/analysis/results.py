@@ -192,3 +192,14 @@ class Provenance:
         layer = "" if self.layer is None else f" layer {self.layer}"
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return f"run {self.run}, axis {self.axis}{layer}, data {self.data}; seed {self.seed}, {self.resamples} resamples; {versions}"
+
+
+@dataclass(frozen=True)
+class PartProvenance(Provenance):
+    """Of a run whose replies have segments."""
+
+    segment: str
+    """The part that was measured: a value of `Part`."""
+
+    def __str__(self) -> str:
+        return super().__str__().replace(", data ", f", segment {self.segment}, data ", 1)

@@ -17,7 +17,7 @@ import numpy as np
 from drift_cli import __version__
 from drift_cli.analysis.compare import Pair, compare, over_transcripts, pairs, strangers
 from drift_cli.analysis.measures import LEAST_TURNS, Sample, sample
-from drift_cli.analysis.results import CellDrift, Comparison, Measure, Options, PairTurns, Provenance, Test
+from drift_cli.analysis.results import CellDrift, Comparison, Measure, Options, PairTurns, PartProvenance, Provenance, Test
 from drift_cli.analysis.summary import Summary, moments, plain, scope, summarize
 from drift_cli.analysis.table import RunTable
 from drift_cli.analysis.turns import by_turn
@@ -80,7 +80,8 @@ def provenance(table: RunTable, options: Options) -> Provenance:
     versions = {"drift": __version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in ("numpy", "scipy", "statsmodels")}
     data = hashlib.sha256(np.ascontiguousarray(table.projections).tobytes()).hexdigest()[:16]
-    return Provenance(table.run_id, table.axis, table.layer, data, options.seed, options.resamples, versions)
+    given = (table.run_id, table.axis, table.layer, data, options.seed, options.resamples, versions)
+    return Provenance(*given) if table.segment is None else PartProvenance(*given, table.segment.value)
 
 
 def _check(table: RunTable, options: Options) -> None:

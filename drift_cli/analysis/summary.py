@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from drift_cli.analysis import segments
 from drift_cli.analysis.flags import FlagCounts
 from drift_cli.analysis.measures import sample
 from drift_cli.analysis.results import Measure
@@ -111,11 +112,14 @@ def summarize(table: RunTable, *, ddof: int = 1, level: float = LEVEL) -> Summar
 
 
 def scope(table: RunTable) -> str:
-    """The sentence that says what the table's numbers can be generalized to."""
+    """The sentence that says what the table's numbers can be generalized to, after one on what is measured of replies that have segments."""
+    said = segments.sentence(table.segment)
     transcripts = tuple(dict.fromkeys(cell.transcript for cell in table.cells))
     if len(transcripts) == 1:
-        return f"One transcript ({transcripts[0]}): intervals and p values cover sampling noise on this script only, not other scripts."
-    return f"{len(transcripts)} transcripts, each by itself: intervals and p values cover sampling noise on that script only, not other scripts."
+        return (
+            f"{said}One transcript ({transcripts[0]}): intervals and p values cover sampling noise on this script only, not other scripts."
+        )
+    return f"{said}{len(transcripts)} transcripts, each by itself: intervals and p values cover sampling noise on that script only, not other scripts."
 
 
 def moments(values: FloatArray, *, ddof: int = 1, level: float = LEVEL) -> Moments:
@@ -169,6 +173,8 @@ def _summarize_cell(table: RunTable, cell: Cell, ddof: int, level: float) -> Cel
     over = moments(means[:, None], ddof=ddof, level=level)
     replies = int(np.isfinite(values).sum())
     n, early = int(over.n[0]), int(table.early[rows].sum())
+    flags = table.flags.rows(rows)
+    notes = (_note(n, early, bool(constant(means[:, None])[0])), segments.lacking_note(table, rows))
     return CellSummary(
         transcript=cell.transcript,
         condition=cell.condition,
@@ -183,9 +189,9 @@ def _summarize_cell(table: RunTable, cell: Cell, ddof: int, level: float) -> Cel
         sem=plain(over.sem[0]),
         low=plain(over.low[0]),
         high=plain(over.high[0]),
-        flagged=table.flags.rows(rows).counts(),
+        flagged=flags.counts() if table.segment is None else flags.segment_counts(int((table.finish[rows] != "").sum())),
         turns=_summarize_turns(values, table.first, ddof, level),
-        note=_note(n, early, bool(constant(means[:, None])[0])),
+        note=" ".join(filter(None, notes)) or None,
     )
 
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_cli.analysis.flags import Flags, Recital, flag_reply, recitals
+from drift_cli.analysis import segments
+from drift_cli.analysis.flags import Flags, Recital, recitals
 from drift_cli.errors import StoreError, UsageError
-from drift_cli.spec import Cell, Finish
+from drift_cli.spec import Cell, Finish, Part
 
 if TYPE_CHECKING:
     from drift_cli.store.log import RolloutRecord
@@ -64,6 +65,8 @@ class RunTable:
     """Whether sample s of every condition shared its random numbers, so that samples can be paired."""
     first: int = 1
     """Number of the first column's turn."""
+    segment: Part | None = None
+    """The part of each reply that is measured; None where the run's replies have no segments."""
 
     @classmethod
     def from_arrays(
@@ -158,16 +161,16 @@ class RunTable:
         return self.projections[np.isin(self.cell_of, wanted)]
 
 
-def load(run: Run, axis: str | None = None) -> RunTable:
+def load(run: Run, axis: str | None = None, part: Part = Part.ANSWER) -> RunTable:
     """Read a run's committed turns and project them on `axis` (None: the run's only one).
 
-    Every planned rollout is a row, those without a turn included. Raises `StoreError` where the axis is missing or ambiguous, where its layer was not
-    stored, and where a file is damaged.
+    Every planned rollout is a row, those without a turn included. `part` is what of each reply is measured, where replies have segments. Raises `StoreError`
+    where the axis is missing or ambiguous, where its layer was not stored, and where a file is damaged; `UsageError` for reasoning that the run does not have.
     """
-    entry = choose_axis(run.manifest, axis, run.paths.run_id)
-    project = _projector(run, entry)
+    entry, segment = choose_axis(run.manifest, axis, run.paths.run_id), segments.measured(run.manifest, part)
+    project = _projector(run, entry, segment or Part.ANSWER)
     states = run.states()
-    table = _blank(run, entry, states)
+    table = replace(_blank(run, entry, states), segment=segment)
     prompts = {
         name: recitals((condition.system, run.manifest.template_adds.get(name))) for name, condition in run.manifest.conditions.items()
     }
@@ -203,7 +206,7 @@ def _fill(table: RunTable, row: int, record: RolloutRecord, prompts: Sequence[Re
     """Write one rollout's finish reasons and flags into its row of the table."""
     for column, turn in enumerate(record.turns):
         table.finish[row, column] = turn.finish.value
-        for flag in flag_reply(turn.text, turn.finish, prompts):
+        for flag in segments.flags_of(turn, table.segment or Part.ANSWER, prompts):
             table.flags.of(flag)[row, column] = True
     if record.end is not None and record.end.finish == Finish.CONTEXT:
         table.flags.context[row, record.end.turn - 1] = True
@@ -225,17 +228,17 @@ def choose_axis(manifest: Manifest, name: str | None, run_id: str) -> AxisEntry:
     return entries[name]
 
 
-def _projector(run: Run, entry: AxisEntry) -> Projector:
-    """How to get a rollout's projections (turns,) on `entry`: from its lines, or from its stored residual means."""
-    if entry in run.manifest.axes:
+def _projector(run: Run, entry: AxisEntry, part: Part) -> Projector:
+    """How to get a rollout's projections (turns,) on `entry`: from its lines, which have the answers', or from its stored residual means."""
+    if entry in run.manifest.axes and part is Part.ANSWER:
         return lambda record: _written(run, record, entry.name)
     direction, row, layers = _stored_axis(run, entry)
-    return lambda record: _projected(run, record, direction, row, layers)
+    return lambda record: _projected(run, record, direction, row, layers, part)
 
 
 def _written(run: Run, record: RolloutRecord, axis: str) -> FloatArray:
     """Projections (turns,) that were committed with the turns; NaN for a reply without a single token, which has no mean to project."""
-    lacking = [turn.index for turn in record.turns if axis not in turn.projections and turn.text]
+    lacking = [turn.index for turn in record.turns if axis not in turn.projections and turn.text and turn.answered]
     if lacking:
         raise StoreError(
             f"{run.paths.rollout(record.rollout)}: turn {lacking[0]} has no projection on axis {axis}",
@@ -244,14 +247,14 @@ def _written(run: Run, record: RolloutRecord, axis: str) -> FloatArray:
     return np.array([turn.projections.get(axis, np.nan) for turn in record.turns], dtype=np.float64)
 
 
-def _projected(run: Run, record: RolloutRecord, direction: FloatArray, row: int, layers: int) -> FloatArray:
-    """Projections (turns,) of stored residual means on `direction` (width,); products and sums in float64."""
+def _projected(run: Run, record: RolloutRecord, direction: FloatArray, row: int, layers: int, part: Part) -> FloatArray:
+    """Projections (turns,) of stored residual means of a part on `direction` (width,); products and sums in float64."""
     from drift_cli.store.log import read_residual_layer
 
     done = len(record.turns)
     if done == 0:
         return np.empty(0)
-    residuals = read_residual_layer(run.paths, record.rollout, row, layers, len(direction))
+    residuals = read_residual_layer(run.paths, record.rollout, row, layers, len(direction), part)
     if len(residuals) < done:
         raise StoreError(
             f"{run.paths.residuals(record.rollout)}: residuals of {len(residuals)} turns, but {done} turns are committed",

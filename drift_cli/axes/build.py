@@ -41,7 +41,7 @@ def pool(run: Run, personas: Personas, samples: int) -> NDArray[np.float64]:
 
 
 def _mean(run: Run, persona: str, states: Sequence[RolloutState]) -> NDArray[np.float64]:
-    """(layers, width) over the replies of these rollouts that have a residual mean (an empty reply has none)."""
+    """(layers, width) over the replies of these rollouts that have a residual mean: of the answer alone where there is reasoning (an empty one has none)."""
     found = [
         turn.residual.astype(np.float64)
         for state in states
@@ -49,6 +49,11 @@ def _mean(run: Run, persona: str, states: Sequence[RolloutState]) -> NDArray[np.
         if turn.residual is not None
     ]
     if not found:
+        if run.manifest.segments:
+            raise DriftError(
+                f"persona {persona} gave no answer with a single token, only reasoning",
+                mend="Try a larger --max-new-tokens, so that replies come to their answer, or more --samples.",
+            )
         raise DriftError(f"persona {persona} gave no reply with a single token", mend="Try more --samples, or another prompt for it.")
     return np.asarray(np.mean(found, axis=0))
 
@@ -59,13 +64,14 @@ def made_from(run: Run, personas: Personas, samples: int, name: str) -> Axis:
     names = tuple(persona.name for persona in personas.personas)
     sides = sides_of(names, personas.assistants, f"run {run.paths.run_id}")
     replies = "a reply" if samples == 1 else f"{samples} replies"
+    only = ", answers only (without the reasoning before them)" if run.manifest.segments else ""
     return Axis(
         name=name,
         layers=run.manifest.layers,
         vectors=unit(contrast(means, sides), f"run {run.paths.run_id}"),
         model=run.manifest.spec.model,
         revision=run.manifest.spec.identity,
-        source=f"drift axis build: {replies} of {len(names)} personas to each of {len(personas.questions)} questions, run {run.paths.run_id}",
+        source=f"drift axis build: {replies} of {len(names)} personas to each of {len(personas.questions)} questions, run {run.paths.run_id}{only}",
         note=None if run.manifest.model is None else run.manifest.model.note,
         personas=names,
         means=means.astype(np.float32),

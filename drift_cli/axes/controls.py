@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from drift_cli.axes.axis import Axis
 from drift_cli.axes.contrast import contrast, sides_of, unit
 from drift_cli.errors import DriftError, StoreError
+from drift_cli.spec import Part
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run
@@ -55,8 +56,8 @@ def _shuffled(axis: Axis, layer: int, count: int, seed: int) -> NDArray[np.float
     return unit(np.stack([contrast(values, draw.permutation(sides)) for _ in range(count)]), f"controls of axis {axis.name}")
 
 
-def project(run: Run, controls: Controls) -> dict[str, NDArray[np.float64]]:
-    """By kind, projections (N, rollouts, turns) of the run's stored residual means, in the order of its rollouts; NaN where a turn is missing.
+def project(run: Run, controls: Controls, part: Part = Part.ANSWER) -> dict[str, NDArray[np.float64]]:
+    """By kind, projections (N, rollouts, turns) of the run's stored residual means of a part, in the order of its rollouts; NaN where a turn is missing.
 
     `StoreError` where the controls' layer is not stored, or a file is damaged.
     """
@@ -70,7 +71,8 @@ def project(run: Run, controls: Controls) -> dict[str, NDArray[np.float64]]:
     found = np.full((len(vectors), len(states), max((state.total for state in states), default=0)), np.nan)
     for index, state in enumerate(states):
         if state.done:
-            means = read_residual_layer(run.paths, state.rollout, stored.index(controls.layer), len(stored), vectors.shape[1])[: state.done]
+            row = stored.index(controls.layer)
+            means = read_residual_layer(run.paths, state.rollout, row, len(stored), vectors.shape[1], part)[: state.done]
             found[:, index, : len(means)] = vectors @ means.astype(np.float64).T
     count = len(controls.random)
     return {kind: values for kind, values in (("random", found[:count]), ("shuffled", found[count:])) if len(values)}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from drift_cli.spec import ChatFormat, Condition, Placement, Segment, Transcript
+from drift_cli.spec import ChatFormat, Condition, Part, Placement, Segment, Transcript, spans
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,6 +85,10 @@ class Chat(Protocol):
     def stop_length(self, ids: Sequence[int]) -> int | None:
         """How many of a reply's ids to keep when they already contain a stop string; None when the reply goes on."""
 
+    @property
+    def segmented(self) -> bool:
+        """Whether replies may have reasoning apart from their answer: where not, `segments` is always ()."""
+
     def segments(self, ids: Sequence[int]) -> tuple[Segment, ...]:
         """The reasoning and the answer in a reply's ids (without its end-of-turn token), in order; () where the reply is all answer."""
 
@@ -129,8 +133,15 @@ class Dialogue:
         return ids[:-1] if ids and ids[-1] in self.end_ids else ids
 
     def text(self, ids: Sequence[int]) -> str:
-        """A reply's text."""
-        return text_of(self.chat.tokenizer, self.content(ids))
+        """The text of a reply's answer."""
+        return self._text(ids, Part.ANSWER) if self.segments(ids) else text_of(self.chat.tokenizer, self.content(ids))
+
+    def reasoning(self, ids: Sequence[int]) -> str | None:
+        """The text of a reply's reasoning; None where it has none."""
+        return self._text(ids, Part.REASONING) or None
+
+    def _text(self, ids: Sequence[int], part: Part) -> str:
+        return "".join(text_of(self.chat.tokenizer, ids[start:stop]) for start, stop in spans(self.segments(ids), part))
 
     def segments(self, ids: Sequence[int]) -> tuple[Segment, ...]:
         """The reasoning and the answer in a reply's ids as sampled; () where the reply is all answer."""

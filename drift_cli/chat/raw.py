@@ -62,6 +62,11 @@ class RawChat:
                 return length
         return len(ids)
 
+    @property
+    def segmented(self) -> bool:
+        """Replies are all answer."""
+        return False
+
     def segments(self, ids: Sequence[int]) -> tuple[Segment, ...]:
         """All of it is answer."""
         return ()

@@ -108,6 +108,11 @@ class TemplateChat:
         """A template's replies end with a token, never with a string."""
         return None
 
+    @property
+    def segmented(self) -> bool:
+        """Replies are all answer."""
+        return False
+
     def segments(self, ids: Sequence[int]) -> tuple[Segment, ...]:
         """All of it is answer."""
         return ()

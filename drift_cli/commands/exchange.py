@@ -8,9 +8,21 @@ from typing import Annotated
 
 import typer
 
-from drift_cli.commands.options import DisplayOption, JsonOption, RunArgument, StoreOption, make_display, open_run, open_store
+from drift_cli.commands.options import (
+    DisplayOption,
+    JsonOption,
+    RunArgument,
+    SegmentOption,
+    StoreOption,
+    make_display,
+    of_segment,
+    open_run,
+    open_store,
+    part_of,
+)
 from drift_cli.display import Mode
 from drift_cli.errors import UsageError
+from drift_cli.spec import Part
 
 
 class Format(StrEnum):
@@ -55,16 +67,23 @@ def export(
     ] = None,
     axis: Annotated[str | None, typer.Option(help="seed-json: which axis (default: the only one).")] = None,
     residuals: Annotated[bool, typer.Option("--residuals", help="parquet: the residual means too.")] = False,
+    segment: SegmentOption = None,
     store: StoreOption = None,
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
     """Write a run for other tools."""
+    from drift_cli.analysis.segments import measured
     from drift_cli.config import home
     from drift_cli.interchange import export_assistant_axis, export_csv, export_parquet, export_seed
 
     if residuals and format_ is not Format.PARQUET:
         raise UsageError("--residuals goes with --format parquet")
+    part = part_of(segment)
+    if part is not Part.ANSWER and format_ not in (Format.CSV, Format.PARQUET):
+        raise UsageError(
+            f"--format {format_.value} has no place to say what was measured: it is always the answer", mend="Use --format csv or parquet."
+        )
     found = open_run(store, run)
     stem = home() / "data" / "exports" / found.paths.run_id
     if format_ is Format.SEED:
@@ -73,8 +92,10 @@ def export(
         written = export_assistant_axis(found, output or stem.with_name(stem.name + "-conversations"))
     else:
         path = output or stem.with_name(f"{stem.name}.{format_.value}")
-        written = [export_csv(found, path) if format_ is Format.CSV else export_parquet(found, path, residuals=residuals)]
-    document = {"run": found.paths.run_id, "files": [str(path) for path in written]}
+        written = [
+            export_csv(found, path, part=part) if format_ is Format.CSV else export_parquet(found, path, residuals=residuals, part=part)
+        ]
+    document = {"run": found.paths.run_id, **of_segment(measured(found.manifest, part)), "files": [str(path) for path in written]}
     shown = [f"written: {path}" for path in written[:12]] + ([f"… and {len(written) - 12} more"] if len(written) > 12 else [])
     make_display(display, as_json).result(document, *shown)
 

@@ -31,13 +31,14 @@ def foretell(display: Display, store: Store, experiment: Experiment, existing: R
     kept = together * work.layout.held(longest(manifest, lengths, experiment.card.context), manifest.spec.max_new_tokens) * work.itemsize
     left = sum(state.total - state.done for state in states if not state.ended)
     total = sum(state.total for state in states)
-    residuals = len(manifest.layers) * manifest.model.width * 4 * left
+    # Of a reply with segments: the answer's, the reasoning's, and those of all its tokens.
+    residuals = len(manifest.layers) * manifest.model.width * 4 * left * (3 if manifest.segments else 1)
     rows = [_row(fit, states) for fit in lengths]
     notes = [
         f"{left} of {total} turns left, about {duration(took)} if every reply is as long as it may be, "
         f"on {experiment.device} ({manifest.spec.dtype}, {batch} at a time, engine {engine})",
         f"memory: weights {_size(weight_bytes)}, keys and values of {together} rollouts up to {_size(kept)}{_room(experiment.device, weight_bytes + kept)}",
-        f"residual means {_size(residuals)} on disk; context {experiment.card.context} tokens",
+        f"residual means {'up to ' if manifest.segments else ''}{_size(residuals)} on disk; context {experiment.card.context} tokens",
     ]
     document = {
         "run": manifest.spec.id,

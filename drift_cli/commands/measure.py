@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from drift_cli import models
-from drift_cli.commands.options import DeviceOption, DisplayOption, JsonOption, RunArgument, StoreOption, make_display, open_run
+from drift_cli.commands.options import (
+    DeviceOption,
+    DisplayOption,
+    JsonOption,
+    RunArgument,
+    SegmentOption,
+    StoreOption,
+    make_display,
+    of_segment,
+    open_run,
+    part_of,
+)
 from drift_cli.display import Display, Mode, Table
 from drift_cli.errors import UsageError
 
@@ -20,6 +31,7 @@ if TYPE_CHECKING:
     from drift_cli.chat import Chat
     from drift_cli.models import LoadedModel
     from drift_cli.reference_line import ReferenceLine
+    from drift_cli.spec import Part
     from drift_cli.store.run import Run
 
 
@@ -34,6 +46,7 @@ def measure(
     strip_private: Annotated[bool, typer.Option("--strip-private", help="Take auditors' private tags out of user turns.")] = False,
     traces: Annotated[bool, typer.Option("--traces", help="Measure every token of the run's replies, for `drift report`.")] = False,
     controls: Annotated[int | None, typer.Option(help="Also project on this many control axes of each kind.", min=1)] = None,
+    segment: SegmentOption = None,
     device: DeviceOption = None,
     store: StoreOption = None,
     display: DisplayOption = Mode.AUTO,
@@ -47,20 +60,23 @@ def measure(
     RUN` says from then on where its differences stand among theirs.
     `drift measure RUN --traces` runs the model over the run's own replies; `drift report RUN` then colours every token.
     """
-    shown = make_display(display, as_json)
+    shown, part = make_display(display, as_json), part_of(segment)
     if traces:
-        _refuse_with_traces(transcript=transcript, model=model, adapter=adapter, layer=layer, output=output, controls=controls)
+        of_others = {"transcript": transcript, "model": model, "adapter": adapter, "output": output}
+        _refuse_with_traces(**of_others, layer=layer, controls=controls, segment=segment)
         from drift_cli.commands.traces import trace
 
         trace(shown, open_run(store, run), axis, device)
         return
     if controls is not None:
         _refuse_with_controls(transcript=transcript, model=model, adapter=adapter, layer=layer, output=output)
-        _controls(shown, open_run(store, run), axis, controls)
+        _controls(shown, open_run(store, run), axis, controls, part)
         return
     if transcript is None:
-        _project(shown, open_run(store, run), axis, layer)
+        _project(shown, open_run(store, run), axis, layer, part)
         return
+    if segment is not None:
+        raise UsageError("--segment does not go with --transcript", mend="A reference line is of the given replies, as they are.")
     reading = Reading(transcript, axis, layer, output, strip_private, device, adapter)
     if run is None:
         _alone(shown, model, reading)
@@ -75,7 +91,8 @@ def _refuse_with_traces(**given: object) -> None:
     for name, value in given.items():
         if value is not None:
             raise UsageError(
-                f"--{name} does not go with --traces", mend="Traces are of the run's own replies, by its model, at its axis's layer."
+                f"--{name} does not go with --traces",
+                mend="Traces are of all tokens of the run's own replies, by its model, at its axis's layer.",
             )
 
 
@@ -87,7 +104,7 @@ def _refuse_with_controls(**given: object) -> None:
             )
 
 
-def _controls(display: Display, run: Run, name: str | None, count: int) -> None:
+def _controls(display: Display, run: Run, name: str | None, count: int, part: Part) -> None:
     """Make control axes for one of the run's axes, keep them in the run, and show where its differences stand among theirs."""
     from drift_cli.analysis.results import Options
     from drift_cli.analysis.summary import scope
@@ -103,17 +120,19 @@ def _controls(display: Display, run: Run, name: str | None, count: int) -> None:
             f"run {run.paths.run_id} has no stored residuals of layer {entry.layer}, where axis {entry.name} is",
             mend="Control axes need them: generate with --layers all, or with that layer.",
         )
-    axis = load(run.paths.axis(entry.name))
+    axis, table = load(run.paths.axis(entry.name)), load_table(run, entry.name, part)
     controls.save(controls.make(axis, entry.layer, count), run.paths.controls(entry.name))
-    table = load_table(run, entry.name)
     found = among_controls(run, table, Options())
     notes = [] if axis.means is not None else [f"axis {axis.name} does not know its personas: no shuffled ones"]
     display.result(
-        {"run": run.paths.run_id, "axis": entry.name, "layer": entry.layer, "controls": found}, controls_table(found, scope(table)), *notes
+        {"run": run.paths.run_id, "axis": entry.name, "layer": entry.layer, **of_segment(table.segment), "controls": found},
+        controls_table(found, scope(table)),
+        *notes,
     )
 
 
-def _project(display: Display, run: Run, name: str | None, layer: int | None) -> None:
+def _project(display: Display, run: Run, name: str | None, layer: int | None, part: Part) -> None:
+    from drift_cli.analysis.segments import measured
     from drift_cli.analysis.summary import summarize
     from drift_cli.analysis.table import load
     from drift_cli.axes import find, save
@@ -123,6 +142,7 @@ def _project(display: Display, run: Run, name: str | None, layer: int | None) ->
 
     if name is None:
         raise UsageError("no axis was given", mend="Name one: drift measure RUN --axis NAME (`drift axis show` lists them)")
+    measured(run.manifest, part)
     axis = find(name, axes_folder())
     chosen = _layer(axis, layer)
     facts = run.manifest.model
@@ -141,8 +161,9 @@ def _project(display: Display, run: Run, name: str | None, layer: int | None) ->
     if axis.name not in known:
         save(axis, run.paths.axis(axis.name))
         run.update(replace(run.manifest, measured=(*run.manifest.measured, entry)))
-    summary = summarize(load(run, axis.name))
-    display.result({"run": run.paths.run_id, "axis": axis.name, "layer": chosen, "summary": summary}, summary_table(summary))
+    summary = summarize(table := load(run, axis.name, part))
+    document = {"run": run.paths.run_id, "axis": axis.name, "layer": chosen, **of_segment(table.segment), "summary": summary}
+    display.result(document, summary_table(summary, "" if table.segment is None else f", {table.segment.words}"))
 
 
 def _layer(axis: Axis, asked: int | None) -> int:

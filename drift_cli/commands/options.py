@@ -12,6 +12,7 @@ from drift_cli.display import Display, Mode
 
 if TYPE_CHECKING:
     from drift_cli.config import Settings
+    from drift_cli.spec import Part
     from drift_cli.store.paths import Store
     from drift_cli.store.run import Run
 
@@ -38,6 +39,30 @@ AdapterPlaceOption = Annotated[
 MeasuredAxisOption = Annotated[
     str | None, typer.Option("--axis", help="Which of the run's axes (default: the only one).", show_default=False)
 ]
+SegmentOption = Annotated[
+    str | None,
+    typer.Option(
+        "--segment", help="Of replies with reasoning: measure the answer, reasoning or all (default: answer).", show_default=False
+    ),
+]
+
+
+def part_of(given: str | None) -> Part:
+    """The part of replies that `--segment` names. `UsageError` lists them."""
+    from drift_cli.errors import UsageError
+    from drift_cli.spec import Part
+
+    if given is None:
+        return Part.ANSWER
+    try:
+        return Part(given)
+    except ValueError:
+        raise UsageError(f"there is no --segment {given!r}", mend=f"Use one of: {', '.join(Part)}.") from None
+
+
+def of_segment(segment: Part | None) -> dict[str, str]:
+    """For a document: the part of replies that was measured; nothing where they have no segments."""
+    return {} if segment is None else {"segment": segment.value}
 
 
 def open_store(folder: Path | None) -> Store:

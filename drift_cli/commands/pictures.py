@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drift_cli.errors import UsageError
+from drift_cli.spec import Part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,13 +47,15 @@ class Picture:
     reference: Path | None = None
     bands: str = "simultaneous"
     level: float = 0.95
+    part: Part = Part.ANSWER
+    """What of each reply is measured, where replies have segments."""
 
     @cached_property
     def table(self) -> RunTable:
         """The run's projections on the axis."""
         from drift_cli.analysis.table import load
 
-        return load(self.run, self.axis)
+        return load(self.run, self.axis, self.part)
 
     @cached_property
     def study(self) -> Study:
@@ -219,10 +222,13 @@ def _tokens(picture: Picture) -> Figure:
     found = traces.of.get(rollout, {}).get(turn)
     if found is None:
         raise UsageError(f"{rollout} turn {turn} is not traced", mend=mend)
-    text = picture.run.record(rollout).turns[turn - 1].text
+    part = picture.table.segment or Part.ANSWER
+    pieces, values = found.of(picture.run.record(rollout).turns[turn - 1], part)
+    if not pieces:
+        raise UsageError(f"{rollout} turn {turn} has no token of {part.words}", mend="Name another reply, or another --segment.")
     return tokens(
-        found.pieces(text),
-        found.values.astype(float),
+        pieces,
+        values.astype(float),
         label=axis_label(picture.table),
         middle=traces.middle,
         half=traces.half,

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from drift_cli.commands.options import DisplayOption, JsonOption, MeasuredAxisOption, RunArgument, StoreOption, make_display, open_run
+from drift_cli.commands.options import (
+    DisplayOption,
+    JsonOption,
+    MeasuredAxisOption,
+    RunArgument,
+    SegmentOption,
+    StoreOption,
+    make_display,
+    of_segment,
+    open_run,
+    part_of,
+)
 from drift_cli.commands.pictures import ALL, KINDS, Picture
 from drift_cli.display import Display, Drawing, Mode
 from drift_cli.errors import UsageError
@@ -23,6 +34,7 @@ def plot(
     run: RunArgument = None,
     kind: Annotated[str, typer.Option(help=f"{', '.join(KINDS)}, or {ALL} of them.")] = "trajectory",
     axis: MeasuredAxisOption = None,
+    segment: SegmentOption = None,
     style: Annotated[str, typer.Option(help="paper, talk, dark or talk-dark.")] = "paper",
     against: Annotated[str | None, typer.Option(help="The condition that others are compared with (default: the first).")] = None,
     bands: Annotated[str, typer.Option(help="Bands of the trajectory: simultaneous or pointwise.")] = "simultaneous",
@@ -55,14 +67,15 @@ def plot(
         raise UsageError(f"format {format_!r} is unknown", mend=f"Use {', '.join(FORMATS)}, one or several.")
     if kind not in (*KINDS, ALL):
         raise UsageError(f"there is no kind {kind!r}", mend=f"Use one of: {', '.join((*KINDS, ALL))}")
-    picture = Picture(open_run(store, run), axis, style, title, against, tuple(annotate or ()), reply, reference, bands, level)
+    part = part_of(segment)
+    picture = Picture(open_run(store, run), axis, style, title, against, tuple(annotate or ()), reply, reference, bands, level, part)
     shown = make_display(display, as_json)
     if kind == "text":
         _text(shown, picture)
         return
     kinds = [name for name in KINDS if name != "text"] if kind == ALL else [kind]
     written = draw(picture, kinds, output, formats, shown)
-    document = {"run": picture.run.paths.run_id, "files": [str(path) for path in written]}
+    document = {"run": picture.run.paths.run_id, **of_segment(picture.table.segment), "files": [str(path) for path in written]}
     shown.result(document, *(f"written: {path}" for path in written))
 
 
@@ -100,7 +113,8 @@ def _paths(run: Run, kind: str, output: Path | None, formats: Sequence[str], *, 
 def _text(display: Display, picture: Picture) -> None:
     """To the terminal as it is: colours where it shows them, characters in a pipe."""
     color = display.out.isatty()
-    display.result({"run": picture.run.paths.run_id, "text": picture.text(color=False)}, Drawing(picture.text(color=color)))
+    document = {"run": picture.run.paths.run_id, **of_segment(picture.table.segment), "text": picture.text(color=False)}
+    display.result(document, Drawing(picture.text(color=color)))
 
 
 def register(app: typer.Typer) -> None:

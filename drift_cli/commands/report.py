@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from drift_cli.commands.options import DisplayOption, JsonOption, MeasuredAxisOption, RunArgument, StoreOption, make_display, open_run
+from drift_cli.commands.options import (
+    DisplayOption,
+    JsonOption,
+    MeasuredAxisOption,
+    RunArgument,
+    SegmentOption,
+    StoreOption,
+    make_display,
+    of_segment,
+    open_run,
+    part_of,
+)
 from drift_cli.commands.pictures import Picture
 from drift_cli.display import Mode
 from drift_cli.errors import UsageError
@@ -19,6 +30,7 @@ if TYPE_CHECKING:
 def report(
     run: RunArgument = None,
     axis: MeasuredAxisOption = None,
+    segment: SegmentOption = None,
     against: Annotated[str | None, typer.Option(help="The condition that others are compared with (default: the first).")] = None,
     level: Annotated[float, typer.Option(help="Level of bands and intervals.", min=0.5, max=0.9999)] = 0.95,
     reference: Annotated[Path | None, typer.Option(help="A reference line to draw, made by `drift measure --transcript`.")] = None,
@@ -33,9 +45,10 @@ def report(
     A summary in words, the trajectory to play with, the statistics, and every conversation to read and search. The file needs no network and no server,
     and nothing in it can load anything: send it, or open it from a shared folder.
     """
-    picture = Picture(open_run(store, run), axis, title=title, against=against, reference=reference, level=level)
+    part = part_of(segment)
+    picture = Picture(open_run(store, run), axis, title=title, against=against, reference=reference, level=level, part=part)
     path = write(picture, output)
-    document = {"run": picture.run.paths.run_id, "file": str(path), "bytes": path.stat().st_size}
+    document = {"run": picture.run.paths.run_id, **of_segment(picture.table.segment), "file": str(path), "bytes": path.stat().st_size}
     make_display(display, as_json).result(document, f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -60,6 +73,7 @@ def write(picture: Picture, output: Path | None) -> Path:
 def gather(picture: Picture) -> Contents:
     """Everything the report says of a run."""
     from drift_cli.analysis.results import Options
+    from drift_cli.analysis.segments import remark
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.tokens import load_traces
     from drift_cli.commands.pictures import bands_of, references
@@ -87,7 +101,10 @@ def gather(picture: Picture) -> Contents:
         verdict=verdict(
             picture.from_baseline,
             picture.baseline,
-            () if model is None or model.note is None else (f"{run.manifest.spec.model}: {model.note}.",),
+            (
+                *(() if model is None or model.note is None else (f"{run.manifest.spec.model}: {model.note}.",)),
+                *filter(None, [remark(table)]),
+            ),
         ),
         tables=short,
         folded=folded,

@@ -104,6 +104,7 @@ def _identity(manifest: Manifest) -> list[list[str]]:
         ["noise", "each condition its own" if spec.sampling.independent_noise else "shared by sample between conditions"],
         ["seed, longest reply", f"{spec.seed}, {spec.max_new_tokens} tokens"],
         ["residual layers", ", ".join(map(str, manifest.layers)) or "none"],
+        *([["segments", "reasoning and answer are kept, and measured, apart"]] if manifest.segments else []),
         *(["axis", _axis(entry)] for entry in manifest.axes),
         *(["axis added later", _axis(entry)] for entry in manifest.measured),
     ]

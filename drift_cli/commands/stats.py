@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from drift_cli.commands.options import DisplayOption, JsonOption, MeasuredAxisOption, RunArgument, StoreOption, make_display, open_run
+from drift_cli.commands.options import (
+    DisplayOption,
+    JsonOption,
+    MeasuredAxisOption,
+    RunArgument,
+    SegmentOption,
+    StoreOption,
+    make_display,
+    open_run,
+    part_of,
+)
 from drift_cli.display import Display, Mode, Table
 from drift_cli.errors import UsageError
 from drift_cli.tables.formats import Format
@@ -46,6 +56,7 @@ def stats(
         list[float] | None, typer.Option(help="With --power: the n that an interval of ± this needs; may be repeated.", show_default=False)
     ] = None,
     axis: MeasuredAxisOption = None,
+    segment: SegmentOption = None,
     ddof: Annotated[int, typer.Option(help="1: sample standard deviation; 0: the population formula.", min=0, max=1)] = 1,
     level: Annotated[float, typer.Option(help="Level of the intervals.", min=0.5, max=0.9999)] = 0.95,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.", min=0)] = 0,
@@ -75,10 +86,10 @@ def stats(
         seed=seed,
         resamples=resamples,
     )
-    wanted, written = _choice(Flagged, "--flagged", flagged), _format(format_, output)
+    wanted, written, part = _choice(Flagged, "--flagged", flagged), _format(format_, output), part_of(segment)
     widths = _widths(half_width or [], power)
     opened = open_run(store, run)
-    table = load(opened, axis)
+    table = load(opened, axis, part)
     result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened)
     _show(make_display(display, as_json), result, written, output, per_turn)
 
@@ -110,9 +121,10 @@ def among_controls(run: Run, table: RunTable, options: Options) -> Sequence[Stan
     """Where the table's differences stand among those on the control axes of its axis; nothing where `drift measure --controls` made none."""
     from drift_cli.analysis.controls import standings
     from drift_cli.axes import controls
+    from drift_cli.spec import Part
 
     path = run.paths.controls(table.axis)
-    return standings(table, controls.project(run, controls.load(path)), options) if path.exists() else ()
+    return standings(table, controls.project(run, controls.load(path), table.segment or Part.ANSWER), options) if path.exists() else ()
 
 
 def _power(table: RunTable, options: Options, widths: Sequence[float], wanted: str) -> Result:
@@ -129,7 +141,15 @@ def _power(table: RunTable, options: Options, widths: Sequence[float], wanted: s
 
 def _tables(table: RunTable, options: Options, wanted: str) -> tuple[dict[str, RunTable], str]:
     """The table with all replies, without suspect ones, or both; and what there is to say about it."""
+    from drift_cli.analysis.segments import remark
+
     seen = table if options.turns is None else table.window(*options.turns)
+    tables, said = _with_and_without(table, seen, wanted)
+    return tables, " ".join(filter(None, (said, remark(seen))))
+
+
+def _with_and_without(table: RunTable, seen: RunTable, wanted: str) -> tuple[dict[str, RunTable], str]:
+    """The same without what there is to say about segments; `seen` is the part of the table that counts."""
     suspect = seen.flags.suspect & (seen.finish != "")
     count, rollouts = int(suspect.sum()), int(suspect.any(axis=1).sum())
     if not count:
@@ -192,6 +212,8 @@ def _closing(result: Result) -> list[str]:
 
 def _document(result: Result) -> dict[str, Any]:
     """The result as JSON: the first study's fields at the top, the other's, if there is one, under `without_flagged`."""
+    from drift_cli.analysis.results import PartProvenance
+
     ((name, first), *others) = result.studies.items()
     document = {
         "run": first.provenance.run,
@@ -200,6 +222,8 @@ def _document(result: Result) -> dict[str, Any]:
         "flagged": name,
         "remark": result.remark,
     }
+    if isinstance(first.provenance, PartProvenance):
+        document["segment"] = first.provenance.segment
     document |= vars(first)
     if result.controls:
         document["controls"] = list(result.controls)

@@ -188,6 +188,7 @@ class Work:
             longest=longest(run.manifest, fits(run.manifest, experiment.chat, experiment.card.context), experiment.card.context),
             text=_ordinary_text(experiment),
             report=lambda incident: told(self.display, run, incident),
+            segmented=experiment.chat.segmented,
         )
         if chosen.refused is not None:
             self.display.note(

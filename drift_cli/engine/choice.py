@@ -52,6 +52,7 @@ def choose(
     max_new_tokens: int,
     batch: int,
     longest: int | None = None,
+    segmented: bool = False,
     text: Sequence[int] = (),
     report: Report = lambda incident: None,
 ) -> Choice:
@@ -65,6 +66,7 @@ def choose(
         max_new_tokens: the longest reply.
         batch: slots, or rows of a batch.
         longest: the most tokens that a conversation may come to have, where that is known.
+        segmented: whether replies may have segments.
         text: token ids of ordinary text for the trial; random ones where there are none.
         report: told of what was dealt with on the way.
 
@@ -75,7 +77,7 @@ def choose(
     reference = ReferenceEngine(model, layers, filters, max_new_tokens, batch)
     if asked == "reference":
         return Choice(reference, None, None)
-    engine = SlotEngine(model, layers, filters, max_new_tokens, batch, longest)
+    engine = SlotEngine(model, layers, filters, max_new_tokens, batch, longest, segmented)
     reason, trial = refusal(model), None
     if reason is None:
         try:

@@ -7,15 +7,16 @@ batch size, order and company never change what is drawn from given logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from drift_cli.chat import Dialogue
 from drift_cli.errors import DriftError
-from drift_cli.spec import Finish, Rollout
+from drift_cli.probe import Means
+from drift_cli.spec import Finish, Part, Rollout, Segment
 
 ENGINES = ("auto", "slots", "reference")
 
@@ -59,7 +60,17 @@ class Reply:
     text: str
     finish: Finish
     residual: np.ndarray[Any, Any] | None
-    """(layers, width) float32, or None where the reply has no token but its end."""
+    """(layers, width) float32 over the answer's tokens, or None where it has none. Without segments the answer is every token but the end-of-turn token."""
+    segments: tuple[Segment, ...] = ()
+    """Where reasoning and answer are; () where the reply is all answer. `text` is the answer's."""
+    reasoning: str | None = None
+    """The reasoning's text."""
+    means: Mapping[Part, np.ndarray[Any, Any]] = field(default_factory=dict)
+    """Of a reply with segments: (layers, width) float32 of `REASONING` and of `ALL`, where there are such tokens."""
+
+    def measured(self, means: Means) -> Reply:
+        """The same reply with its residual means."""
+        return replace(self, residual=means.get(Part.ANSWER), means={part: mean for part, mean in means.items() if part is not Part.ANSWER})
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from drift_cli.engine.contract import Incident, Job, Reply, Stopped, finish_of, 
 from drift_cli.engine.kernels import repeatable
 from drift_cli.engine.sampling import draw, split_key, uniforms
 from drift_cli.models import LoadedModel
-from drift_cli.probe import pool
-from drift_cli.spec import Finish, Sampling
+from drift_cli.probe import Means, pool, pool_parts
+from drift_cli.spec import Finish, Sampling, Segment
 
 
 @dataclass(frozen=True)
@@ -188,17 +188,33 @@ class ReferenceEngine:
     def _measured(self, row: _Row, ids: tuple[int, ...]) -> Reply:
         dialogue = row.job.dialogue
         finish = finish_of(ids, self.max_new_tokens, self.model.card.end_ids)
-        content = len(dialogue.content(ids))
-        residual = None if row.ghost or not content else measure(self.model, [*row.prompt, *ids], len(row.prompt), content, self.layers)
-        return Reply(row.job.rollout, row.turn, row.prompt, ids, dialogue.text(ids), finish, residual)
+        content, segments = len(dialogue.content(ids)), dialogue.segments(ids)
+        reply = Reply(row.job.rollout, row.turn, row.prompt, ids, dialogue.text(ids), finish, None, segments, dialogue.reasoning(ids))
+        if row.ghost or not content:
+            return reply
+        return reply.measured(measure_parts(self.model, [*row.prompt, *ids], len(row.prompt), content, segments, self.layers))
+
+
+def measure_parts(
+    model: LoadedModel, ids: Sequence[int], start: int, length: int, segments: Sequence[Segment], layers: Sequence[int]
+) -> Means:
+    """Residual means of the parts of the reply at tokens `start` to `start + length` of one conversation, from one plain forward pass."""
+    return pool_parts(_states(model, ids), 0, (start, start + length), segments, layers)
 
 
 def measure(model: LoadedModel, ids: Sequence[int], start: int, length: int, layers: Sequence[int]) -> NDArray[np.float32]:
     """Residual means (len(layers), width) float32 over tokens `start` to `start + length` of one conversation, from one plain forward pass."""
+    return pool(_states(model, ids), 0, (start, start + length), layers)
+
+
+def _states(model: LoadedModel, ids: Sequence[int]) -> Sequence[Tensor]:
+    """Hidden states of every layer, (1, tokens, width) each."""
     with repeatable():
         tokens = torch.tensor([list(ids)], device=model.device)
-        states = model.network(input_ids=tokens, output_hidden_states=True, use_cache=False, **_few_logits(model)).hidden_states
-    return pool(states, 0, (start, start + length), layers)
+        states: Sequence[Tensor] = model.network(
+            input_ids=tokens, output_hidden_states=True, use_cache=False, **_few_logits(model)
+        ).hidden_states
+    return states
 
 
 def _few_logits(model: LoadedModel) -> dict[str, int]:

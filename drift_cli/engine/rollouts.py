@@ -13,19 +13,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from drift_cli.chat import common_prefix
 from drift_cli.engine.contract import Incident, Job, Reply, Stopped, finish_of, is_out_of_memory, no_memory, too_long
 from drift_cli.engine.slots import Draw, NoRoom, Residual, Slots
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Finish, Sampling
+from drift_cli.spec import Finish, Sampling, Segment
 
 
 @dataclass
 class SlotEngine:
     """See the module's docstring. `layers` are the residual layers to pool; `batch` is the number of slots, and of rows of every decode step; `longest` the
-    most tokens that a conversation may come to have, where that is known to be less than the context.
+    most tokens that a conversation may come to have, where that is known to be less than the context; `segmented` whether replies may have segments.
     """
 
     model: LoadedModel
@@ -34,6 +34,7 @@ class SlotEngine:
     max_new_tokens: int
     batch: int = 8
     longest: int | None = None
+    segmented: bool = False
     name: str = field(default="slots", init=False)
     needs_company: bool = field(default=False, init=False)
     slots: Slots | None = field(default=None, init=False)
@@ -78,7 +79,16 @@ def make_slots(engine: SlotEngine, report: Callable[[Incident], None]) -> Slots:
     if engine.model.device.type == "cuda":
         from drift_cli.engine.paged.slots import paged_slots
 
-        made = paged_slots(engine.model, engine.layers, engine.filters, engine.max_new_tokens, engine.batch, engine.longest, report)
+        made = paged_slots(
+            engine.model,
+            engine.layers,
+            engine.filters,
+            engine.max_new_tokens,
+            engine.batch,
+            engine.longest,
+            report,
+            segmented=engine.segmented,
+        )
         if made is not None:
             return made
     return PlainSlots(engine.model, engine.layers, engine.filters, engine.batch)
@@ -131,7 +141,7 @@ class _Schedule:
         """Replies in the order in which they were made, as far as their residual means are there."""
         while self.done and (wait or self.done[0][1] is None or self.done[0][1].ready()):
             reply, residual = self.done.popleft()
-            yield reply if residual is None else replace(reply, residual=residual.value())
+            yield reply if residual is None else reply.measured(residual.value())
 
     def _asked(self) -> None:
         if self.stop():
@@ -226,27 +236,28 @@ class _Schedule:
         job.dialogue.advance(ids)
         turn, (prompt, content) = moment.turn, job.dialogue.past[-1]
         over, full = job.turn > job.dialogue.total, False
-        text, finish = job.dialogue.replies[-1], finish_of(ids, self.engine.max_new_tokens, self.engine.model.card.end_ids)
+        finish = finish_of(ids, self.engine.max_new_tokens, self.engine.model.card.end_ids)
+        text, reasoning, segments = moment.text(ids), moment.reasoning(ids), moment.segments(ids)
         try:
             self._asked()
-            residual = self._turn(row, prompt, content, None if over else job.dialogue.prompt)
+            residual = self._turn(row, prompt, content, None if over else job.dialogue.prompt, segments)
         except NoRoom:
             if len(self.live) > 1:
                 job.dialogue.restore(moment)
                 self._suspend(row)
                 return
-            residual, full = self._measured_alone(row, prompt, content), not over
+            residual, full = self._measured_alone(row, prompt, content, segments), not over
         except (RuntimeError, Stopped):
             job.dialogue.restore(moment)
             raise
         job.last = tuple(ids)
-        self.done.append((Reply(job.rollout, turn, prompt, tuple(ids), text, finish, None), residual))
+        self.done.append((Reply(job.rollout, turn, prompt, tuple(ids), text, finish, None, segments, reasoning), residual))
         self._next(row, job, over=over, full=full)
 
-    def _measured_alone(self, row: int, prompt: Sequence[int], content: Sequence[int]) -> Residual | None:
+    def _measured_alone(self, row: int, prompt: Sequence[int], content: Sequence[int], segments: Sequence[Segment]) -> Residual | None:
         """Measure a reply whose next prompt does not fit even with all memory to itself: the reply counts, and is the rollout's last."""
         self.slots.encode(row, prompt, 0, 0)
-        return self.slots.encode(row, content, len(prompt), len(content)) if content else None
+        return self.slots.encode(row, content, len(prompt), len(content), segments=segments) if content else None
 
     def _next(self, row: int, job: Job, *, over: bool, full: bool) -> None:
         job.ended = over
@@ -261,13 +272,17 @@ class _Schedule:
         self.slots.free(row)
         self.crowded = False
 
-    def _turn(self, row: int, prompt: Sequence[int], content: Sequence[int], following: Sequence[int] | None) -> Residual | None:
-        """Encode a reply and what follows it on top of its prompt: as one chunk, or, where the template rewrote history, as two."""
+    def _turn(
+        self, row: int, prompt: Sequence[int], content: Sequence[int], following: Sequence[int] | None, segments: Sequence[Segment] = ()
+    ) -> Residual | None:
+        """Encode a reply and what follows it on top of its prompt: as one chunk, or, where the template rewrote history, as two. `segments` are the reply's;
+        where nobody looks at its means they may be left out, as what is encoded does not depend on them.
+        """
         said = [*prompt, *content]
         keep = 0 if following is None else min(common_prefix(said, following), len(following) - 1)
         if following is not None and keep >= len(said):
-            return self.slots.encode(row, following[len(prompt) :], len(prompt), len(content))
-        residual = self.slots.encode(row, content, len(prompt), len(content), hold=len(prompt)) if content else None
+            return self.slots.encode(row, following[len(prompt) :], len(prompt), len(content), segments=segments)
+        residual = self.slots.encode(row, content, len(prompt), len(content), hold=len(prompt), segments=segments) if content else None
         if following is not None:
             keep = self.slots.layout.rewound(len(prompt), keep)
             self.slots.encode(row, following[keep:], keep, 0)
@@ -284,7 +299,7 @@ class _Schedule:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        self.done = deque((reply if late is None else replace(reply, residual=late.value()), None) for reply, late in self.done)
+        self.done = deque((reply if late is None else reply.measured(late.value()), None) for reply, late in self.done)
         self.waiting.extendleft(live.job for _, live in sorted(self.live.items(), reverse=True))
         self.live.clear()
         self.engine.halve(self.report)

@@ -12,7 +12,7 @@ from torch import Tensor
 from drift_cli.engine.slots import Draw, Slots
 from drift_cli.engine.trial_text import REPLY, Conversation, Measured
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Cell, Rollout, Sampling
+from drift_cli.spec import Cell, Part, Rollout, Sampling
 
 
 def through_slots(slots: Slots, given: Sequence[Conversation]) -> list[Measured]:
@@ -52,7 +52,7 @@ def _prompt(slots: Slots, row: int, it: Conversation, number: int, means: list[N
     if kept is not None:
         # What the engine will store comes from the same encode: it stands in for what was measured beside it.
         means[-1] = means[-1].copy()
-        means[-1][list(slots.layers)] = kept.value()
+        means[-1][list(slots.layers)] = kept.value()[Part.ANSWER]
 
 
 def through_plain_slots(model: LoadedModel, given: Sequence[Conversation]) -> list[Measured]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Rollout
+from drift_cli.probe import Means
+from drift_cli.spec import Rollout, Segment
 
 PAGE = 128
 """Tokens of a page, where slots have pages."""
@@ -97,8 +98,8 @@ class Residual(Protocol):
     def ready(self) -> bool:
         """Whether `value` would not wait."""
 
-    def value(self) -> NDArray[Any]:
-        """(layers, width) float32."""
+    def value(self) -> Means:
+        """A (layers, width) float32 mean for each part of the reply that has tokens."""
 
 
 class Slots(Protocol):
@@ -109,10 +110,13 @@ class Slots(Protocol):
     """Residual layers that `encode` pools."""
     layout: Layout
 
-    def encode(self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None = None) -> Residual | None:
+    def encode(
+        self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None = None, segments: Sequence[Segment] = ()
+    ) -> Residual | None:
         """Put a chunk behind a row's first `start` tokens; the mean residuals of its first `counted` tokens, None for 0.
 
-        `hold` is the earliest position at which a following chunk may start, where that is before this chunk's end.
+        `hold` is the earliest position at which a following chunk may start, where that is before this chunk's end. `segments` are parts of the counted
+        tokens: with them there are means of the answer, of the reasoning and of all counted tokens, without them one mean.
 
         Raises:
             NoRoom: the row cannot grow.

@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from drift_cli.analysis.flags import Flag
+from drift_cli.analysis.segments import sentence
 from drift_cli.analysis.table import FloatArray, RunTable
 from drift_cli.figures.canvas import looks
 from drift_cli.figures.layout import Panel, blank, color_bar, compose
@@ -30,13 +31,21 @@ from drift_cli.spec import Cell
 COLORMAP = "cividis"
 """Even in lightness, and made for colour-blind eyes (Nuñez et al. 2018)."""
 ACROSS = 3
-HATCHES = {Flag.RECITING: "////", Flag.REPEATED: "xxxx", Flag.EMPTY: "....", Flag.LENGTH: "\\\\\\\\", Flag.CONTEXT: "||||"}
+HATCHES = {
+    Flag.RECITING: "////",
+    Flag.REPEATED: "xxxx",
+    Flag.EMPTY: "....",
+    Flag.LENGTH: "\\\\\\\\",
+    Flag.CONTEXT: "||||",
+    Flag.NO_ANSWER: "oo",
+}
 _SAYS = {
     Flag.RECITING: "recites the system prompt",
     Flag.REPEATED: "repeats itself",
     Flag.EMPTY: "empty",
     Flag.LENGTH: "cut at the length limit",
     Flag.CONTEXT: "no reply: out of context",
+    Flag.NO_ANSWER: "no answer, reasoning only",
 }
 
 
@@ -138,7 +147,7 @@ def _mostly_cut(table: RunTable) -> bool:
 
 
 def _notes(table: RunTable) -> Iterator[str]:
-    yield "Rows are rollouts, sorted by their mean projection: the one that drifted furthest is at the bottom. Empty: no turn."
+    yield f"{sentence(table.segment)}Rows are rollouts, sorted by their mean projection: the one that drifted furthest is at the bottom. Empty: no turn."
     if _mostly_cut(table):
         yield f"Not hatched: {int(table.flags.length.sum())} of {int(table.turns.sum())} replies were cut at the length limit."
 

@@ -17,6 +17,7 @@ from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 
 from drift_cli.analysis.layers import LayerTable, Unavailable
+from drift_cli.analysis.segments import sentence
 from drift_cli.analysis.summary import moments
 from drift_cli.analysis.table import FloatArray, Group
 from drift_cli.figures.canvas import looks
@@ -64,7 +65,12 @@ def layers(found: LayerTable, *, against: str | None = None, title: str | None =
         if len(found.table.conditions) == 1:
             label = "mean projection, less that of turn 1, in SDs over rollouts"
         color_bar(fig, mesh, used, label, style, extend="both")
-        compose(fig, style, heading=title, notes=[f"Axis {found.table.axis}; its own layer is marked. Layer 0 is the embeddings."])
+        compose(
+            fig,
+            style,
+            heading=title,
+            notes=[f"{sentence(found.table.segment)}Axis {found.table.axis}; its own layer is marked. Layer 0 is the embeddings."],
+        )
     return fig
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def export_assistant_axis(run: Run, folder: Path) -> list[Path]:
     """Write one assistant-axis file to each rollout that has a reply, as `<transcript>/<condition>/T<temperature>/<sample>.json`.
 
-    A file holds `model`, `turns` (replies) and `conversation` (messages). A turn without a reply is left out.
+    A file holds `model`, `turns` (replies) and `conversation` (messages; a reply's reasoning is its message's `reasoning_content`). A turn without a reply is
+    left out.
     """
     made = []
     for rollout, group in groupby((row for row in rows(run, ()) if row.reply is not None), key=lambda row: row.rollout):
@@ -29,7 +30,7 @@ def export_assistant_axis(run: Run, folder: Path) -> list[Path]:
         value = {
             "model": run.manifest.spec.model,
             "turns": len(turns),
-            "conversation": conversation(turns, run.manifest.conditions[cell.condition]),
+            "conversation": _with_reasoning(conversation(turns, run.manifest.conditions[cell.condition]), turns),
         }
         path = folder / run.paths.rollout(rollout).relative_to(run.paths.rollouts_root).with_suffix(".json")
         create_folder(path.parent)
@@ -41,3 +42,12 @@ def export_assistant_axis(run: Run, folder: Path) -> list[Path]:
 def conversation(turns: Sequence[Row], condition: Condition) -> list[dict[str, str]]:
     """The messages of turns that have a reply; none for none, even where the prompt comes first."""
     return messages([row.user for row in turns], [row.reply or "" for row in turns], condition) if turns else []
+
+
+def _with_reasoning(made: list[dict[str, str]], turns: Sequence[Row]) -> list[dict[str, str]]:
+    """The same messages, each reply's reasoning beside its answer."""
+    reasoning = iter([row.reasoning for row in turns])
+    return [
+        message if message["role"] != "assistant" or (text := next(reasoning)) is None else {**message, "reasoning_content": text}
+        for message in made
+    ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drift_cli.analysis.segments import measured
 from drift_cli.analysis.table import choose_axis, load
-from drift_cli.spec import Finish, Rollout, Turn
+from drift_cli.spec import Finish, Part, Rollout, Segment, SegmentKind, Turn, spans
 
 if TYPE_CHECKING:
     from drift_cli.store.log import RolloutRecord
@@ -34,7 +36,11 @@ class Row:
     projections: tuple[float | None, ...]
     """In the order of the axes asked for."""
     residual: NDArray[np.float32] | None
-    """(layers, width), where asked for and stored."""
+    """(layers, width) of the part that is measured, where asked for and stored."""
+    reasoning: str | None = None
+    """Its text; `reply` is the answer's, where the run's replies have segments."""
+    tokens: tuple[int | None, int | None] = (None, None)
+    """Of the answer and of the reasoning, without the markup around them and the end-of-turn token; None where they are not known."""
 
 
 def axes_of(run: Run, names: Sequence[str] | None) -> tuple[AxisEntry, ...]:
@@ -44,25 +50,41 @@ def axes_of(run: Run, names: Sequence[str] | None) -> tuple[AxisEntry, ...]:
     return tuple(choose_axis(run.manifest, name, run.paths.run_id) for name in dict.fromkeys(names))
 
 
-def rows(run: Run, axes: Sequence[AxisEntry], *, residuals: bool = False) -> Iterator[Row]:
-    """Every committed turn, cells in the manifest's order, then by sample and turn; a turn that did not fit the context is a row without a reply."""
-    later = {entry.name: load(run, entry.name).projections for entry in axes if entry not in run.manifest.axes}
+def rows(run: Run, axes: Sequence[AxisEntry], *, residuals: bool = False, part: Part = Part.ANSWER) -> Iterator[Row]:
+    """Every committed turn, cells in the manifest's order, then by sample and turn; a turn that did not fit the context is a row without a reply.
+
+    Projections and residual means are of `part`, where replies have segments.
+    """
+    part = measured(run.manifest, part) or Part.ANSWER
+    read = axes if part is not Part.ANSWER else [entry for entry in axes if entry not in run.manifest.axes]
+    later = {entry.name: load(run, entry.name, part).projections for entry in read}
+    ends = run.manifest.model.end_ids if run.manifest.model is not None else ()
     for place, state in enumerate(run.states()):
         if state.done == 0 and state.end is None:
             continue
         record = run.record(state.rollout, residuals=residuals)
         users = run.manifest.transcripts[state.rollout.cell.transcript].users
         for turn in record.turns:
-            measured = {name: float(projections[place, turn.index - 1]) for name, projections in later.items()}
-            yield _row(record, turn, users[turn.index - 1], axes, measured)
+            found = {name: float(projections[place, turn.index - 1]) for name, projections in later.items()}
+            known = {name: None if math.isnan(value) else value for name, value in found.items()}
+            yield _row(record, turn, users[turn.index - 1], axes, known, part, ends)
         if record.end is not None and record.end.finish is Finish.CONTEXT:
             nothing = (None,) * len(axes)
             end = record.end
             yield Row(state.rollout, end.turn, users[end.turn - 1], None, end.finish.value, end.prompt_length, None, nothing, None)
 
 
-def _row(record: RolloutRecord, turn: Turn, user: str, axes: Sequence[AxisEntry], measured: dict[str, float]) -> Row:
-    values: dict[str, Any] = {**turn.projections, **measured}
+def _row(
+    record: RolloutRecord,
+    turn: Turn,
+    user: str,
+    axes: Sequence[AxisEntry],
+    later: Mapping[str, float | None],
+    part: Part,
+    ends: Collection[int],
+) -> Row:
+    """A turn's row; `later` are projections that are not in its line, or are of another part than those."""
+    values: dict[str, Any] = {**turn.projections, **later}
     return Row(
         rollout=record.rollout,
         turn=turn.index,
@@ -72,5 +94,17 @@ def _row(record: RolloutRecord, turn: Turn, user: str, axes: Sequence[AxisEntry]
         prompt_length=turn.prompt_length,
         reply_tokens=None if turn.ids is None else len(turn.ids),
         projections=tuple(values.get(entry.name) for entry in axes),
-        residual=turn.residual,
+        residual=turn.mean(part),
+        reasoning=turn.reasoning,
+        tokens=_tokens(turn, ends),
     )
+
+
+def _tokens(turn: Turn, ends: Collection[int]) -> tuple[int | None, int | None]:
+    """Tokens of a reply's answer and of its reasoning; the whole of a reply without segments is its answer."""
+    if turn.ids is None:
+        return None, None
+    whole = (Segment(SegmentKind.ANSWER, 0, len(turn.ids) - (turn.ids[-1:] != () and turn.ids[-1] in ends)),)
+    found = turn.segments or whole
+    answer, reasoning = (sum(stop - start for start, stop in spans(found, part)) for part in (Part.ANSWER, Part.REASONING))
+    return answer, reasoning

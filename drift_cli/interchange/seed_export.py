@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def export_seed(run: Run, axis: str | None, folder: Path) -> list[Path]:
     """Write one file to each cell, named after its condition, and after transcript and temperature too where the condition alone does not tell.
 
-    A rollout that ended for want of context has fewer messages, and as many projections as replies.
+    A rollout that ended for want of context has fewer messages, and as many projections as replies. A reply without an answer has null for its projection.
 
     Args:
         run: the run; all of its rollouts must have ended.

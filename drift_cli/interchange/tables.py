@@ -5,6 +5,8 @@
 | run, transcript, condition, temperature, sample, turn | which turn; samples from 0, turns from 1 |
 | user, reply, finish | the texts and why the reply ended; a turn that did not fit the context has finish `context` and no reply |
 | prompt_length, reply_tokens | in tokens; the reply's end-of-turn token counts. Missing in imported runs |
+| reasoning, answer_tokens, reasoning_tokens | only where replies may have segments: the reasoning's text (`reply` is the answer's), and tokens without markup |
+| segment | only there: the part that projections and residual means are of |
 | projection_<axis> | one column to each axis |
 | residual_<layer> | Parquet only, on request: the reply's mean residual at that layer, float32 |
 """
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import drift_cli
 from drift_cli.errors import StoreError
 from drift_cli.interchange.rows import Row, axes_of, rows
+from drift_cli.spec import Part
 from drift_cli.store.files import atomic_write, create_folder
 
 if TYPE_CHECKING:
@@ -43,27 +46,29 @@ _COLUMNS = (
     "prompt_length",
     "reply_tokens",
 )
+_SEGMENT_COLUMNS = ("reasoning", "answer_tokens", "reasoning_tokens", "segment")
 
 
-def export_csv(run: Run, path: Path, *, axes: Sequence[str] | None = None) -> Path:
+def export_csv(run: Run, path: Path, *, axes: Sequence[str] | None = None, part: Part = Part.ANSWER) -> Path:
     """Write the table as CSV (RFC 4180, UTF-8): what is missing is an empty field, numbers read back to the same bits.
 
     Args:
         run: the run.
         path: the file, replaced if it exists.
         axes: names of the axes to give columns; all for None.
+        part: what of each reply projections are of, where replies have segments.
     """
     entries = axes_of(run, axes)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow([*_COLUMNS, *(f"projection_{entry.name}" for entry in entries)])
-    writer.writerows((*_fields(run, row), *row.projections) for row in rows(run, entries))
+    writer.writerow([*_columns(run), *(f"projection_{entry.name}" for entry in entries)])
+    writer.writerows((*_fields(run, row, part), *row.projections) for row in rows(run, entries, part=part))
     create_folder(path.parent)
     atomic_write(path, text.getvalue().encode())
     return path
 
 
-def export_parquet(run: Run, path: Path, *, axes: Sequence[str] | None = None, residuals: bool = False) -> Path:
+def export_parquet(run: Run, path: Path, *, axes: Sequence[str] | None = None, residuals: bool = False, part: Part = Part.ANSWER) -> Path:
     """Write the table as Parquet, a row group to each cell, the run's identity as JSON in the schema's metadata.
 
     Args:
@@ -71,6 +76,7 @@ def export_parquet(run: Run, path: Path, *, axes: Sequence[str] | None = None, r
         path: the file, replaced if it exists.
         axes: names of the axes to give columns; all for None.
         residuals: add a list<float32> column of width numbers for each stored layer.
+        part: what of each reply projections and residual means are of, where replies have segments.
 
     Raises:
         StoreError: residuals are asked of a run that has none.
@@ -82,35 +88,41 @@ def export_parquet(run: Run, path: Path, *, axes: Sequence[str] | None = None, r
     if residuals and not layers:
         raise StoreError(f"run {run.paths.run_id} has no residuals", mend="Export it without --residuals.")
     entries = axes_of(run, axes)
-    schema = _schema(run, entries, layers)
+    schema = _schema(run, entries, layers, part)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for _, group in groupby(rows(run, entries, residuals=residuals), key=lambda row: row.rollout.cell):
-            writer.write_table(_cell(run, group, schema, len(layers)))
+        for _, group in groupby(rows(run, entries, residuals=residuals, part=part), key=lambda row: row.rollout.cell):
+            writer.write_table(_cell(run, group, schema, len(layers), part))
     create_folder(path.parent)
     atomic_write(path, sink.getvalue().to_pybytes())
     return path
 
 
-def _fields(run: Run, row: Row) -> tuple[Any, ...]:
-    """A row's values in the order of `_COLUMNS`."""
+def _columns(run: Run) -> tuple[str, ...]:
+    return _COLUMNS + _SEGMENT_COLUMNS if run.manifest.segments else _COLUMNS
+
+
+def _fields(run: Run, row: Row, part: Part) -> tuple[Any, ...]:
+    """A row's values in the order of `_columns`."""
     cell = row.rollout.cell
     where = (run.paths.run_id, cell.transcript, cell.condition, cell.temperature, row.rollout.sample, row.turn)
-    return (*where, row.user, row.reply, row.finish, row.prompt_length, row.reply_tokens)
+    plain = (*where, row.user, row.reply, row.finish, row.prompt_length, row.reply_tokens)
+    return (*plain, row.reasoning, *row.tokens, part.value) if run.manifest.segments else plain
 
 
-def _schema(run: Run, entries: Sequence[AxisEntry], layers: Sequence[int]) -> pa.Schema:
+def _schema(run: Run, entries: Sequence[AxisEntry], layers: Sequence[int], part: Part) -> pa.Schema:
     import pyarrow as pa
 
-    kinds = {"temperature": pa.float64(), "sample": pa.int32(), "turn": pa.int32(), "prompt_length": pa.int32(), "reply_tokens": pa.int32()}
-    missing = {"reply", "prompt_length", "reply_tokens"}
-    fields = [pa.field(name, kinds.get(name, pa.string()), nullable=name in missing) for name in _COLUMNS]
+    numbers = ("sample", "turn", "prompt_length", "reply_tokens", "answer_tokens", "reasoning_tokens")
+    kinds = {"temperature": pa.float64(), **dict.fromkeys(numbers, pa.int32())}
+    missing = {"reply", "prompt_length", "reply_tokens", "reasoning", "answer_tokens", "reasoning_tokens"}
+    fields = [pa.field(name, kinds.get(name, pa.string()), nullable=name in missing) for name in _columns(run)]
     fields += [pa.field(f"projection_{entry.name}", pa.float64()) for entry in entries]
     fields += [pa.field(f"residual_{layer}", pa.list_(pa.float32())) for layer in layers]
-    return pa.schema(fields, metadata=_metadata(run, entries))
+    return pa.schema(fields, metadata=_metadata(run, entries, part))
 
 
-def _metadata(run: Run, entries: Sequence[AxisEntry]) -> dict[str, str]:
+def _metadata(run: Run, entries: Sequence[AxisEntry], part: Part) -> dict[str, str]:
     """What makes the numbers comparable, in JSON: pandas and polars keep it, and so does a copy of the file."""
     spec, manifest = run.manifest.spec, run.manifest
     conditions = {name: {"system": made.system, "placement": made.placement.value} for name, made in manifest.conditions.items()}
@@ -122,17 +134,19 @@ def _metadata(run: Run, entries: Sequence[AxisEntry]) -> dict[str, str]:
         "conditions": conditions,
         "transcripts": {name: transcript.digest for name, transcript in manifest.transcripts.items()},
         "seed": spec.seed,
+        **({"segment": part.value} if manifest.segments else {}),
     }
     return {f"drift.{key}": json.dumps(value, ensure_ascii=False) for key, value in known.items()}
 
 
-def _cell(run: Run, group: Iterator[Row], schema: pa.Schema, layers: int) -> pa.Table:
+def _cell(run: Run, group: Iterator[Row], schema: pa.Schema, layers: int, part: Part) -> pa.Table:
     """The rows of one cell as a table."""
     import pyarrow as pa
 
     made = list(group)
     columns = [
-        pa.array(values, field.type) for values, field in zip(zip(*(_fields(run, row) for row in made), strict=True), schema, strict=False)
+        pa.array(values, field.type)
+        for values, field in zip(zip(*(_fields(run, row, part) for row in made), strict=True), schema, strict=False)
     ]
     scored = [row.projections for row in made]
     columns += [pa.array(values, pa.float64()) for values in zip(*scored, strict=True)]

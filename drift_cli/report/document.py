@@ -16,6 +16,7 @@ import orjson
 
 from drift_cli import __version__
 from drift_cli.analysis.flags import Flag
+from drift_cli.analysis.segments import of_words
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import FloatArray, Group, RunTable
 from drift_cli.analysis.tokens import Traces
@@ -23,7 +24,7 @@ from drift_cli.display import Table
 from drift_cli.figures.curves import Bands, curves
 from drift_cli.figures.palette import DARK, PAPER
 from drift_cli.report.verdict import Sentence
-from drift_cli.spec import Cell, Finish, Rollout, Turn
+from drift_cli.spec import Cell, Finish, Part, Rollout, Turn
 from drift_cli.store.traces import TokenTrace
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ FLAGS = {
     Flag.CONTEXT: "out of context",
 }
 """A reply cut at the length limit has that as its finish reason."""
+SEGMENT_FLAGS = {Flag.NO_ANSWER: "no answer within the limit", Flag.REASONING_CUT: "reasoning cut at the limit"}
+"""Of runs whose replies have segments. Such replies are not suspect: they lack what is measured, or part of it."""
 FINISH = {Finish.STOP: "ended by itself", Finish.LENGTH: "cut at the length limit"}
 _QUANTUM = 100
 """Steps of a token's colour from the middle of the scale to its end."""
@@ -61,12 +64,15 @@ class Contents:
 def document(contents: Contents) -> dict[str, Any]:
     """The report as JSON values."""
     run, table, traces = contents.run, contents.table, contents.traces
-    layer = "" if table.layer is None else f", layer {table.layer}"
+    layer, of = "" if table.layer is None else f", layer {table.layer}", of_words(table.segment)
+    flags = _flags(table)
     return {
         "run": table.run_id,
         "axis": table.axis,
-        "subtitle": f"{run.manifest.spec.model}, projection on {table.axis}{layer}; drift {__version__}",
-        "caption": f"Mean projection on {table.axis}{layer} over rollouts; {contents.bands.label}. Crosses: flagged replies.",
+        **({} if table.segment is None else {"segment": table.segment.value}),
+        "of": of,
+        "subtitle": f"{run.manifest.spec.model}, projection{of} on {table.axis}{layer}; drift {__version__}",
+        "caption": f"Mean projection{of} on {table.axis}{layer} over rollouts; {contents.bands.label}. Crosses: flagged replies.",
         "verdict": [{"text": sentence.text, "caution": sentence.caution} for sentence in contents.verdict],
         "facts": list(_facts(run, table)),
         "conditions": list(_conditions(run, table)),
@@ -74,13 +80,17 @@ def document(contents: Contents) -> dict[str, Any]:
         "scale": {"middle": traces.middle, "half": traces.half, "half_reply": _half_reply(table, traces.middle)},
         "traced": bool(traces.of),
         "suspect": [flag.value for flag in FLAGS],
-        "flags": {flag.value: said for flag, said in FLAGS.items()},
+        "flags": {flag.value: said for flag, said in flags.items()},
         "finish": {finish.value: said for finish, said in FINISH.items()},
         "tables": [asdict(shown) for shown in contents.tables],
         "folded": [asdict(shown) for shown in contents.folded],
         "manifest": _shareable(orjson.loads(run.manifest.to_json())),
         "events": [_event(event) for event in run.events()],
     }
+
+
+def _flags(table: RunTable) -> dict[Flag, str]:
+    return FLAGS if table.segment is None else FLAGS | SEGMENT_FLAGS
 
 
 def _facts(run: Run, table: RunTable) -> Iterator[tuple[str, str]]:
@@ -97,6 +107,8 @@ def _facts(run: Run, table: RunTable) -> Iterator[tuple[str, str]]:
         "sampling",
         f"top-p {sampling.top_p:g}, top-k {sampling.top_k}, min-p {sampling.min_p:g}, up to {spec.max_new_tokens} tokens, seed {spec.seed}",
     )
+    if table.segment is not None:
+        yield "measured", f"{table.segment.words} (drift report --segment answer, reasoning or all)"
     yield "rollouts", f"{int((table.turns > 0).sum())} of {len(table.sample)} begun, {int(table.turns.sum())} replies"
     if run.manifest.imported is not None:
         yield "imported from", run.manifest.imported.source
@@ -170,12 +182,23 @@ def _turn(table: RunTable, row: int, turn: Turn, trace: TokenTrace | None, scale
         "text": turn.text,
         "finish": turn.finish.value,
         "p": _rounded(table.projections[row, column]),
-        "flags": [flag.value for flag in FLAGS if table.flags.of(flag)[row, column]],
+        "flags": [flag.value for flag in _flags(table) if table.flags.of(flag)[row, column]],
     }
     if trace is not None:
-        made["n"] = [_utf16(piece) for piece in trace.pieces(turn.text)]
-        made["v"] = np.rint((trace.values - scale.middle) / scale.half * _QUANTUM).astype(int).tolist()
+        made |= _coloured(trace, turn, Part.ANSWER, scale)
+    if turn.reasoning is not None:
+        traced = {} if trace is None else _coloured(trace, turn, Part.REASONING, scale)
+        made["reasoning"] = {"text": turn.reasoning, **traced}
     return made
+
+
+def _coloured(trace: TokenTrace, turn: Turn, part: Part, scale: Traces) -> dict[str, Any]:
+    """Of a part's tokens: lengths of their texts, and steps of their colours."""
+    pieces, values = trace.of(turn, part)
+    return {
+        "n": [_utf16(piece) for piece in pieces],
+        "v": np.rint((values - scale.middle) / scale.half * _QUANTUM).astype(int).tolist(),
+    }
 
 
 def _utf16(text: str) -> int:

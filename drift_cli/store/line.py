@@ -4,23 +4,26 @@ A line is compact JSON whose last two keys seal it: `prev`, the first 32 hex dig
 CRC-32 of every byte before `,"crc"`. For the first line, the line before is a text that names run, cell and sample, so that a file that was moved is found
 out. Nothing in a line depends on the time or the machine.
 
+A turn whose reply has segments has three keys more: the reasoning's text, where reasoning and answer are in its ids, and where the residual means of the
+reasoning and of all tokens are (`text`, `residual` and `projections` are the answer's). Other turns' lines are as they were before there were segments.
+
 Bytes in, dataclasses out, and back. What is not a line that `encode` could have written raises `Malformed`; which file and where, the caller knows.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 import operator
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from zlib import crc32
 
 import orjson
 
-from drift_cli.spec import Finish, Rollout, Turn
+from drift_cli.spec import Finish, Part, Rollout, Segment, Turn, spans
+from drift_cli.store import fields
 from drift_cli.store.decode import Malformed, parse
 from drift_cli.store.paths import temperature_name
 
@@ -29,9 +32,12 @@ LIMIT = 64 << 20
 
 _SEAL = len(',"crc":"01234567"}')
 _TURN = ("turn", "finish", "text", "ids", "prompt_length", "prompt_hash", "residual", "projections", "epoch", "prev", "crc")
+_SEGMENTED = (*_TURN[:3], "reasoning", "segments", *_TURN[3:7], "means", *_TURN[7:])
 _END = ("end", "turn", "prompt_length", "epoch", "prev", "crc")
 _TURN_NUMBER = re.compile(rb'\{"turn":([1-9][0-9]{0,8}),"finish":')
 _RESIDUAL = ("offset", "shape", "crc")
+_MEANS = (Part.REASONING, Part.ALL)
+"""Parts of a reply with segments whose residual means stand behind the answer's, in this order."""
 _REPLY = {finish.value: finish for finish in (Finish.STOP, Finish.LENGTH)}
 _ENDS = {finish.value: finish for finish in (Finish.COMPLETE, Finish.CONTEXT)}
 
@@ -71,11 +77,31 @@ class Stored:
 
 @dataclass(frozen=True)
 class TurnLine:
-    """A committed turn (`residual` None), where its residual means are, and the index of the versions it was made with."""
+    """A committed turn (without its residual means), where those are, and the index of the versions it was made with."""
 
     turn: Turn
     stored: Stored | None
+    """The answer's: the whole reply's where it has no segments."""
     epoch: int
+    means: Mapping[Part, Stored] = field(default_factory=dict)
+    """Of a reply with segments: of its reasoning and of all its tokens, where there are such."""
+
+    @property
+    def blocks(self) -> tuple[tuple[Part, Stored], ...]:
+        """Everything that is stored of it, in the order of the file."""
+        answer = () if self.stored is None else ((Part.ANSWER, self.stored),)
+        return (*answer, *((part, self.means[part]) for part in _MEANS if part in self.means))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its residual means."""
+        return sum(stored.size for _, stored in self.blocks)
+
+    def of(self, part: Part) -> Stored | None:
+        """Where a part's mean is; None where it has none. A reply without segments is all answer."""
+        if part is Part.ANSWER or (part is Part.ALL and not self.turn.segments):
+            return self.stored
+        return self.means.get(part)
 
 
 @dataclass(frozen=True)
@@ -121,12 +147,14 @@ def encode(content: Line, prev: str) -> bytes:
 
 
 def plain(turn: Turn) -> Turn:
-    """The same turn in plain Python numbers, its projections in the order of their names, without its residual."""
+    """The same turn in plain Python numbers, its projections in the order of their names, without its residual means."""
     return replace(
         turn,
         ids=None if turn.ids is None else tuple(map(operator.index, turn.ids)),
         projections={name: float(turn.projections[name]) for name in sorted(turn.projections)},
+        segments=tuple(Segment(s.kind, operator.index(s.start), operator.index(s.stop)) for s in turn.segments),
         residual=None,
+        means={},
     )
 
 
@@ -138,7 +166,7 @@ def read(line: bytes) -> tuple[Line, str]:
     if not isinstance(body, dict):
         raise Malformed("not a line of a rollout")
     keys = tuple(body)
-    if keys == _TURN:
+    if keys in (_TURN, _SEGMENTED):
         return _read_turn(body), _read_prev(body)
     if keys == _END:
         return _read_end(body), _read_prev(body)
@@ -161,18 +189,26 @@ def _seal(covered: bytes) -> bytes:
 
 
 def _turn_body(content: TurnLine) -> dict[str, Any]:
-    turn, stored = content.turn, content.stored
-    return {
+    turn = content.turn
+    body = {
         "turn": turn.index,
         "finish": turn.finish.value,
         "text": turn.text,
+        "reasoning": turn.reasoning,
+        "segments": [{"kind": s.kind.value, "start": s.start, "stop": s.stop} for s in turn.segments],
         "ids": turn.ids,
         "prompt_length": turn.prompt_length,
         "prompt_hash": turn.prompt_hash,
-        "residual": None if stored is None else {"offset": stored.offset, "shape": stored.shape, "crc": stored.crc},
+        "residual": _stored_body(content.stored),
+        "means": {part.value: _stored_body(content.means.get(part)) for part in _MEANS},
         "projections": turn.projections,
         "epoch": content.epoch,
     }
+    return body if turn.segments else {key: body[key] for key in _TURN if key in body}
+
+
+def _stored_body(stored: Stored | None) -> dict[str, Any] | None:
+    return None if stored is None else {"offset": stored.offset, "shape": stored.shape, "crc": stored.crc}
 
 
 def _end_body(content: EndLine) -> dict[str, Any]:
@@ -182,64 +218,49 @@ def _end_body(content: EndLine) -> dict[str, Any]:
 
 def _read_turn(body: Mapping[str, Any]) -> TurnLine:
     turn = Turn(
-        index=_count(body, "turn", least=1),
-        text=_text(body, "text"),
-        finish=_one_of(body, "finish", _REPLY),
-        ids=None if body["ids"] is None else _ids(body["ids"]),
-        prompt_length=None if body["prompt_length"] is None else _count(body, "prompt_length"),
-        prompt_hash=None if body["prompt_hash"] is None else _text(body, "prompt_hash"),
-        projections=_projections(body["projections"]),
+        index=fields.count(body, "turn", least=1),
+        text=fields.text(body, "text"),
+        finish=fields.one_of(body, "finish", _REPLY),
+        ids=None if body["ids"] is None else fields.token_ids(body["ids"]),
+        prompt_length=None if body["prompt_length"] is None else fields.count(body, "prompt_length"),
+        prompt_hash=None if body["prompt_hash"] is None else fields.text(body, "prompt_hash"),
+        projections=fields.projections(body["projections"]),
     )
-    return TurnLine(turn, None if body["residual"] is None else _stored(body["residual"]), _count(body, "epoch"))
+    line = TurnLine(turn, None if body["residual"] is None else _stored(body["residual"]), fields.count(body, "epoch"))
+    return _with_segments(line, body) if "segments" in body else line
+
+
+def _with_segments(line: TurnLine, body: Mapping[str, Any]) -> TurnLine:
+    """A line with what a reply with segments has more."""
+    reasoning = None if body["reasoning"] is None else fields.text(body, "reasoning")
+    turn = replace(line.turn, segments=fields.segments(body["segments"], line.turn.ids), reasoning=reasoning)
+    if type(body["means"]) is not dict or tuple(body["means"]) != _MEANS:
+        raise Malformed(f"its keys are not {', '.join(_MEANS)}", "means")
+    means = {part: _stored(body["means"][part], f"means.{part}") for part in _MEANS if body["means"][part] is not None}
+    made = replace(line, turn=turn, means=means)
+    for part, _ in made.blocks:
+        if part is not Part.ALL and not spans(turn.segments, part):
+            raise Malformed(f"it has residual means of its {part}, of which it has no token")
+    if turn.projections and not turn.answered:
+        raise Malformed("it has projections, which are of an answer, and no answer")
+    return made
 
 
 def _read_end(body: Mapping[str, Any]) -> EndLine:
-    length = None if body["prompt_length"] is None else _count(body, "prompt_length")
-    return EndLine(End(_one_of(body, "end", _ENDS), _count(body, "turn"), length), _count(body, "epoch"))
+    length = None if body["prompt_length"] is None else fields.count(body, "prompt_length")
+    return EndLine(End(fields.one_of(body, "end", _ENDS), fields.count(body, "turn"), length), fields.count(body, "epoch"))
 
 
 def _read_prev(body: Mapping[str, Any]) -> str:
-    return _text(body, "prev")
+    return fields.text(body, "prev")
 
 
-def _count(body: Mapping[str, Any], key: str, least: int = 0) -> int:
-    value = body[key]
-    if type(value) is not int or value < least:
-        raise Malformed(f"not a whole number from {least} on", key)
-    return value
-
-
-def _text(body: Mapping[str, Any], key: str) -> str:
-    if type(body[key]) is not str:
-        raise Malformed("not text", key)
-    return str(body[key])
-
-
-def _one_of(body: Mapping[str, Any], key: str, choices: Mapping[str, Finish]) -> Finish:
-    if type(body[key]) is not str or body[key] not in choices:
-        raise Malformed(f"none of {', '.join(choices)}", key)
-    return choices[body[key]]
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    # Whole-list operations: there are hundreds of ids in a turn, and hundreds of thousands of turns in a large run.
-    if type(value) is not list or not set(map(type, value)) <= {int} or (value and not (min(value) >= 0 and max(value) < 2**31)):
-        raise Malformed("not a list of token ids", "ids")
-    return tuple(value)
-
-
-def _projections(value: Any) -> dict[str, float]:
-    if type(value) is not dict or not all(type(item) is float and math.isfinite(item) for item in value.values()):
-        raise Malformed("not finite numbers by name", "projections")
-    return value
-
-
-def _stored(value: Any) -> Stored:
+def _stored(value: Any, at: str = "residual") -> Stored:
     if type(value) is not dict or tuple(value) != _RESIDUAL:
-        raise Malformed(f"its keys are not {', '.join(_RESIDUAL)}", "residual")
+        raise Malformed(f"its keys are not {', '.join(_RESIDUAL)}", at)
     shape, crc = value["shape"], value["crc"]
     if type(shape) is not list or len(shape) != 2 or not all(type(size) is int and 0 < size < 2**31 for size in shape):
-        raise Malformed("not two positive whole numbers", "residual.shape")
+        raise Malformed("not two positive whole numbers", f"{at}.shape")
     if type(crc) is not list or len(crc) != shape[0] or not all(type(item) is str for item in crc):
-        raise Malformed(f"not {shape[0]} checksums", "residual.crc")
-    return Stored(_count(value, "offset"), (shape[0], shape[1]), tuple(crc))
+        raise Malformed(f"not {shape[0]} checksums", f"{at}.crc")
+    return Stored(fields.count(value, "offset"), (shape[0], shape[1]), tuple(crc))

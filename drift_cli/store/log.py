@@ -18,7 +18,7 @@ from drift_cli.store import residuals
 from drift_cli.store.decode import Malformed
 from drift_cli.store.files import create_inside, open_inside, release, size_of, sync_folders
 from drift_cli.store.growing import GrowingFile
-from drift_cli.store.line import End, EndLine, Line, Stored, TurnLine, encode, first_link, link, plain
+from drift_cli.store.line import End, EndLine, Line, TurnLine, encode, first_link, link, plain
 from drift_cli.store.lock import InUse, lock_rollout, unlock_rollout
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.reader import Damaged, RolloutRecord, Scan, read_residual_layer, read_rollout, scan_lines
@@ -35,8 +35,11 @@ class RolloutLog:
     record: RolloutRecord
     """What was committed when it was opened."""
 
-    def __init__(self, paths: RunPaths, rollout: Rollout, lines: GrowingFile, *, epoch: int, layers: int, width: int) -> None:
+    def __init__(
+        self, paths: RunPaths, rollout: Rollout, lines: GrowingFile, *, epoch: int, layers: int, width: int, segments: bool = False
+    ) -> None:
         self._paths, self._rollout, self._epoch, self._layers, self._width = paths, rollout, epoch, layers, width
+        self._segments = segments
         self._lines = lines
         self._residuals: GrowingFile | None = None
         self._mutex = threading.Lock()
@@ -45,7 +48,7 @@ class RolloutLog:
         self._end: End | None = None
 
     @classmethod
-    def open(cls, paths: RunPaths, rollout: Rollout, *, epoch: int, layers: int, width: int) -> RolloutLog:
+    def open(cls, paths: RunPaths, rollout: Rollout, *, epoch: int, layers: int, width: int, segments: bool = False) -> RolloutLog:
         """Lock a rollout's file, made if need be, and bring it to its last whole line.
 
         Args:
@@ -54,6 +57,7 @@ class RolloutLog:
             epoch: index of the versions that the turns to come are made with.
             layers: the number of residual layers stored, 0 where none are.
             width: their width, 0 where it is not known.
+            segments: whether replies may have segments.
 
         Raises:
             InUse: another process writes it.
@@ -67,7 +71,7 @@ class RolloutLog:
         except BaseException:
             lines.close()
             raise
-        log = cls(paths, rollout, lines, epoch=epoch, layers=layers, width=width)
+        log = cls(paths, rollout, lines, epoch=epoch, layers=layers, width=width, segments=segments)
         try:
             log._recover(() if notice is None else (notice,))
         except BaseException:
@@ -86,8 +90,8 @@ class RolloutLog:
             self._check_next(turn.index)
             place = f"{self._rollout} turn {turn.index}"
             try:
-                clean, data, stored = self._checked(turn)
-                line = encode(TurnLine(clean, stored, self._epoch), self._prev)
+                content, data = self._checked(turn)
+                line = encode(content, self._prev)
             except (TypeError, ValueError) as error:
                 raise StoreError(f"{place} cannot be stored: {error}", mend="Nothing of it was written.") from error
             self._lines.check()
@@ -123,19 +127,22 @@ class RolloutLog:
         if index != self._done + 1:
             raise StoreError(f"{self._rollout} has {self._done} turns: turn {index} cannot be the next")
 
-    def _checked(self, turn: Turn) -> tuple[Turn, bytes, Stored | None]:
-        """A turn in plain numbers, and the bytes and the place of its residual means. Raises `Malformed`."""
+    def _checked(self, turn: Turn) -> tuple[TurnLine, bytes]:
+        """What a turn's line says, and the bytes of its residual means. Raises `Malformed`."""
         clean = plain(turn)
         bad = [name for name, value in clean.projections.items() if value - value != 0.0]  # infinite or NaN
         if bad:
             raise Malformed(f"its projection on {bad[0]} is {clean.projections[bad[0]]}")
-        if turn.residual is None:
-            return clean, b"", None
+        if turn.segments and not self._segments:
+            raise Malformed("its reply has segments, and the run was made with a chat format that has none")
+        if turn.residual is None and not turn.means:
+            return TurnLine(clean, None, self._epoch), b""
         if self._residuals is None:
             raise Malformed("it has residual means, but the run stores no layers")
-        data, stored = residuals.pack(turn.residual, self._residuals.size, self._layers, self._width)
-        self._width = stored.shape[1]
-        return clean, data, stored
+        data, stored, means = residuals.pack_all(turn, self._residuals.size, self._layers, self._width)
+        content = TurnLine(clean, stored, self._epoch, means)
+        self._width = content.blocks[0][1].shape[1]
+        return content, data
 
     def _commit(self, line: bytes, data: bytes) -> None:
         """Residual means first, then the line that speaks of them."""

@@ -110,6 +110,8 @@ class Manifest:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     epochs: tuple[Epoch, ...] = ()
     imported: Imported | None = None
+    segments: bool = field(default=False, metadata=_OPTIONAL)
+    """Whether replies may have reasoning apart from their answer. In run.json only where they may."""
     format: int = FORMAT
 
     @property
@@ -265,6 +267,7 @@ def _differences(old: Manifest, new: Manifest) -> Iterator[_Difference]:
     yield from _one("name", old.spec.name, new.spec.name)
     yield from spec_differences(old.spec, new.spec)
     yield from _one("layers", old.layers, new.layers)
+    yield from _one("segments (reasoning apart from the answer)", old.segments, new.segments)
     yield from _fields("model.", old.model, new.model, but=("note", "adapter"))
     yield from _fields("imported.", old.imported, new.imported, but=("labels",))
     yield from _shared("imported.labels", *(manifest.imported.labels if manifest.imported else {} for manifest in (old, new)))

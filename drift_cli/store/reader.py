@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.errors import StoreError, mend_damage
-from drift_cli.spec import Finish, Rollout, Turn
+from drift_cli.spec import Finish, Part, Rollout, Turn
 from drift_cli.store import residuals as residual_file
 from drift_cli.store.decode import Malformed
 from drift_cli.store.files import failed, open_inside, release
@@ -73,7 +73,7 @@ def read_rollout(paths: RunPaths, rollout: Rollout, *, layers: int = 0, width: i
         rollout: which one.
         layers: the number of residual layers its lines must have, 0 for any.
         width: their width, 0 for any.
-        residuals: read the residual means too, (layers, width) float32 to each turn that has any, and check them.
+        residuals: read the residual means too, (layers, width) float32 to each part of a turn that has any, and check them.
 
     Raises:
         StoreError: the file is damaged (`Damaged` names line and byte), cannot be read, or belongs elsewhere.
@@ -85,13 +85,14 @@ def read_rollout(paths: RunPaths, rollout: Rollout, *, layers: int = 0, width: i
     path = paths.residuals(rollout)
     fd = open_residuals(paths, rollout)
     try:
-        found = [residual_file.unpack(fd, path, line, paths.run_id) for line in scan.lines]
+        return replace(record, turns=tuple(residual_file.unpack_all(fd, path, line, paths.run_id) for line in scan.lines))
     finally:
         release(fd)
-    return replace(record, turns=tuple(replace(turn, residual=means) for turn, means in zip(record.turns, found, strict=True)))
 
 
-def read_residual_layer(paths: RunPaths, rollout: Rollout, row: int, layers: int, width: int) -> NDArray[np.float32]:
+def read_residual_layer(
+    paths: RunPaths, rollout: Rollout, row: int, layers: int, width: int, part: Part = Part.ANSWER
+) -> NDArray[np.float32]:
     """One layer's residual means, (turns, width) float32; NaN where a turn has none. Reads and checks only that layer's bytes.
 
     Args:
@@ -100,6 +101,7 @@ def read_residual_layer(paths: RunPaths, rollout: Rollout, row: int, layers: int
         row: the layer's place among the stored layers.
         layers: the number of stored layers.
         width: their width.
+        part: of each reply; one without segments is all answer, and its whole is its answer.
 
     Raises:
         StoreError: as `read_rollout`, and where the means are damaged or of another shape.
@@ -111,7 +113,7 @@ def read_residual_layer(paths: RunPaths, rollout: Rollout, row: int, layers: int
         fd = open_residuals(paths, rollout)
         try:
             for place, line in enumerate(scan.lines):
-                found = residual_file.unpack_row(fd, path, line, row, paths.run_id)
+                found = residual_file.unpack_row(fd, path, line, row, paths.run_id, part)
                 if found is not None:
                     means[place] = found
         finally:
@@ -199,13 +201,12 @@ def _next_line(raw: bytes, prev: str, lines: list[TurnLine], end: End | None, sh
 
 
 def _check_stored(line: TurnLine, offset: int, layers: int, width: int) -> None:
-    stored = line.stored
-    if stored is None:
-        return
-    if stored.offset != offset:
-        raise Malformed(f"its residual means are at byte {stored.offset}, not behind those before it at byte {offset}")
-    if stored.shape != (layers or stored.shape[0], width or stored.shape[1]):
-        raise Malformed(f"its residual means have shape {stored.shape}, the run's have ({layers}, {width})")
+    for _, stored in line.blocks:
+        if stored.offset != offset:
+            raise Malformed(f"its residual means are at byte {stored.offset}, not behind those before it at byte {offset}")
+        if stored.shape != (layers or stored.shape[0], width or stored.shape[1]):
+            raise Malformed(f"its residual means have shape {stored.shape}, the run's have ({layers}, {width})")
+        offset += stored.size
 
 
 def raw_lines(fd: int, path: Path) -> Iterator[bytes]:

@@ -126,12 +126,12 @@ def _existing(paths: RunPaths, path: Path) -> Iterator[GrowingFile | None]:
 def _readable(means: GrowingFile | None, path: Path, lines: Sequence[TurnLine], run_id: str) -> tuple[int, str | None]:
     """How many turns, from the first on, have whole residual means (or none to have), and what is wrong with the next."""
     for place, line in enumerate(lines):
-        if line.stored is None:
+        if not line.blocks:
             continue
         if means is None:
             return place, f"{path} is missing, though turns are committed whose residual means it holds"
         try:
-            residual_file.unpack(means.fd, path, line, run_id)
+            residual_file.check_all(means.fd, path, [line], run_id)
         except StoreError as error:
             return place, error.what
     return len(lines), None

@@ -129,7 +129,10 @@ class Run:
             raise StoreError(
                 f"{rollout} is not planned in run {self.paths.run_id}", mend="Add it: drift generate with more --samples, say."
             )
-        return RolloutLog.open(self.paths, rollout, epoch=self.epoch(), layers=len(self.manifest.layers), width=self._width)
+        manifest = self.manifest
+        return RolloutLog.open(
+            self.paths, rollout, epoch=self.epoch(), layers=len(manifest.layers), width=self._width, segments=manifest.segments
+        )
 
     def event(self, kind: str, **fields: Any) -> None:
         """Record that something happened, with time, host and process. Raises `StoreError`."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from zlib import crc32
 
 import numpy as np
@@ -19,7 +18,7 @@ import orjson
 from numpy.typing import NDArray
 
 from drift_cli.errors import StoreError
-from drift_cli.spec import Rollout, Turn
+from drift_cli.spec import Part, Rollout, Segment, SegmentKind, Turn
 from drift_cli.store.decode import Malformed, decode, parse
 from drift_cli.store.files import atomic_write, create_inside, read_inside, sync_folders
 from drift_cli.store.manifest import AxisEntry
@@ -41,12 +40,42 @@ class TokenTrace:
     values: NDArray[np.float32]
     """(tokens,): projections, in the axis's units."""
     lengths: tuple[int, ...]
-    """(tokens,): characters of the reply's text that each token adds; 0 for one that is only part of a character."""
+    """(tokens,): characters of the reply's text that each token adds; 0 for one that is only part of a character. A token of a segment adds to that
+    segment's text, one of the markup around segments to none."""
 
-    def pieces(self, text: str) -> list[str]:
-        """The reply's text, token by token."""
-        ends = [*accumulate(self.lengths)]
-        return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    def of(self, turn: Turn, part: Part = Part.ANSWER) -> tuple[list[str], NDArray[np.float32]]:
+        """The texts (n) and projections (n,) of a part's tokens, in order; `turn` is the one that was traced."""
+        texts, read = _texts(turn), dict.fromkeys(SegmentKind, 0)
+        pieces, places = [], []
+        for segment in _segments(turn, len(self.values)):
+            for place in range(segment.start, segment.stop):
+                start = read[segment.kind]
+                read[segment.kind] = stop = start + self.lengths[place]
+                if part in (Part.ALL, segment.kind.value):
+                    pieces.append(texts[segment.kind][start:stop])
+                    places.append(place)
+        return pieces, self.values[np.array(places, dtype=np.intp)]
+
+    def fits(self, turn: Turn) -> bool:
+        """Whether its tokens' texts add up to the reply's."""
+        lengths = dict.fromkeys(SegmentKind, 0)
+        for segment in _segments(turn, len(self.lengths)):
+            lengths[segment.kind] += sum(self.lengths[segment.start : segment.stop])
+        return (
+            turn.index == self.turn
+            and len(self.lengths) == len(self.values)
+            and sum(self.lengths) == sum(lengths.values())
+            and all(lengths[kind] == len(text) for kind, text in _texts(turn).items())
+        )
+
+
+def _texts(turn: Turn) -> dict[SegmentKind, str]:
+    return {SegmentKind.ANSWER: turn.text, SegmentKind.REASONING: turn.reasoning or ""}
+
+
+def _segments(turn: Turn, tokens: int) -> tuple[Segment, ...]:
+    """A reply's segments: one answer, where it has none."""
+    return turn.segments or (Segment(SegmentKind.ANSWER, 0, tokens),)
 
 
 @dataclass(frozen=True)
@@ -81,7 +110,7 @@ def write_traces(paths: RunPaths, rollout: Rollout, axis: AxisEntry, turns: Sequ
     """Replace a rollout's traces on an axis by these, which were measured on `turns`. Raises `StoreError`, `ValueError` where they do not fit a turn."""
     heads, body = [], []
     for turn, trace in zip(turns, traces, strict=True):
-        if turn.index != trace.turn or sum(trace.lengths) != len(turn.text) or len(trace.lengths) != len(trace.values):
+        if not trace.fits(turn):
             raise ValueError(f"{rollout}: the traces of turn {trace.turn} do not fit the reply")
         scale = _scale(trace.values)
         longest = max(trace.lengths, default=0)
@@ -144,10 +173,10 @@ def _turns(header: _Header, body: bytes, turns: Sequence[Turn]) -> Iterator[Toke
         values = np.frombuffer(body, "<f2", head.tokens, offset).astype(np.float32) * np.float32(head.scale)
         lengths = np.frombuffer(body, f"<u{head.length}", head.tokens, offset + 2 * head.tokens)
         offset += head.size
-        turn = by_index.get(head.turn)
-        if turn is None or _ids(turn) != head.ids or int(lengths.sum()) != len(turn.text):
+        turn, trace = by_index.get(head.turn), TokenTrace(head.turn, values, tuple(int(length) for length in lengths))
+        if turn is None or _ids(turn) != head.ids or not trace.fits(turn):
             raise Malformed(f"turn {head.turn} is not the one that was measured")
-        yield TokenTrace(head.turn, values, tuple(int(length) for length in lengths))
+        yield trace
 
 
 def _seal(line: bytes, body: bytes) -> bytes:

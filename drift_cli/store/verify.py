@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.errors import StoreError
-from drift_cli.spec import Cell, Finish, Rollout
+from drift_cli.spec import Cell, Finish, Part, Rollout, spans
 from drift_cli.store import residuals as residual_file
 from drift_cli.store.claims import read_holder
 from drift_cli.store.events import read_events
@@ -134,7 +134,7 @@ def _rollout(paths: RunPaths, manifest: Manifest, rollout: Rollout, directions: 
     if scan.tail:
         yield Finding(path, f"{scan.tail} bytes of an unfinished line at byte {scan.size} do not count", fatal=False)
     total = len(manifest.transcripts[rollout.cell.transcript].users)
-    for problem in _plan_problems(scan, total, len(manifest.epochs)):
+    for problem in (*_plan_problems(scan, total, len(manifest.epochs)), *_segment_problems(scan, manifest)):
         yield Finding(path, problem, fatal=True)
     yield from _residuals(paths, rollout, scan, directions)
 
@@ -151,6 +151,17 @@ def _plan_problems(scan: Scan, total: int, epochs: int) -> Iterator[str]:
     for line in scan.lines:
         if epochs and line.epoch >= epochs:
             yield f"turn {line.turn.index} was made in epoch {line.epoch}, but the manifest has {epochs}"
+
+
+def _segment_problems(scan: Scan, manifest: Manifest) -> Iterator[str]:
+    """Where replies have segments that the run cannot have, or lack the residual mean of a part that has tokens."""
+    for line in scan.lines:
+        turn = line.turn
+        if turn.segments and not manifest.segments:
+            yield f"turn {turn.index} has segments, but the run was made with a chat format that has none"
+        if turn.segments and manifest.layers:
+            lacking = [part for part in Part if line.of(part) is None and (part is Part.ALL or spans(turn.segments, part))]
+            yield from (f"turn {turn.index} has no residual mean of {part.words}" for part in lacking)
 
 
 def _residuals(paths: RunPaths, rollout: Rollout, scan: Scan, directions: Sequence[_Direction]) -> Iterator[Finding]:
@@ -177,11 +188,13 @@ def _residuals(paths: RunPaths, rollout: Rollout, scan: Scan, directions: Sequen
 
 def _turn(paths: RunPaths, rollout: Rollout, fd: int, line: TurnLine, directions: Sequence[_Direction]) -> Iterator[Finding]:
     path, lines = paths.residuals(rollout), paths.rollout(rollout)
-    try:
-        means = residual_file.unpack(fd, path, line, paths.run_id)
-    except StoreError as error:
-        yield Finding(path, _said(error, path), fatal=True)
-        return
+    found = {}
+    for part, _ in line.blocks:
+        try:
+            found[part] = residual_file.unpack(fd, path, line, paths.run_id, part)
+        except StoreError as error:
+            yield Finding(path, _said(error, path), fatal=True)
+    means = found.get(Part.ANSWER)
     if means is None:
         return
     for direction in directions:
@@ -193,9 +206,9 @@ def _turn(paths: RunPaths, rollout: Rollout, fd: int, line: TurnLine, directions
         if mean.shape != direction.vector.shape:
             yield Finding(paths.axis(direction.name), f"width {direction.vector.size}, residual means have {mean.size}", fatal=True)
             continue
-        found = float(mean @ direction.vector)
-        if not abs(found - written) <= _TOLERANCE * float(np.linalg.norm(mean)):
-            problem = f"turn {line.turn.index}: projection on axis {direction.name} is {written}, its residual mean gives {found}"
+        projected = float(mean @ direction.vector)
+        if not abs(projected - written) <= _TOLERANCE * float(np.linalg.norm(mean)):
+            problem = f"turn {line.turn.index}: projection on axis {direction.name} is {written}, its residual mean gives {projected}"
             yield Finding(lines, problem, fatal=True)
 
 

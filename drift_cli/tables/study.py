@@ -7,11 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 from drift_cli.analysis.controls import Standing
+from drift_cli.analysis.flags import SegmentFlagCounts
 from drift_cli.analysis.power import Power
-from drift_cli.analysis.results import Comparison, Correction, Measure, PairTurns, Provenance, Test
+from drift_cli.analysis.results import Comparison, Correction, Measure, PairTurns, PartProvenance, Provenance, Test
 from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import CellSummary, Summary, percent
 from drift_cli.display import Table
+from drift_cli.spec import Part
 
 MEASURES = {
     Measure.MEAN: "mean",
@@ -24,7 +26,8 @@ MOST_ROWS = 60
 
 
 def study_tables(study: Study, *, turns: bool = True, which: str = "") -> list[Table]:
-    """All tables of a study; with `turns`, also those of every turn. `which` says which replies it is about, in the titles."""
+    """All tables of a study; with `turns`, also those of every turn. `which` says which replies it is about, in the titles, after the part that is measured."""
+    which = measured(study.provenance) + which
     tables = [summary_table(study.summary, which), pairs_table(study, which), drift_table(study, which)]
     if study.across:
         tables.append(across_table(study, which))
@@ -32,6 +35,11 @@ def study_tables(study: Study, *, turns: bool = True, which: str = "") -> list[T
     if turns:
         tables += [turns_table(study.summary, which), *(pair_turns_table(pair, study.scope, which) for pair in study.turns[:MOST_ROWS])]
     return [table for table in tables if table.rows]
+
+
+def measured(provenance: Provenance) -> str:
+    """For a title: `, the answer`; nothing where replies have no segments."""
+    return f", {Part(provenance.segment).words}" if isinstance(provenance, PartProvenance) else ""
 
 
 def number(value: float | None, digits: int = 4, *, sign: bool = False) -> str:
@@ -78,7 +86,15 @@ def summary_table(summary: Summary, which: str = "") -> Table:
 def _flagged(cell: CellSummary) -> str:
     counts = cell.flagged
     kinds = {"empty": counts.empty, "repeated": counts.repeated, "reciting": counts.reciting, "context": counts.context}
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "—"
+    said = [f"{count} {kind}" for kind, count in kinds.items() if count]
+    if isinstance(counts, SegmentFlagCounts):
+        said += _share(counts.no_answer, "without answer", counts.no_answer_share)
+        said += _share(counts.reasoning_cut, "with reasoning cut", counts.reasoning_cut_share)
+    return ", ".join(said) or "—"
+
+
+def _share(count: int, what: str, share: float | None) -> list[str]:
+    return [f"{count} {what} ({100 * share:.0f} %)"] if count and share is not None else []
 
 
 def pairs_table(study: Study, which: str = "") -> Table:

@@ -23,14 +23,14 @@ from torch import Tensor
 from drift_cli.engine.contract import Incident, is_out_of_memory, not_finite
 from drift_cli.engine.paged.decode import ACTIVE, BAD, COUNT, IDS, Begin, Rows, compiled, step
 from drift_cli.engine.paged.device import Copy, Graph, captured, to_host
-from drift_cli.engine.paged.encode import LARGEST, Arriving, Encoder, arriving, pieces
+from drift_cli.engine.paged.encode import LARGEST, Arriving, Encoder, pieces, told
 from drift_cli.engine.paged.network import paged
 from drift_cli.engine.paged.pages import Pages, grouping, page_numbers
 from drift_cli.engine.plain.attention import layout_of
 from drift_cli.engine.sampling import uniforms
 from drift_cli.engine.slots import PAGE, Draw, Layout
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Sampling
+from drift_cli.spec import Part, Sampling, Segment
 
 _LAG = 2
 """Steps that may be queued and not yet looked at when a row's pages are reserved."""
@@ -82,11 +82,16 @@ class PagedSlots:
     seen: tuple[int, NDArray[Any]] | None = None
     """The newest log that was looked at, and the number of its step."""
 
-    def encode(self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None = None) -> Arriving | None:
+    def encode(
+        self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None = None, segments: Sequence[Segment] = ()
+    ) -> Arriving | None:
         """See `slots.Slots.encode`."""
-        return self._encode(self.encoder, row, ids, start, counted, hold)
+        return self._encode(self.encoder, row, ids, start, counted, hold, segments)
 
-    def _encode(self, encoder: Encoder, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None) -> Arriving | None:
+    def _encode(
+        self, encoder: Encoder, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None, segments: Sequence[Segment] = ()
+    ) -> Arriving | None:
+        kinds = told(segments, len(ids)) if segments else None
         self.begun.pop(row, None)
         if start == 0:
             self.pages.release(row)
@@ -94,8 +99,8 @@ class PagedSlots:
             self.pages.trim(row, piece.start if hold is None else min(piece.start, hold))
             self.pages.reserve(row, piece.start + len(piece.ids))
             self.pages.flush()
-            encoder.run(row, piece, fresh=index == 0)
-        return arriving(encoder.sums, counted) if counted else None
+            encoder.run(row, piece, fresh=index == 0, told=kinds)
+        return encoder.arriving(counted, segments) if counted else None
 
     def every_layer(self, row: int, ids: Sequence[int], start: int, counted: int) -> NDArray[np.float32]:
         """See `slots.Slots.every_layer`: the same kernels, neither compiled nor captured."""
@@ -104,7 +109,7 @@ class PagedSlots:
         with paged(self.model, self.pages) if self.step_graph.graph is not None else nullcontext():
             made = self._encode(encoder, row, ids, start, counted, start)
             assert made is not None
-            return made.value()
+            return made.value()[Part.ANSWER]
 
     def say(self, row: int, token: int) -> None:
         """See `slots.Slots.say`."""
@@ -183,13 +188,18 @@ def paged_slots(
     rows: int,
     longest: int | None,
     report: Callable[[Incident], None],
+    *,
+    segmented: bool = False,
 ) -> PagedSlots | None:
-    """Paged slots that take what memory is free; None, with a sentence, where the network cannot be captured or its layers differ in shape."""
+    """Paged slots that take what memory is free; None, with a sentence, where the network cannot be captured or its layers differ in shape. `segmented`
+    where replies may have segments.
+    """
     started = time.monotonic()
     layout = layout_of(model)
     why = None if layout.uniform else "its layers keep keys and values of different shapes"
     if why is None:
-        made, why = _made(model, layers, filters, max_new_tokens, rows, min(longest or model.card.context, model.card.context), layout)
+        most = min(longest or model.card.context, model.card.context)
+        made, why = _made(model, layers, filters, max_new_tokens, rows, most, layout, segmented)
         if made is not None:
             took, held = time.monotonic() - started, made.pages.count * made.pages.pool[0].nbytes
             report(Incident("set-up", f"{rows} slots over {held / 1e9:.1f} GB of pages, ready in {took:.0f} s"))
@@ -209,12 +219,12 @@ def _forget() -> None:
 
 
 def _made(
-    model: LoadedModel, layers: tuple[int, ...], filters: Sampling, tokens: int, rows: int, longest: int, layout: Layout
+    model: LoadedModel, layers: tuple[int, ...], filters: Sampling, tokens: int, rows: int, longest: int, layout: Layout, segmented: bool
 ) -> tuple[PagedSlots | None, str | None]:
     share = 1.0
     for _ in range(_TRIES):
         try:
-            return _capture(model, layers, filters, tokens, rows, longest, layout, share), None
+            return _capture(model, layers, filters, tokens, rows, longest, layout, segmented, share), None
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 return None, str(error).strip().splitlines()[0]
@@ -224,13 +234,21 @@ def _made(
 
 
 def _capture(
-    model: LoadedModel, layers: tuple[int, ...], filters: Sampling, tokens: int, rows: int, longest: int, layout: Layout, share: float
+    model: LoadedModel,
+    layers: tuple[int, ...],
+    filters: Sampling,
+    tokens: int,
+    rows: int,
+    longest: int,
+    layout: Layout,
+    segmented: bool,
+    share: float,
 ) -> PagedSlots:
     device, dtype = model.device, next(model.network.parameters()).dtype
     pages = Pages(layout, rows, longest, _page_count(model, layout, rows, longest, share), device, dtype)
     state = Rows(rows, tokens, device, ends=torch.tensor(sorted(model.card.end_ids), device=device))
     memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-    encoder = Encoder(model, pages, layers, memory)
+    encoder = Encoder(model, pages, layers, memory, segmented)
     begins = Begin(state, filters, encoder.logits)
     stepped = encoder.logits.new_zeros((rows, encoder.logits.shape[1]))
     every = torch.arange(rows, dtype=torch.int32, device=device)

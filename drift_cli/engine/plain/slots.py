@@ -24,8 +24,8 @@ from drift_cli.engine.plain.attention import ATTENTION, Keeper, layout_of, put
 from drift_cli.engine.sampling import draw, split_key, uniforms
 from drift_cli.engine.slots import Draw, Layout
 from drift_cli.models import LoadedModel
-from drift_cli.probe import pool
-from drift_cli.spec import Sampling
+from drift_cli.probe import Means, pool_parts
+from drift_cli.spec import Part, Sampling, Segment
 
 
 @dataclass
@@ -49,14 +49,14 @@ class Slot:
 class _Now:
     """Residual means that are there already."""
 
-    means: NDArray[np.float32]
+    means: Means
 
     def ready(self) -> bool:
         """Always."""
         return True
 
-    def value(self) -> NDArray[np.float32]:
-        """(layers, width) float32."""
+    def value(self) -> Means:
+        """See `slots.Residual.value`."""
         return self.means
 
 
@@ -90,17 +90,28 @@ class PlainSlots:
         self._open.close()
         self.slots = []
 
-    def encode(self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None = None) -> _Now | None:
+    def encode(
+        self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None = None, segments: Sequence[Segment] = ()
+    ) -> _Now | None:
         """See `slots.Slots.encode`. It never raises `NoRoom`: torch says when memory is out."""
-        return self._encode(row, ids, start, counted, hold, self.layers)
+        return self._encode(row, ids, start, counted, hold, self.layers, segments)
 
     def every_layer(self, row: int, ids: Sequence[int], start: int, counted: int) -> NDArray[np.float32]:
         """See `slots.Slots.every_layer`."""
         made = self._encode(row, ids, start, counted, start, range(self.model.card.layers + 1))
         assert made is not None
-        return made.value()
+        return made.value()[Part.ANSWER]
 
-    def _encode(self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None, layers: Sequence[int]) -> _Now | None:
+    def _encode(
+        self,
+        row: int,
+        ids: Sequence[int],
+        start: int,
+        counted: int,
+        hold: int | None,
+        layers: Sequence[int],
+        segments: Sequence[Segment] = (),
+    ) -> _Now | None:
         slot = self.slots[row]
         slot.draw, slot.length = None, start + len(ids)
         if start == 0:
@@ -110,7 +121,7 @@ class PlainSlots:
         out = put(self.model, self.keeper, row, start, tokens, **how)
         self.logits = out.logits[:, -1]
         self.keeper.trim(row, start if hold is None else min(start, hold))
-        return _Now(pool(out.hidden_states, 0, (0, counted), layers)) if counted else None
+        return _Now(pool_parts(out.hidden_states, 0, (0, counted), segments, layers)) if counted else None
 
     def begin(self, row: int, draw: Draw) -> None:
         """See `slots.Slots.begin`."""

@@ -39,19 +39,29 @@ function drawReply(column, turn) {
   const link = linkTo(state.group, column.condition, column.sample, turn);
   const head = element(
     "header", {},
-    element("a", { class: "value", href: link, title: "Projection; a link to this reply" }, signed(reply.p)),
+    element("a", { class: "value", href: link, title: `Projection${D.of}; a link to this reply` }, signed(reply.p)),
     element("span", {}, D.finish[reply.finish] ?? reply.finish),
     reply.flags.length ? element("span", { class: "flags" }, reply.flags.map((flag) => D.flags[flag] ?? flag).join(", ")) : null,
   );
   const text = element("div", { class: "text", dir: "auto", tabindex: "0", role: "region", "aria-label": `Reply of ${column.condition}, rollout ${column.sample}, turn ${turn}` });
   text.append(...pieces(reply));
-  const made = element("article", { class: "reply", "aria-label": `${column.condition}, rollout ${column.sample}, turn ${turn}` }, head, text);
+  const answer = reply.flags.includes("no_answer") ? element("p", { class: "missing" }, "no answer: the reply is reasoning only") : text;
+  const made = element("article", { class: "reply", "aria-label": `${column.condition}, rollout ${column.sample}, turn ${turn}` }, head, drawReasoning(reply, column, turn), answer);
   if (reply.p !== null) made.dataset.shade = String((reply.p - D.scale.middle) / D.scale.half_reply);
   paint(made);
   return made;
 }
 
-// A reply's text: a span for every token that was traced, one text node where none was.
+// What the model thought before it answered: folded, unless it is what is measured.
+function drawReasoning(reply, column, turn) {
+  if (!reply.reasoning) return null;
+  const label = `Reasoning of ${column.condition}, rollout ${column.sample}, turn ${turn}`;
+  const text = element("div", { class: "text", dir: "auto", tabindex: "0", role: "region", "aria-label": label });
+  text.append(...pieces(reply.reasoning));
+  return element("details", { class: "reasoning", open: D.segment !== "answer" }, element("summary", {}, "Reasoning"), text);
+}
+
+// A text: a span for every token that was traced, one text node where none was.
 function pieces(reply) {
   if (!reply.n) return [visible(reply.text)];
   let at = 0;

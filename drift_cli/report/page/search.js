@@ -11,7 +11,11 @@ function buildIndex() {
     of_.users.forEach((text, at) => index.push({ groupIndex, turn: at + 1, text, low: text.toLowerCase() }));
     for (const cell of of_.cells) {
       for (const rollout of cell.rollouts) {
-        rollout.turns.forEach((turn, at) => index.push({ groupIndex, condition: cell.condition, sample: rollout.sample, turn: at + 1, text: turn.text, low: turn.text.toLowerCase() }));
+        rollout.turns.forEach((turn, at) => {
+          const place = { groupIndex, condition: cell.condition, sample: rollout.sample, turn: at + 1 };
+          index.push({ ...place, text: turn.text, low: turn.text.toLowerCase() });
+          if (turn.reasoning) index.push({ ...place, reasoning: true, text: turn.reasoning.text, low: turn.reasoning.text.toLowerCase() });
+        });
       }
     }
   });
@@ -43,7 +47,7 @@ function result(entry, at, length) {
   const condition = reply ? entry.condition : of_.cells[0].condition;
   const sample = reply ? entry.sample : of_.cells[0].rollouts[0]?.sample ?? 0;
   const where = D.groups.length > 1 ? `${of_.transcript}, T ${of_.temperature}, ` : "";
-  const label = reply ? `${where}${condition}, rollout ${sample}, turn ${entry.turn}` : `${where}user, turn ${entry.turn}`;
+  const label = reply ? `${where}${condition}, rollout ${sample}, turn ${entry.turn}${entry.reasoning ? ", reasoning" : ""}` : `${where}user, turn ${entry.turn}`;
   // Lower case may be longer than the text (İ): the place is then only about right, which a snippet can bear.
   const before = entry.text.slice(Math.max(0, at - AROUND), at);
   const hit = entry.text.slice(at, at + length);
