@@ -158,7 +158,7 @@ def _show(display: Display, result: Result, format_: Format, output: Path | None
 def _text(result: Result, format_: Format, per_turn: bool) -> str:
     """The result for a file or a pipe."""
     from drift_cli.tables.formats import csv_text, latex, markdown
-    from drift_cli.tables.study import records
+    from drift_cli.tables.records import records
 
     if format_ is Format.CSV:
         return csv_text([record for name, study in result.studies.items() for record in records(study, name, result.power or ())])
@@ -169,10 +169,11 @@ def _text(result: Result, format_: Format, per_turn: bool) -> str:
 
 
 def _shown(result: Result, per_turn: bool) -> list[Table]:
-    from drift_cli.tables.study import controls_table, power_tables, study_tables
+    from drift_cli.tables.power import power_tables
+    from drift_cli.tables.study import controls_table, study_tables
 
     if result.power is not None:
-        return power_tables(result.power, _first(result).scope)
+        return power_tables(result.power, _first(result).scope, _first(result).first)
     tables: list[Table] = []
     for name, study in result.studies.items():
         which = " (without suspect replies)" if name == "exclude" else ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from drift_cli.analysis.results import Comparison, Measure, PairTurns
 from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import CellSummary, percent
-from drift_cli.tables.study import number, p_value, ranges
+from drift_cli.tables.words import number, p_value, ranges
 
 
 @dataclass(frozen=True)
