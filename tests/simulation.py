@@ -71,19 +71,19 @@ class Rates:
         return cls(float("nan") if p is None else float(np.mean(p <= 1 - LEVEL)), held)
 
 
-def check_error(rates: Rates) -> None:
+def check_error(rates: Rates, slack: float = 0.0) -> None:
     """The test rejects 4 to 6 % of true nulls at 5 %."""
-    assert 0.04 <= rates.error <= 0.06, f"rejects {rates.error:.1%} of true nulls"
+    assert 0.04 - slack <= rates.error <= 0.06 + slack, f"rejects {rates.error:.1%} of true nulls"
 
 
-def check_family_rate(rates: Rates) -> None:
+def check_family_rate(rates: Rates, slack: float = 0.0) -> None:
     """The family finds something in at most 6 % of experiments without any difference."""
-    assert 0.0 < rates.error <= 0.06, f"finds something in {rates.error:.1%} of experiments without any difference"
+    assert 0.0 < rates.error <= 0.06 + slack, f"finds something in {rates.error:.1%} of experiments without any difference"
 
 
-def check_held(rates: Rates) -> None:
+def check_held(rates: Rates, slack: float = 0.0) -> None:
     """The 95 % intervals hold the truth in 93.5 to 96.5 % of the experiments."""
-    assert 0.935 <= rates.coverage <= 0.965, f"covers {rates.coverage:.1%}"
+    assert 0.935 - slack <= rates.coverage <= 0.965 + slack, f"covers {rates.coverage:.1%}"
 
 
 def check_size(p: Array) -> None:

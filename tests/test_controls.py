@@ -13,6 +13,8 @@ from drift_cli.analysis.effects import hedges_g
 from drift_cli.analysis.results import Options
 from drift_cli.analysis.table import RunTable
 from drift_cli.axes import controls, demo_axis
+from drift_cli.commands.pictures import Picture
+from drift_cli.commands.report import gather
 from drift_cli.errors import DriftError
 from drift_cli.spec import Cell
 from drift_cli.store.paths import Store
@@ -91,7 +93,13 @@ def test_controls_are_projected_from_the_runs_stored_residuals_and_stats_shows_t
     said = drift("measure", "--controls", "5", "--json").json
     assert [(s["kind"], s["count"]) for s in said["controls"]] == [("random", 5), ("shuffled", 5)]
     assert drift("stats", "--json", "--resamples", "99").json["controls"] == said["controls"]
-    assert "Is it this axis, or any axis?" in drift("stats", "--resamples", "99").out
+    assert "Is it this axis, or any axis?" in drift("stats", "--full", "--resamples", "99").out
+    assert (
+        "On random control axes the difference is smaller than on this one for simple " in drift("stats", "--full", "--resamples", "99").out
+    )
+    contents = gather(Picture(Run.newest(Store(Path("checkpoints")))))
+    assert "Is it this axis, or any axis?" in [table.title for table in contents.tables]
+    assert any("random control axes" in sentence.text for sentence in contents.verdict)
     assert drift("runs", "verify", "--json").json["ok"] is True
     run = Run.newest(Store(Path("checkpoints")))
     made = controls.load(run.paths.controls("demo"))

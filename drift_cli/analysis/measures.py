@@ -90,11 +90,32 @@ class Sample:
         return replace(self, values=self.values[rows], samples=self.samples[rows])
 
 
-def sample(table: RunTable, cell: Cell) -> Sample:
-    """The cell's rollouts on the turns of its transcript."""
+def sample(table: RunTable, cell: Cell, *, merge: bool = True) -> Sample:
+    """The cell's rollouts on the turns of its transcript; with `merge`, rollouts that are word for word the same as one observation."""
     rows = table.rows(cell)
     values = table.projections[rows][:, : table.length(cell.transcript)]
-    return Sample(cell, values, table.sample[rows], table.first + np.arange(values.shape[1], dtype=np.float64))
+    found = Sample(cell, values, table.sample[rows], table.first + np.arange(values.shape[1], dtype=np.float64))
+    return found if table.replies is None or not merge else merged(found, table.replies.copies(rows))
+
+
+def merged(of: Sample, first: NDArray[np.intp]) -> Sample:
+    """The sample with copies as one observation; `first` (n,) says of each rollout which it is a copy of.
+
+    Means stay those of all rollouts: of K distinct ones at a turn, the one with w_k copies among n becomes m + (K w_k / n) (y_k - m), m being the mean of
+    all n. The mean of these K numbers is m, and their variance over K is that of clusters: copies add no evidence.
+    """
+    kept, place = np.unique(first, return_inverse=True)
+    if len(kept) == len(first):
+        return of
+    has = of.has.astype(np.float64)
+    copies, total = np.zeros((len(kept), of.values.shape[1])), np.zeros((len(kept), of.values.shape[1]))
+    np.add.at(copies, place, has)
+    np.add.at(total, place, np.where(of.has, of.values, 0.0))
+    there = copies > 0
+    own = np.divide(total, copies, out=np.full(total.shape, np.nan), where=there)
+    weight = there.sum(axis=0) * copies / np.maximum(has.sum(axis=0), 1)
+    values = np.where(there, of.turn_means + weight * (own - of.turn_means), np.nan)
+    return replace(of, values=values, samples=of.samples[kept])
 
 
 def both(measure: Measure, a: Sample, b: Sample) -> tuple[FloatArray, FloatArray]:

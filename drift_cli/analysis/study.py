@@ -82,7 +82,7 @@ def analyze(table: RunTable, options: Options | None = None) -> Study:
     _check(table, options)
     if options.turns is not None:
         table = table.window(*options.turns)
-    samples = [sample(table, cell) for cell in table.cells]
+    samples = [sample(table, cell, merge=options.test is not Test.PAIRED) for cell in table.cells]
     found = pairs(samples, options.against)
     baseline = options.against or next(iter(table.conditions), "")
     compared = _compared(found, table, baseline, options)

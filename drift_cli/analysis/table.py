@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.analysis.flags import Flags, Recital, flag_reply, recitals
+from drift_cli.analysis.replies import Replies
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.spec import Cell, Finish
 
@@ -64,6 +65,8 @@ class RunTable:
     """Whether sample s of every condition shared its random numbers, so that samples can be paired."""
     first: int = 1
     """Number of the first column's turn."""
+    replies: Replies | None = field(default=None, repr=False)
+    """What is known of the replies' texts; None where nothing is."""
 
     @classmethod
     def from_arrays(
@@ -127,6 +130,7 @@ class RunTable:
             finish=self.finish[:, part],
             planned=np.clip(self.planned - part.start, 0, part.stop - part.start),
             flags=self.flags.columns(part),
+            replies=None if self.replies is None else self.replies.columns(part),
             first=first,
         )
 
@@ -195,6 +199,7 @@ def _blank(run: Run, entry: AxisEntry, states: Sequence[RolloutState]) -> RunTab
         finish=np.full(shape, "", dtype=_FINISH),
         planned=planned,
         flags=Flags.none(shape),
+        replies=Replies.none(shape),
         common_noise=not run.manifest.spec.sampling.independent_noise,
     )
 
@@ -203,6 +208,8 @@ def _fill(table: RunTable, row: int, record: RolloutRecord, prompts: Sequence[Re
     """Write one rollout's finish reasons and flags into its row of the table."""
     for column, turn in enumerate(record.turns):
         table.finish[row, column] = turn.finish.value
+        if table.replies is not None:
+            table.replies.put(row, column, turn.text)
         for flag in flag_reply(turn.text, turn.finish, prompts):
             table.flags.of(flag)[row, column] = True
     if record.end is not None and record.end.finish == Finish.CONTEXT:

@@ -254,7 +254,7 @@ def find_reply(run: Run, text: str) -> tuple[Rollout, int]:
 
 
 def _lowest(picture: Picture, traced: Sequence[Rollout]) -> tuple[Rollout, int]:
-    """The traced reply with the lowest projection: where the model has drifted furthest."""
+    """The traced reply with the lowest projection."""
     import numpy as np
 
     table = picture.table

@@ -9,6 +9,11 @@ from drift_cli.display import Table
 from drift_cli.tables.words import MOST_ROWS, interval, number, p_value, ranges, with_error
 
 
+def all_turns(study: Study) -> list[Table]:
+    """Which turns differ, every turn of the conditions, and every turn of each pair."""
+    return [turn_pairs_table(study), turns_table(study.summary), *(pair_turns_table(pair, study.scope) for pair in study.turns[:MOST_ROWS])]
+
+
 def turn_pairs_table(study: Study, which: str = "") -> Table:
     """Which turns differ, a line per pair."""
     rows = []

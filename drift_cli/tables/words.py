@@ -40,7 +40,7 @@ def p_value(value: float | None) -> str:
 def with_error(p: float | None, error: float | None) -> str:
     """A p value with its Monte Carlo standard error, where it is resampled and the error can be seen."""
     shown = p_value(p)
-    return shown if error is None or p is None or error < 5e-5 else f"{shown} ± {p_value(error)}"
+    return shown if error is None or p is None or error < 1e-4 else f"{shown} ± {p_value(error)}"
 
 
 def interval(low: float | None, high: float | None, digits: int = 4) -> str:

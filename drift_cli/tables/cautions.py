@@ -1,0 +1,134 @@
+"""What limits the answer, in words, the most harmful first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from drift_cli.analysis.verdict import Answer, Judgement, Quality
+from drift_cli.tables.phrases import HARD, Namer, evidence, half_width, joined, namer, signed
+from drift_cli.tables.words import number
+
+
+def cautions(answer: Answer) -> Iterator[str]:
+    """What limits the answer, the most harmful first."""
+    several = len({(one.transcript, one.temperature) for one in answer.judgements}) > 1
+    name = namer(several)
+    yield from _incomplete(answer, name)
+    yield from _distinct(answer, name)
+    yield from _placebos(answer, name)
+    yield from _baseline(answer, name)
+    yield from _controls(answer)
+    yield from _counted(answer, name, "cut at the length limit", lambda q: q.cut)
+    yield from _at_first(answer, name)
+    yield from _length(answer, name)
+    yield from _counted(
+        answer, name, "flagged (empty, repeating themselves, reciting the prompt)", lambda q: q.flagged.suspect - q.flagged.context
+    )
+    yield from _counted(answer, name, "word for word an earlier reply of their rollout", lambda q: q.repeated)
+    yield from _counted(answer, name, "of one or two words", lambda q: q.near_empty)
+    yield from _counted(answer, name, "with marks of a chat template or role labels", lambda q: q.template)
+    yield from _noise(answer, name)
+
+
+def _incomplete(answer: Answer, name: Namer) -> Iterator[str]:
+    if not answer.finished:
+        planned, complete = (sum(getattr(one.quality, field) for one in answer.judgements) for field in ("planned", "complete"))
+        begun = sum(one.quality.begun for one in answer.judgements)
+        yield f"Unfinished: {complete} of {planned} rollouts are complete, {planned - begun} have not begun. All numbers will change."
+    for one in answer.judgements:
+        worst = None if one.level is None else one.level.worst
+        if one.level is not None and worst is not None:
+            early = f", {one.quality.context} rollouts out of context" if one.quality.context else ""
+            bounds = f"[{signed(worst.low)},{HARD}{signed(worst.high)}]"
+            tipping = (
+                "" if worst.tipping is None else f"; missing replies {number(worst.tipping, 2)} off the others at their turn would undo it"
+            )
+            yield (
+                f"{name(one)}: {100 * worst.share_a:.0f} % of its replies are missing ({100 * worst.share_b:.0f} % of {answer.baseline}'s){early}: "
+                f"at the worst its difference lies in {bounds}{tipping}."
+            )
+
+
+def _distinct(answer: Answer, name: Namer) -> Iterator[str]:
+    found = [
+        f"{name(one)} {one.quality.distinct} of {one.quality.begun}"
+        for one in answer.judgements
+        if one.quality.distinct < one.quality.begun
+    ]
+    if found:
+        yield f"Rollouts that are word for word the same count once: distinct are {joined(found)}."
+
+
+def _placebos(answer: Answer, name: Namer) -> Iterator[str]:
+    if not any(one.verdict is not None for one in answer.judgements):
+        return
+    if not answer.has_placebo:
+        yield "No condition is a placebo (as long a prompt that says nothing to the point), so what any prompt would do is not told apart."
+    for one in answer.judgements:
+        if one.placebo is not None and not one.placebo.starred and one.placebo.difference is not None:
+            yield f"{name(one)} is not shown to differ from {_other(one)}: {evidence(one.placebo)}."
+
+
+def _other(one: Judgement) -> str:
+    assert one.placebo is not None
+    return one.placebo.b if one.placebo.a == one.condition else one.placebo.a
+
+
+def _baseline(answer: Answer, name: Namer) -> Iterator[str]:
+    for base in answer.judgements:
+        others = [
+            one
+            for one in answer.judgements
+            if one.verdict is not None and (one.transcript, one.temperature) == (base.transcript, base.temperature)
+        ]
+        if base.verdict is None and others and not base.fell:
+            yield f"{name(base)} is not shown to fall from its own start: there was no drift to hold against."
+
+
+def _controls(answer: Answer) -> Iterator[str]:
+    for kind in dict.fromkeys(one.kind for one in answer.controls):
+        found = [
+            f"{one.a} {100 * one.smaller:.0f} % of {one.count}" for one in answer.controls if one.kind == kind and one.smaller is not None
+        ]
+        if found:
+            yield f"On {kind} control axes the difference is smaller than on this one for {joined(found)}."
+
+
+def _counted(answer: Answer, name: Namer, what: str, count: Callable[[Quality], int]) -> Iterator[str]:
+    found = [f"{name(one)} {count(one.quality)} of {one.quality.replies}" for one in answer.judgements if count(one.quality)]
+    if found:
+        yield f"Replies {what}: {joined(found)}."
+
+
+def _at_first(answer: Answer, name: Namer) -> Iterator[str]:
+    found = [
+        f"{name(one)} {signed(one.confounds.first)} of {signed(one.level.difference)}"
+        for one in answer.judgements
+        if one.confounds is not None and one.confounds.first is not None and one.level is not None and one.level.difference is not None
+    ]
+    if found:
+        yield f"There at turn {answer.first} already (a prompt's presence, not drift): {joined(found)}."
+
+
+def _length(answer: Answer, name: Namer) -> Iterator[str]:
+    found = [
+        f"{name(one)} {signed(c.adjusted)}{HARD}±{HARD}{half_width((c.adjusted_high - c.adjusted_low) / 2)}"
+        for one in answer.judgements
+        if (c := one.confounds) is not None and c.adjusted is not None and c.adjusted_low is not None and c.adjusted_high is not None
+    ]
+    for r in answer.correlations:
+        if r.length is not None:
+            position = "" if r.position is None else f", with position r{HARD}={HARD}{signed(r.position)}"
+            where = "" if len(answer.correlations) == 1 else f" ({r.transcript}, T{HARD}{r.temperature:g})"
+            at = f" At equal length the level differs by: {joined(found)}." if found and r is answer.correlations[0] else ""
+            yield f"Within turns{where} the projection goes with the reply's length (r{HARD}={HARD}{signed(r.length)}){position}.{at}"
+
+
+def _noise(answer: Answer, name: Namer) -> Iterator[str]:
+    found = [
+        f"{name(one)} r{HARD}={HARD}{signed(one.confounds.r)} (×{number(one.confounds.gain, 2)})"
+        for one in answer.judgements
+        if one.confounds is not None and one.confounds.r is not None
+    ]
+    if found:
+        yield f"Samples share their noise; what pairing would gain (--test paired): {joined(found)}."
