@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli import drift
+from plain_json import assert_plain
 from report_run import make_run, trace_run
 from scipy import stats
 from store_fixtures import manifest
 
+from drift_cli.analysis.breaks import _times, bimodal, breaks, newcombe
 from drift_cli.analysis.confounds import _adjusted, _Cell, _slope_parts
 from drift_cli.analysis.measures import Sample, merged
 from drift_cli.analysis.replies import Replies
 from drift_cli.analysis.results import Options
+from drift_cli.analysis.scale import PersonaScale
 from drift_cli.analysis.study import analyze
 from drift_cli.analysis.table import RunTable
 from drift_cli.analysis.verdict import Answer, Judgement, Verdict, answer
@@ -146,7 +149,7 @@ def test_what_limits_the_answer_is_said() -> None:
     table.projections[2, 9] = np.nan
     said = _said(_answer(table))
     assert "Unfinished: 21 of 24 rollouts are complete, 1 have not begun. All numbers will change." in said
-    assert "Replies flagged (empty, repeating themselves, reciting the prompt): baseline 3 of 105." in said
+    assert "Replies flagged (empty, repeating, reciting the prompt): baseline 3 of 105." in said
     assert "Replies cut at the length limit: firm 120 of 120." in said
     assert "firm: 0 % of its replies are missing (5 % of baseline's)" in said
     assert "at the worst its difference lies in [" in said
@@ -236,6 +239,72 @@ def test_the_jackknife_of_the_adjusted_difference_is_the_plain_one() -> None:
     left = np.array([estimate(np.delete(np.arange(12), row)) for row in range(12)])
     spread = sum(5 / 6 * ((part - part.mean()) ** 2).sum() for part in (left[:6], left[6:]))
     assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 10) * np.sqrt(spread))
+
+
+def test_a_rollout_is_broken_from_where_it_stays_below() -> None:
+    rows = np.array(
+        [
+            [1, 1, -1, -1, -1],  # from turn 3
+            [1, -1, -1, 1, 1],  # recovered
+            [1, 1, 1, 1, -1],  # one reply is no stay
+            [-1, -1, 1, -1, -1],  # recovered once, then broke at turn 4
+            [1, 1, -1, -1, np.nan],  # from turn 3, then ended
+            [1, 1, np.nan, np.nan, np.nan],  # ended before: censored at turn 2
+        ],
+        dtype=float,
+    )
+    times = _times(Sample(Cell("s", "a", 0.5), rows, np.arange(6), np.arange(1.0, 6)), 0.0)
+    assert times.broke.tolist() == [True, False, False, True, True, False]
+    assert times.at.tolist() == [3, 5, 5, 4, 3, 2]
+    assert times.recovered.tolist() == [False, True, False, True, False, False]
+
+
+def test_newcombes_interval_is_his_published_one() -> None:
+    # Newcombe 1998, table II: 56 of 70 against 48 of 80, method 10.
+    assert newcombe(56, 70, 48, 80, 0.95) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert newcombe(0, 10, 0, 10, 0.95) == pytest.approx((-0.2775, 0.2775), abs=5e-5)
+
+
+def test_break_rates_times_and_their_tests() -> None:
+    rng = np.random.default_rng(9)
+    paths = {name: 1.0 + rng.normal(0, 0.2, (16, TURNS)) for name in ("baseline", "firm")}
+    for row, turn in enumerate(range(2, 9)):
+        paths["baseline"][row, turn:] -= 3.0
+    paths["firm"][0, 6:] -= 3.0
+    paths["firm"][1, 7:] = np.nan
+    samples = [Sample(Cell("s", name, 0.5), values, np.arange(16), np.arange(1.0, TURNS + 1)) for name, values in paths.items()]
+    base, firm = breaks(samples, "baseline", 0.0, 0.95)
+    assert (base.broken, base.n, base.p, firm.broken, firm.n) == (7, 16, None, 1, 16)
+    assert firm.difference == pytest.approx(-6 / 16)
+    assert firm.p == pytest.approx(stats.boschloo_exact([[1, 7], [15, 9]]).pvalue)
+    times = [_times(of, 0.0) for of in samples]
+    censored = [stats.CensoredData(uncensored=one.at[one.broke], right=one.at[~one.broke]) for one in times]
+    assert firm.p_logrank == pytest.approx(stats.logrank(*censored).pvalue, rel=1e-6)
+    assert (base.median, firm.median) == (None, None)
+    (alone,) = breaks([replace(samples[0], values=samples[0].values[:10])], "baseline", 0.0, 0.95)
+    assert alone.median == 7.0  # 7 of 10 broke, at turns 3 to 9: the fifth at turn 7
+    assert_plain(firm)
+
+
+def test_two_groups_of_rollouts_are_warned_about_and_normal_ones_are_not() -> None:
+    rng = np.random.default_rng(10)
+    assert np.mean([bimodal(rng.normal(size=16)) for _ in range(2000)]) < 0.03
+    assert np.mean([bimodal(np.concatenate([rng.normal(size=8), rng.normal(8, 1, 8)])) for _ in range(200)]) > 0.9
+    assert np.mean([bimodal(np.concatenate([rng.normal(size=15), [9.0]])) for _ in range(200)]) > 0.9
+    table = _table({"baseline": _falling(4.0), "firm": _falling(1.0)})
+    table.projections[12:18] += 5
+    assert "Rollouts look like two groups, or one lies far out: firm." in _said(_answer(table))
+
+
+def test_breaks_stand_in_the_answer_where_a_threshold_is_known() -> None:
+    table = _table({"baseline": _falling(4.0), "firm": _falling(1.0)})
+    study = analyze(table, Options(resamples=199))
+    assert answer(table, study).breaks == ()
+    found = answer(table, study, scale=PersonaScale(0.0, 2.0))
+    assert "Rollouts that break (below 1.00, the personas' midpoint, to the end): baseline 12 of 12, firm 0 of 12 (p < .0001)." in _said(
+        found
+    )
+    assert answer(table, study, scale=PersonaScale(0.0, 2.0), break_at=0.5).breaks[0].threshold == 0.5
 
 
 def test_the_seeds_answer(seed_data: Path) -> None:

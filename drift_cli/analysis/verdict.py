@@ -22,11 +22,13 @@ from enum import StrEnum
 import numpy as np
 from scipy import stats
 
+from drift_cli.analysis.breaks import Breaks, breaks
 from drift_cli.analysis.confounds import Confounds, Correlations, confounds, correlations
 from drift_cli.analysis.controls import Standing
-from drift_cli.analysis.flags import FlagCounts
 from drift_cli.analysis.measures import Sample, sample
+from drift_cli.analysis.quality import Quality, quality
 from drift_cli.analysis.results import Comparison, Measure
+from drift_cli.analysis.scale import PersonaScale
 from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import Group, RunTable
@@ -58,27 +60,6 @@ class Estimate:
     def half(self) -> float | None:
         """Half the interval's width."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quality:
-    """What is known of a cell's replies and rollouts that limits what it says."""
-
-    planned: int
-    begun: int
-    complete: int
-    context: int
-    """Rollouts that ended for want of context."""
-    distinct: int
-    """Begun rollouts that are not word for word another one."""
-    replies: int
-    cut: int
-    """Replies cut at the length limit."""
-    repeated: int
-    """Replies that are word for word an earlier one of their rollout."""
-    near_empty: int
-    template: int
-    flagged: FlagCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +108,27 @@ class Answer:
     """The first turn that counts."""
     controls: tuple[Standing, ...] = ()
     """The baseline's differences among those on control axes, where the run has some."""
+    scale: PersonaScale | None = None
+    """Where the axis knows its personas."""
+    breaks: tuple[Breaks, ...] = ()
+    """Rollouts that break, where there is a threshold."""
 
 
 _Key = tuple[str, str, float, Measure]
 """Condition, transcript, temperature, measure."""
 
 
-def answer(table: RunTable, study: Study, controls: Sequence[Standing] = ()) -> Answer:
-    """Judge every condition of a study of this table."""
+def answer(
+    table: RunTable, study: Study, controls: Sequence[Standing] = (), scale: PersonaScale | None = None, break_at: float | None = None
+) -> Answer:
+    """Judge every condition of a study of this table.
+
+    Args:
+        table, study: the rollouts, and what `analyze` made of them.
+        controls: where the differences stand among those on control axes.
+        scale: of the axis, if it knows its personas.
+        break_at: below which projection a rollout is broken, in axis units (None: the scale's midpoint).
+    """
     options = study.options
     if options.turns is not None:
         table = table.window(*options.turns)
@@ -156,7 +150,18 @@ def answer(table: RunTable, study: Study, controls: Sequence[Standing] = ()) -> 
         scope=study.scope,
         first=study.first,
         controls=tuple(one for one in controls if one.b == study.baseline),
+        scale=scale,
+        breaks=_breaks(table, study, break_at if break_at is not None or scale is None else scale.midpoint),
     )
+
+
+def _breaks(table: RunTable, study: Study, threshold: float | None) -> tuple[Breaks, ...]:
+    if threshold is None:
+        return ()
+    groups = [
+        [sample(table, cell, merge=False) for cell in table.cells if (cell.transcript, cell.temperature) == group] for group in table.groups
+    ]
+    return tuple(row for group in groups for row in breaks(group, study.baseline, threshold, study.options.level))
 
 
 @dataclass(frozen=True)
@@ -203,7 +208,7 @@ def _judge(of: _Group, cell: Cell) -> Judgement:
         verdict=verdict,
         placebo=_placebo(of.study, cell),
         confounds=of.confounds.get(cell.condition),
-        quality=_quality(of.table, cell, mine.started),
+        quality=quality(of.table, cell, mine),
     )
 
 
@@ -281,27 +286,3 @@ def _placebo(study: Study, cell: Cell) -> Comparison | None:
     wanted = (cell.transcript, cell.temperature, study.options.primary)
     mine = (row for row in rows if cell.condition in (row.a, row.b) and (row.transcript, row.temperature, row.measure) == wanted)
     return next((row for row in mine if not names.isdisjoint((row.a, row.b))), None)
-
-
-def _quality(table: RunTable, cell: Cell, distinct: int) -> Quality:
-    rows = table.rows(cell)
-    turns, planned = table.turns[rows], table.planned[rows]
-    there = np.isfinite(table.projections[rows])
-    replies = table.replies
-
-    def count(mask: np.ndarray[tuple[int, int], np.dtype[np.bool_]]) -> int:
-        return int((mask[rows] & there).sum())
-
-    return Quality(
-        planned=int(rows.sum()),
-        begun=int((turns > 0).sum()),
-        complete=int(((turns == planned) & (planned > 0)).sum()),
-        context=int(table.flags.context[rows].any(axis=1).sum()),
-        distinct=distinct,
-        replies=int(there.sum()),
-        cut=count(table.flags.length),
-        repeated=0 if replies is None else count(replies.repeated),
-        near_empty=0 if replies is None else count(replies.near_empty),
-        template=0 if replies is None else count(replies.template),
-        flagged=table.flags.rows(rows).counts(),
-    )

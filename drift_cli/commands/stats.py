@@ -42,6 +42,9 @@ def stats(
     flagged: Annotated[str, typer.Option(help="Suspect replies: include, exclude or both.")] = "both",
     turns: Annotated[str | None, typer.Option(help="Only these turns count, such as 1-14 (default: all).", show_default=False)] = None,
     primary: Annotated[str, typer.Option(help="The measure that carries the verdict: mean, change, slope or thirds.")] = "mean",
+    break_at: Annotated[
+        float | None, typer.Option(help="A rollout is broken below this projection (default: the personas' midpoint).", show_default=False)
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Show all tables and cautions, not only the answer.")] = False,
     measures: Annotated[bool, typer.Option("--measures", help="Also show the differences on every measure.")] = False,
     per_turn: Annotated[
@@ -87,7 +90,7 @@ def stats(
     widths = _widths(half_width or [], power)
     opened = open_run(store, run)
     table = load(opened, axis)
-    result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened)
+    result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened, break_at)
     _show(make_display(display, as_json), result, written, output, Wanted(full, measures, per_turn))
 
 
@@ -114,7 +117,8 @@ class Result:
     """The first study's verdict; not beside power."""
 
 
-def _study(table: RunTable, options: Options, wanted: str, run: Run) -> Result:
+def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: float | None) -> Result:
+    from drift_cli.analysis.scale import persona_scale
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.verdict import answer
 
@@ -122,7 +126,8 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run) -> Result:
     studies = {name: analyze(chosen, options) for name, chosen in tables.items()}
     first = next(iter(tables.values()))
     controls = among_controls(run, first, options)
-    return Result(studies, remark, controls, answer=answer(first, next(iter(studies.values())), controls))
+    said = answer(first, next(iter(studies.values())), controls, persona_scale(run, first), break_at)
+    return Result(studies, remark, controls, answer=said)
 
 
 def among_controls(run: Run, table: RunTable, options: Options) -> Sequence[Standing]:
@@ -207,6 +212,7 @@ def _text(result: Result, format_: Format, wanted: Wanted) -> str:
 
 def _shown(result: Result, wanted: Wanted) -> list[Table]:
     from drift_cli.tables.answer import verdict_table
+    from drift_cli.tables.breaks import breaks_table
     from drift_cli.tables.power import power_tables
     from drift_cli.tables.study import controls_table, study_tables
 
@@ -216,6 +222,8 @@ def _shown(result: Result, wanted: Wanted) -> list[Table]:
     for name, study in result.studies.items():
         which = " (without suspect replies)" if name == "exclude" else ""
         tables += study_tables(study, turns=wanted.turns and study is _first(result), which=which)
+    if result.answer is not None and result.answer.breaks:
+        tables.append(breaks_table(result.answer.breaks, _first(result).options.level, _first(result).scope))
     return tables + ([controls_table(result.controls, _first(result).scope)] if result.controls else [])
 
 

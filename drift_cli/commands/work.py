@@ -291,6 +291,7 @@ class Part:
 
 def said_of(run: Run) -> list[str]:
     """The verdict on a run that is done, in a sentence per condition; nothing for a run without an axis of its own, or with nothing to compare."""
+    from drift_cli.analysis.scale import persona_scale
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.table import load
     from drift_cli.analysis.verdict import answer
@@ -299,7 +300,7 @@ def said_of(run: Run) -> list[str]:
     if len(run.manifest.axes) + len(run.manifest.measured) != 1 or len(run.manifest.conditions) < 2:
         return []
     table = load(run)
-    return plain_sentences(answer(table, analyze(table)))
+    return plain_sentences(answer(table, analyze(table), scale=persona_scale(run, table)))
 
 
 def why(settings: Settings) -> str:

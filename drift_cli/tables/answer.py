@@ -27,7 +27,7 @@ def lines(answer: Answer, width: int) -> list[str]:
     head = _wrapped(_title(answer), width)
     said = [line for sentence in sentences(answer, brief=True) for line in _wrapped(sentence, width)]
     table = table_lines(answer, width)
-    end = [line for text in (answer.scope, _more(answer)) for line in _wrapped(text, width)]
+    end = [line for text in (answer.scope.replace("intervals and p values cover ", ""), _MORE) for line in _wrapped(text, width)]
     room = LINES - len(head) - len(table) - len(end) - 2
     said = _fitted(said, max(room - 2, 2))
     return [*head, *said, "", *table, "", *_fitted_cautions(list(cautions(answer)), room - len(said), width), *end]
@@ -57,9 +57,7 @@ def _title(answer: Answer) -> str:
     return f"Run {answer.run}{state}: projection on {answer.axis}{layer}. Primary: {measure}, against {answer.baseline}."
 
 
-def _more(answer: Answer) -> str:
-    cautions = "--full: all tables and cautions. --measures, --turns-table: parts of them. --json: everything."
-    return f"{cautions} Rules: docs/statistics.md."
+_MORE = "--full: everything. --measures, --turns-table: parts of it. --json. Rules: docs/statistics.md"
 
 
 def sentences(answer: Answer, *, brief: bool = False) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from drift_cli.analysis.verdict import Answer, Judgement, Quality
-from drift_cli.tables.phrases import HARD, Namer, evidence, half_width, joined, namer, signed
+from drift_cli.analysis.quality import Quality
+from drift_cli.analysis.verdict import Answer, Judgement
+from drift_cli.tables.phrases import HARD, Namer, evidence, half_width, joined, namer, p_words, signed
 from drift_cli.tables.words import number
 
 
@@ -17,13 +18,13 @@ def cautions(answer: Answer) -> Iterator[str]:
     yield from _distinct(answer, name)
     yield from _placebos(answer, name)
     yield from _baseline(answer, name)
-    yield from _controls(answer)
     yield from _counted(answer, name, "cut at the length limit", lambda q: q.cut)
     yield from _at_first(answer, name)
     yield from _length(answer, name)
-    yield from _counted(
-        answer, name, "flagged (empty, repeating themselves, reciting the prompt)", lambda q: q.flagged.suspect - q.flagged.context
-    )
+    yield from _controls(answer)
+    yield from _broken(answer)
+    yield from _groups(answer, name)
+    yield from _counted(answer, name, "flagged (empty, repeating, reciting the prompt)", lambda q: q.flagged.suspect - q.flagged.context)
     yield from _counted(answer, name, "word for word an earlier reply of their rollout", lambda q: q.repeated)
     yield from _counted(answer, name, "of one or two words", lambda q: q.near_empty)
     yield from _counted(answer, name, "with marks of a chat template or role labels", lambda q: q.template)
@@ -63,7 +64,7 @@ def _placebos(answer: Answer, name: Namer) -> Iterator[str]:
     if not any(one.verdict is not None for one in answer.judgements):
         return
     if not answer.has_placebo:
-        yield "No condition is a placebo (as long a prompt that says nothing to the point), so what any prompt would do is not told apart."
+        yield "No condition is a placebo: what any prompt of this length would do is not told apart."
     for one in answer.judgements:
         if one.placebo is not None and not one.placebo.starred and one.placebo.difference is not None:
             yield f"{name(one)} is not shown to differ from {_other(one)}: {evidence(one.placebo)}."
@@ -94,6 +95,26 @@ def _controls(answer: Answer) -> Iterator[str]:
             yield f"On {kind} control axes the difference is smaller than on this one for {joined(found)}."
 
 
+def _broken(answer: Answer) -> Iterator[str]:
+    if not any(row.broken for row in answer.breaks):
+        return
+    several = len({(row.transcript, row.temperature) for row in answer.breaks}) > 1
+    found = []
+    for row in answer.breaks:
+        where = f" ({row.transcript}, T{HARD}{row.temperature:g})" if several else ""
+        p = "" if row.p_adjusted is None else f" (p{HARD}{p_words(row.p_adjusted)})"
+        found.append(f"{row.condition}{where} {row.broken} of {row.n}{p}")
+    threshold = answer.breaks[0].threshold
+    midpoint = ", the personas' midpoint," if answer.scale is not None and threshold == answer.scale.midpoint else ""
+    yield f"Rollouts that break (below {number(threshold, 2)}{midpoint} to the end): {joined(found)}."
+
+
+def _groups(answer: Answer, name: Namer) -> Iterator[str]:
+    groups = [name(one) for one in answer.judgements if one.quality.two_groups]
+    if groups:
+        yield f"Rollouts look like two groups, or one lies far out: {joined(groups)}. Tests of means can be wrong there at few rollouts."
+
+
 def _counted(answer: Answer, name: Namer, what: str, count: Callable[[Quality], int]) -> Iterator[str]:
     found = [f"{name(one)} {count(one.quality)} of {one.quality.replies}" for one in answer.judgements if count(one.quality)]
     if found:
@@ -120,8 +141,8 @@ def _length(answer: Answer, name: Namer) -> Iterator[str]:
         if r.length is not None:
             position = "" if r.position is None else f", with position r{HARD}={HARD}{signed(r.position)}"
             where = "" if len(answer.correlations) == 1 else f" ({r.transcript}, T{HARD}{r.temperature:g})"
-            at = f" At equal length the level differs by: {joined(found)}." if found and r is answer.correlations[0] else ""
-            yield f"Within turns{where} the projection goes with the reply's length (r{HARD}={HARD}{signed(r.length)}){position}.{at}"
+            at = f" At equal length the level differs by {joined(found)}." if found and r is answer.correlations[0] else ""
+            yield f"Within turns{where} the projection goes with reply length r{HARD}={HARD}{signed(r.length)}{position}.{at}"
 
 
 def _noise(answer: Answer, name: Namer) -> Iterator[str]:
