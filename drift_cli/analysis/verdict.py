@@ -22,6 +22,7 @@ from enum import StrEnum
 import numpy as np
 from scipy import stats
 
+from drift_cli.analysis.axis_error import AxisError
 from drift_cli.analysis.breaks import Breaks, breaks
 from drift_cli.analysis.confounds import Confounds, Correlations, confounds, correlations
 from drift_cli.analysis.controls import Standing
@@ -79,6 +80,8 @@ class Judgement:
     sank: float | None
     """One-sided p that it fell by more than the margin."""
     level: Comparison | None
+    units: float | None
+    """The difference in level in persona units (0: the other personas, 1: the assistant's), where the axis knows its personas."""
     drift: Comparison | None
     verdict: Verdict | None
     placebo: Comparison | None
@@ -112,6 +115,8 @@ class Answer:
     """Where the axis knows its personas."""
     breaks: tuple[Breaks, ...] = ()
     """Rollouts that break, where there is a threshold."""
+    axis_errors: tuple[AxisError, ...] = ()
+    """What the axis's own uncertainty adds to the intervals, where it can be known."""
 
 
 _Key = tuple[str, str, float, Measure]
@@ -119,7 +124,12 @@ _Key = tuple[str, str, float, Measure]
 
 
 def answer(
-    table: RunTable, study: Study, controls: Sequence[Standing] = (), scale: PersonaScale | None = None, break_at: float | None = None
+    table: RunTable,
+    study: Study,
+    controls: Sequence[Standing] = (),
+    scale: PersonaScale | None = None,
+    break_at: float | None = None,
+    axis_errors: Sequence[AxisError] = (),
 ) -> Answer:
     """Judge every condition of a study of this table.
 
@@ -128,12 +138,13 @@ def answer(
         controls: where the differences stand among those on control axes.
         scale: of the axis, if it knows its personas.
         break_at: below which projection a rollout is broken, in axis units (None: the scale's midpoint).
+        axis_errors: what the axis's own uncertainty adds.
     """
     options = study.options
     if options.turns is not None:
         table = table.window(*options.turns)
     known = _index(study)
-    judgements = [one for group in table.groups for one in _group(table, study, group, known)]
+    judgements = [one for group in table.groups for one in _group(table, study, group, known, scale)]
     begun = [one.quality for one in judgements]
     return Answer(
         run=table.run_id,
@@ -151,6 +162,7 @@ def answer(
         first=study.first,
         controls=tuple(one for one in controls if one.b == study.baseline),
         scale=scale,
+        axis_errors=tuple(axis_errors),
         breaks=_breaks(table, study, break_at if break_at is not None or scale is None else scale.midpoint),
     )
 
@@ -174,13 +186,14 @@ class _Group:
     samples: dict[Cell, Sample]
     base: Cell | None
     confounds: dict[str, Confounds]
+    scale: PersonaScale | None
 
 
-def _group(table: RunTable, study: Study, group: Group, known: dict[_Key, Comparison]) -> list[Judgement]:
+def _group(table: RunTable, study: Study, group: Group, known: dict[_Key, Comparison], scale: PersonaScale | None) -> list[Judgement]:
     cells = [cell for cell in table.cells if (cell.transcript, cell.temperature) == group]
     base = next((cell for cell in cells if cell.condition == study.baseline), None)
     found = {one.a: one for one in confounds(table, group, study.baseline, study.options.level)}
-    of = _Group(table, study, known, {cell: sample(table, cell) for cell in cells}, base, found)
+    of = _Group(table, study, known, {cell: sample(table, cell) for cell in cells}, base, found, scale)
     return [_judge(of, cell) for cell in sorted(cells, key=lambda cell: cell is not base)]
 
 
@@ -204,6 +217,7 @@ def _judge(of: _Group, cell: Cell) -> Judgement:
         stayed=stayed,
         sank=sank,
         level=mean,
+        units=None if of.scale is None or mean is None or mean.difference is None else of.scale.units(mean.difference),
         drift=drift,
         verdict=verdict,
         placebo=_placebo(of.study, cell),

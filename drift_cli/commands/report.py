@@ -59,6 +59,7 @@ def write(picture: Picture, output: Path | None) -> Path:
 
 def gather(picture: Picture) -> Contents:
     """Everything the report says of a run."""
+    from drift_cli.analysis.axis_error import axis_errors
     from drift_cli.analysis.scale import persona_scale
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.tokens import load_traces
@@ -86,7 +87,7 @@ def gather(picture: Picture) -> Contents:
         traces=load_traces(run, table),
         references=references(run, table, picture.reference) or {},
         verdict=verdict(
-            answer(table, study, controls, persona_scale(run, table)),
+            answer(table, study, controls, persona_scale(run, table), axis_errors=axis_errors(run, table, study)),
             () if model is None or model.note is None else (f"{run.manifest.spec.model}: {model.note}.",),
         ),
         tables=short,

@@ -118,6 +118,7 @@ class Result:
 
 
 def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: float | None) -> Result:
+    from drift_cli.analysis.axis_error import axis_errors
     from drift_cli.analysis.scale import persona_scale
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.verdict import answer
@@ -126,7 +127,8 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: f
     studies = {name: analyze(chosen, options) for name, chosen in tables.items()}
     first = next(iter(tables.values()))
     controls = among_controls(run, first, options)
-    said = answer(first, next(iter(studies.values())), controls, persona_scale(run, first), break_at)
+    study = next(iter(studies.values()))
+    said = answer(first, study, controls, persona_scale(run, first), break_at, axis_errors(run, first, study))
     return Result(studies, remark, controls, answer=said)
 
 

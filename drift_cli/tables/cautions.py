@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from drift_cli.analysis.quality import Quality
-from drift_cli.analysis.verdict import Answer, Judgement
-from drift_cli.tables.phrases import HARD, Namer, evidence, half_width, joined, namer, p_words, signed
+from drift_cli.analysis.results import Measure
+from drift_cli.analysis.verdict import Answer
+from drift_cli.tables.phrases import HARD, Namer, evidence, half_width, joined, namer, p_words, signed, turned
 from drift_cli.tables.words import number
 
 
@@ -21,6 +22,7 @@ def cautions(answer: Answer) -> Iterator[str]:
     yield from _counted(answer, name, "cut at the length limit", lambda q: q.cut)
     yield from _at_first(answer, name)
     yield from _length(answer, name)
+    yield from _axis(answer, name)
     yield from _controls(answer)
     yield from _broken(answer)
     yield from _groups(answer, name)
@@ -67,12 +69,8 @@ def _placebos(answer: Answer, name: Namer) -> Iterator[str]:
         yield "No condition is a placebo: what any prompt of this length would do is not told apart."
     for one in answer.judgements:
         if one.placebo is not None and not one.placebo.starred and one.placebo.difference is not None:
-            yield f"{name(one)} is not shown to differ from {_other(one)}: {evidence(one.placebo)}."
-
-
-def _other(one: Judgement) -> str:
-    assert one.placebo is not None
-    return one.placebo.b if one.placebo.a == one.condition else one.placebo.a
+            row = one.placebo if one.placebo.a == one.condition else turned(one.placebo)
+            yield f"{name(one)} is not shown to differ from {row.b}: {evidence(row)}."
 
 
 def _baseline(answer: Answer, name: Namer) -> Iterator[str]:
@@ -84,6 +82,20 @@ def _baseline(answer: Answer, name: Namer) -> Iterator[str]:
         ]
         if base.verdict is None and others and not base.fell:
             yield f"{name(base)} is not shown to fall from its own start: there was no drift to hold against."
+
+
+def _axis(answer: Answer, name: Namer) -> Iterator[str]:
+    several = len({(one.transcript, one.temperature) for one in answer.axis_errors}) > 1
+    found = []
+    for one in answer.axis_errors:
+        if one.measure is Measure.MEAN:
+            where = f" ({one.transcript}, T{HARD}{one.temperature:g})" if several else ""
+            found.append(f"{one.condition}{where} {signed((one.low + one.high) / 2)}{HARD}±{HARD}{half_width((one.high - one.low) / 2)}")
+    if found:
+        yield f"With the axis's own uncertainty ({answer.axis_errors[0].personas} personas drawn again) the level differs by {joined(found)}."
+    units = [f"{name(one)} {signed(one.units)}" for one in answer.judgements if one.units is not None]
+    if units:
+        yield f"In persona units (the other personas 0, the assistant 1) the level differs by {joined(units)}."
 
 
 def _controls(answer: Answer) -> Iterator[str]:
@@ -146,10 +158,10 @@ def _length(answer: Answer, name: Namer) -> Iterator[str]:
 
 
 def _noise(answer: Answer, name: Namer) -> Iterator[str]:
-    found = [
-        f"{name(one)} r{HARD}={HARD}{signed(one.confounds.r)} (×{number(one.confounds.gain, 2)})"
-        for one in answer.judgements
-        if one.confounds is not None and one.confounds.r is not None
-    ]
+    shared = [one for one in answer.judgements if one.confounds is not None and one.confounds.r is not None]
+    found = [f"{name(one)} r{HARD}={HARD}{signed(one.confounds.r)} (×{number(one.confounds.gain, 2)})" for one in shared if one.confounds]
     if found:
-        yield f"Samples share their noise; what pairing would gain (--test paired): {joined(found)}."
+        yield f"Samples share their noise; variance without pairing, over that with it (--test paired): {joined(found)}."
+    against = [name(one) for one in shared if one.confounds and (one.confounds.r or 0.0) < -0.1]
+    if against:
+        yield f"The noise goes against the baseline's for {joined(against)}: unpaired intervals are too narrow there; use --test paired."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from drift_cli.analysis.results import Comparison
 from drift_cli.analysis.verdict import Judgement
@@ -28,6 +29,12 @@ def evidence(row: Comparison) -> str:
     interval = "" if half is None else f"{HARD}±{HARD}{half_width(half)}"
     p = why(row) if row.p is None else f", p{HARD}{p_words(row.p_adjusted)}"
     return f"{signed(row.difference)}{interval}{p}"
+
+
+def turned(row: Comparison) -> Comparison:
+    """The same comparison as b minus a: its difference and interval."""
+    negative = {name: None if (value := getattr(row, name)) is None else -value for name in ("difference", "low", "high")}
+    return replace(row, a=row.b, b=row.a, difference=negative["difference"], low=negative["high"], high=negative["low"])
 
 
 def p_words(value: float | None) -> str:
