@@ -244,7 +244,7 @@ CASES = (
     ),
     Case("band of one curve", "16", one_curve, family=True),
     Case("turns, paired", "3 conditions of 16, SD 1 to 2", paired_turns, family=True),
-    Case(PERMUTED, "16 + 16, SD 2 : 1", permutations(WIDE, E), family=True, sound=False, draws=1500),
+    Case(PERMUTED, "16 + 16, SD 3 : 1", permutations(WIDER, E), family=True, sound=False, draws=1500),
     Case(PERMUTED, "8 + 32, SD 2 : 1", permutations(Shape(8, 2.0), Shape(32)), family=True, sound=False, draws=1000),
     Case(PERMUTED, "4 conditions of 16", permutations(E, E, E, E), family=True, sound=False, draws=500),
     Case("Welch on means", "16 + 16, equal", means(lambda a, b: tests.welch(a, b, LEVEL), E, E)),

@@ -94,7 +94,7 @@ def test_controls_are_projected_from_the_runs_stored_residuals_and_stats_shows_t
     )
     assert "controls" not in drift("stats", "--json", "--resamples", "99").json
     said = drift("measure", "--controls", "5", "--json").json
-    assert [(s["kind"], s["count"]) for s in said["controls"]] == [("random", 5), ("shuffled", 5)]
+    assert [(s["kind"], s["count"]) for s in said["controls"]] == [("random", 5), ("shuffled", 5), ("covariance", 5)]
     assert drift("stats", "--json", "--resamples", "99").json["controls"] == said["controls"]
     assert "Is it this axis, or any axis?" in drift("stats", "--full", "--resamples", "99").out
     assert (
@@ -154,6 +154,21 @@ def test_the_axis_s_own_uncertainty_widens_the_intervals() -> None:
     said = drift("stats", "--full", "--resamples", "99").out
     assert "With the axis's own uncertainty (" in said
     assert "In persona units (the other personas 0, the assistant 1)" in said
+
+
+def test_covariance_axes_lie_where_the_replies_vary() -> None:
+    rng = np.random.default_rng(0)
+    sample = rng.normal(size=(300, 192)) * np.r_[np.full(3, 20.0), np.ones(189)] + 7
+    found = controls.make(demo_axis(), 4, 400, activations=sample)
+    share = (found.covariance[:, :3] ** 2).sum(axis=1)
+    assert np.allclose(np.linalg.norm(found.covariance, axis=1), 1, atol=1e-6)
+    assert share.mean() > 0.7
+    assert (found.random[:, :3] ** 2).sum(axis=1).mean() == pytest.approx(3 / 192, rel=0.2)
+    path = Path("controls.safetensors")
+    controls.save(found, path)
+    assert np.array_equal(controls.load(path).covariance, found.covariance)
+    controls.save(replace(found, covariance=None), path)  # as earlier versions wrote it
+    assert list(controls.load(path).kinds) == ["random", "shuffled"]
 
 
 def test_resampled_axes_are_drawn_within_each_side() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ class Replies:
         """Some turns only."""
         return Replies(self.words[:, part], self.same[:, part], self.template[:, part])
 
-    @property
+    @cached_property
     def repeated(self) -> NDArray[np.bool_]:
         """(R, T): replies that are word for word an earlier one of their rollout."""
         found = np.zeros(self.same.shape, dtype=np.bool_)

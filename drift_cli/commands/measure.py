@@ -102,7 +102,8 @@ def _controls(display: Display, run: Run, name: str | None, count: int) -> None:
             mend="Control axes need them: generate with --layers all, or with that layer.",
         )
     axis = load(run.paths.axis(entry.name))
-    controls.save(controls.make(axis, entry.layer, count), run.paths.controls(entry.name))
+    drawn_from = controls.activations(run, entry.layer, width=axis.width)
+    controls.save(controls.make(axis, entry.layer, count, activations=drawn_from), run.paths.controls(entry.name))
     table = load_table(run, entry.name)
     found = among_controls(run, table, Options())
     notes = [] if axis.means is not None else [f"axis {axis.name} does not know its personas: no shuffled ones"]

@@ -64,5 +64,8 @@ def controls_table(found: Sequence[Standing], scope: str) -> Table:
         share = "—" if s.smaller is None else f"{100 * s.smaller:.1f} %"
         rows.append([f"{s.a} − {s.b}", f"{s.transcript}, T{s.temperature:g}", f"{s.count} {s.kind}", *effects, share])
     heads = ["difference", "where", "control axes", "g on this axis>", "median |g|>", "largest |g|>", "smaller than here>"]
-    said = "random: unit vectors from the whole sphere; shuffled: made as the axis was, of personas whose labels were shuffled"
+    said = (
+        "random: unit vectors from the whole sphere; shuffled: made as the axis was, of personas whose labels were shuffled; "
+        "covariance: drawn from that of the run's own replies"
+    )
     return Table("Is it this axis, or any axis?", heads, rows, [said, scope])
