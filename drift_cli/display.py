@@ -149,6 +149,17 @@ class Display:
         self._line(self.out, inert(text))
 
     @property
+    def width(self) -> int:
+        """Columns of a result that is wrapped: the terminal's, or COLUMNS, or 100 through a pipe."""
+        return (
+            int(os.environ["COLUMNS"])
+            if os.environ.get("COLUMNS", "").isdigit()
+            else self.console(self.out).width
+            if self.out.isatty()
+            else 100
+        )
+
+    @property
     def unread(self) -> bool:
         """Whether nobody reads results any more."""
         return cast(Lasting, self.out).lost
@@ -171,27 +182,59 @@ class Display:
         return Console(file=stream, highlight=False, markup=False, emoji=False, soft_wrap=False)
 
     def _table(self, table: Table) -> None:
-        """Title, rows and notes as text; in a pipe as wide as it needs to be, without escape codes."""
-        from rich import box
-        from rich.table import Table as RichTable
+        """Title, rows and notes as text, without escape codes in a pipe; a table that is too wide goes on below in its other columns."""
         from rich.text import Text
 
-        headed = any(table.heads)
-        made = RichTable(box=box.SIMPLE_HEAD if headed else None, show_header=headed, pad_edge=headed)
-        for head in table.heads:
-            made.add_column(Text(head.rstrip(">")), justify="right" if head.endswith(">") else "left", overflow="fold")
-        for row in table.rows:
-            made.add_row(*(Text(inert(cell)) for cell in row))
         console = self.console(self.out)
         if not console.is_terminal:
-            console.width = PIPE_WIDTH
+            console.width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else PIPE_WIDTH
         with console.capture() as captured:
             console.print(Text(inert(table.title), style="bold"), soft_wrap=True)
             if table.rows:
-                console.print(made)
+                for columns in _parts(table, console.width):
+                    console.print(_grid(table, columns))
         lines = captured.get().splitlines()
         lines += [f"  {inert(line)}" for line in table.notes]
         self._write(self.out, "\n".join(line.rstrip() for line in lines) + "\n\n")
+
+
+_FOLDED = 16
+"""Characters that a column of names keeps at least; numbers are never folded."""
+
+
+def _least(table: Table, place: int) -> int:
+    """Columns that a table's column needs: its longest number in whole; of names, `_FOLDED` characters."""
+    cells = [table.heads[place].rstrip(">"), *(row[place] for row in table.rows)]
+    words = max((len(word) for cell in cells for word in inert(cell).split()), default=1)
+    return words if table.heads[place].endswith(">") else min(words, _FOLDED)
+
+
+def _parts(table: Table, width: int) -> list[list[int]]:
+    """The columns by place, in as many grids as it takes to fit the width; the first column stands in each."""
+    least = [_least(table, place) + 2 for place in range(len(table.heads))]
+    parts = [[0]]
+    for place in range(1, len(least)):
+        if len(parts[-1]) > 1 and sum(least[one] for one in parts[-1]) + least[place] > width:
+            parts.append([0])
+        parts[-1].append(place)
+    return parts
+
+
+def _grid(table: Table, columns: Sequence[int]) -> Any:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    headed = any(table.heads)
+    made = RichTable(box=box.SIMPLE_HEAD if headed else None, show_header=headed, pad_edge=headed)
+    for place in columns:
+        head, right = table.heads[place].rstrip(">"), table.heads[place].endswith(">")
+        made.add_column(
+            Text(head), justify="right" if right else "left", overflow="fold", min_width=_least(table, place) if right else None
+        )
+    for row in table.rows:
+        made.add_row(*(Text(inert(row[place])) for place in columns))
+    return made
 
 
 class Progress:

@@ -123,10 +123,10 @@ def test_default_is_the_sample_standard_deviation():
     assert (summary.ddof, summary.cells[0].sd) == (1, pytest.approx(math.sqrt(2)))
 
 
-def test_rollout_that_ended_early_counts_by_its_own_turns_and_is_noted():
+def test_a_rollout_that_ended_early_counts_at_the_turns_it_has_and_is_noted():
     cell = summarize(_table(a=np.array([[1.0, 3.0], [5.0, np.nan], [np.nan, np.nan]]))).cells[0]
     assert (cell.planned, cell.n, cell.early, cell.replies) == (3, 2, 1, 3)
-    assert (cell.mean, cell.grand_mean) == (3.5, 3.0)
+    assert (cell.mean, cell.grand_mean) == (3.0, 3.0)  # turn 2, which one rollout has, does not count
     assert [turn.n for turn in cell.turns] == [2, 1]
     assert "1 of 2 rollouts lack turns" in (cell.note or "")
     assert_plain(cell)

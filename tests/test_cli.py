@@ -70,7 +70,7 @@ def test_an_experiment_from_end_to_end() -> None:
     stats = drift("stats", "--json").json
     assert {c["condition"] for c in stats["summary"]["cells"]} == {"baseline", "simple", "complex", "placebo"}
     assert len(stats["comparisons"]) == 6
-    table = drift("stats").out
+    table = drift("stats", "--full").out
     assert "simple − baseline" in table
     assert "NaN" not in table.replace("nan", "NaN")
     files = drift("plot", "--json").json["files"]

@@ -79,7 +79,8 @@ def _the_planted_ordering_is_found_with_intervals_apart(observed: Observed) -> N
     cells = {cell["condition"]: cell for cell in observed.document["summary"]["cells"]}
     for lower, higher in combinations(("baseline", "simple", "complex"), 2):
         assert cells[lower]["high"] < cells[higher]["low"]
-        assert observed.comparison(higher, lower)["p_adjusted"] < 0.001
+        assert observed.comparison(higher, lower)["p"] < 0.0005
+        assert observed.comparison(higher, lower)["p_adjusted"] <= 0.001  # the least that 999 draws can give
 
 
 def _a_prompt_as_long_and_about_nothing_does_nothing(observed: Observed) -> None:

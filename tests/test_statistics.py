@@ -16,19 +16,25 @@ import numpy as np
 import pytest
 from plain_json import assert_plain, numbers
 from scipy import stats
+from sleepstudy import REACTION
 from statsmodels.stats.multitest import multipletests
 
-from drift_cli.analysis import effects, tests
+from drift_cli.analysis import effects, mixed, reml, tests
 from drift_cli.analysis.compare import adjust, differences, holm
-from drift_cli.analysis.measures import Sample, both
+from drift_cli.analysis.maxt import Rows, _signs, joint
+from drift_cli.analysis.measures import Sample, both, take
 from drift_cli.analysis.power import detectable_effect, half_width, power, rollouts_for
+from drift_cli.analysis.replies import Replies
 from drift_cli.analysis.resampling import bootstrap_t, draws, labels, welch_t
-from drift_cli.analysis.results import Comparison, Correction, Measure, Options, PairTurns, Test
+from drift_cli.analysis.results import Comparison, Correction, Measure, Options, PairTurns, Role, Test
+from drift_cli.analysis.scale import PersonaScale
 from drift_cli.analysis.study import MOST_TURN_PAIRS, Study, analyze
 from drift_cli.analysis.table import RunTable
 from drift_cli.analysis.turns import band
+from drift_cli.analysis.verdict import answer
 from drift_cli.errors import UsageError
 from drift_cli.spec import Cell
+from drift_cli.tables.answer import lines
 
 SEED_FILES = {"baseline": "003b_baseline.json", "simple": "003b_simple_sysprompt.json", "complex": "003b_complex_sysprompt.json"}
 
@@ -125,14 +131,29 @@ def test_power_for_half_a_standard_deviation():
     assert detectable_effect(63, 0.95, 0.8) > 0.5 > detectable_effect(64, 0.95, 0.8)
 
 
-def test_hedges_g_is_cohens_d_with_the_exact_correction():
-    # d = -1.58 / 1.898798; J(18) = Γ(9) / (√9 Γ(8.5)) = .957655
-    found = effects.hedges_g(*_columns(SLEEP_1, SLEEP_2), 0.95)
-    assert found.g[0] == pytest.approx(-0.832106 * 0.957655, abs=1e-4)
+def test_hedges_g_is_cohens_d_with_the_exact_correction_at_equal_spread():
+    # Equal spreads: d = -1.58 / SD, J(18) = Γ(9) / (√9 Γ(8.5)) = .957655.
+    scale = np.std(SLEEP_1, ddof=1) / np.std(SLEEP_2, ddof=1)
+    other = (SLEEP_2 - SLEEP_2.mean()) * scale + SLEEP_2.mean()
+    found = effects.hedges_g(*_columns(SLEEP_1, other), 0.95)
+    assert found.g[0] == pytest.approx(-1.58 / np.std(SLEEP_1, ddof=1) * 0.957655, abs=1e-4)
     # The ends of the interval are the effects under which the observed t is at the 2.5 and 97.5 % points.
-    t = stats.ttest_ind(SLEEP_1, SLEEP_2).statistic
-    ends = (found.low[0] / 0.957655 / np.sqrt(0.2), found.high[0] / 0.957655 / np.sqrt(0.2))
-    assert [stats.nct.cdf(t, 18, end) for end in ends] == pytest.approx([0.975, 0.025], abs=1e-4)
+    t = stats.ttest_ind(SLEEP_1, other).statistic
+    assert [stats.nct.cdf(t, 18, end / np.sqrt(0.2)) for end in (found.low[0], found.high[0])] == pytest.approx([0.975, 0.025], abs=1e-4)
+
+
+def test_hedges_g_of_unequal_spread_goes_with_welchs_test():
+    a, b = np.random.default_rng(21).normal(size=(2, 32))
+    a = 3 * a[:8] + 1
+    found = effects.hedges_g(*_columns(a, b), 0.95)
+    test = stats.ttest_ind(a, b, equal_var=False)
+    average = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+    scale = test.statistic / ((a.mean() - b.mean()) / average)
+    assert [stats.nct.cdf(test.statistic, test.df, end * scale) for end in (found.low[0], found.high[0])] == pytest.approx(
+        [0.975, 0.025], abs=1e-4
+    )
+    # The interval leaves out 0 where Welch's does.
+    assert (found.low[0] > 0) == (test.confidence_interval().low > 0)
 
 
 def test_paired_effect_is_in_standard_deviations_of_rollouts():
@@ -212,7 +233,7 @@ def test_seed_welch_reference_values(seed_table):
     assert (result.low, result.high) == pytest.approx((0.2959, 0.5431), abs=5e-5)
 
 
-@pytest.mark.parametrize(("correction", "turns"), [("maxt", 12), ("holm", 12), ("bh", 13)])
+@pytest.mark.parametrize(("correction", "turns"), [("maxt", 10), ("holm", 12), ("bh", 13)])
 def test_seed_turns_that_differ(seed_table, correction, turns):
     study = analyze(seed_table, Options(correction=Correction(correction)))
     assert len(_pair(study.turns, "simple", "baseline").significant) == turns
@@ -246,7 +267,8 @@ def test_comparison_is_welch_on_rollout_means_later_minus_earlier():
     result = study.comparisons[0]
     assert (result.p, result.statistic, result.df) == pytest.approx((expected.pvalue, expected.statistic, expected.df))
     assert (result.low, result.high) == pytest.approx(tuple(expected.confidence_interval()))
-    assert [c.p_adjusted for c in study.comparisons] == pytest.approx(adjust([c.p for c in study.comparisons], Correction.HOLM))
+    assert [c.role for c in study.comparisons] == [Role.PRIMARY, Role.PRIMARY, Role.SECONDARY]
+    assert [c.p_adjusted for c in study.comparisons[:2]] == pytest.approx(adjust([c.p for c in study.comparisons[:2]], Correction.HOLM))
 
 
 def test_against_turns_every_difference_the_same_way():
@@ -274,10 +296,12 @@ def test_other_conditions_do_not_change_a_pairs_numbers_and_a_seed_repeats_them(
     assert numbers(asdict(replace(_pair(among.comparisons, "b", "a"), p_adjusted=0.0))) == pytest.approx(
         numbers(asdict(replace(alone.comparisons[0], p_adjusted=0.0))), rel=1e-12
     )
-    assert _pair(among.turns, "b", "a") == alone.turns[0]
+    # What is adjusted belongs to the family; the pointwise numbers of a turn do not.
+    own = [(t.difference, t.low, t.high, t.p) for t in alone.turns[0].turns]
+    assert [(t.difference, t.low, t.high, t.p) for t in _pair(among.turns, "b", "a").turns] == own
+    assert _pair(among.turns, "b", "a").critical > alone.turns[0].critical
     assert analyze(two, options) == alone
-    if test != "paired":  # all sign flips of 12 pairs are used, whatever the seed
-        assert alone.turns[0].critical != analyze(two, replace(options, seed=8)).turns[0].critical
+    assert alone.turns[0].critical != analyze(two, replace(options, seed=8)).turns[0].critical
 
 
 def test_bootstrap_resamples_rollouts_within_each_condition():
@@ -334,7 +358,7 @@ def test_too_few_rollouts_for_a_method_are_refused_in_words():
     assert "needs 8 rollouts" in analyze(table, replace(FAST, test=Test.BOOTSTRAP)).comparisons[0].note
     welch = analyze(table, FAST)
     assert welch.comparisons[0].p is not None
-    assert "no simultaneous band" in welch.turns[0].note
+    assert "neither an adjusted p nor a simultaneous band" in welch.turns[0].note
     assert welch.turns[0].turns[0].band_low is None
 
 
@@ -390,6 +414,7 @@ def test_measures_of_complete_rollouts_are_the_plain_ones():
     turns = np.arange(1, 10)
     expected = {
         Measure.MEAN: a.values.mean(axis=1),
+        Measure.CHANGE: (a.values[:, 1:] - a.values[:, :1]).mean(axis=1),
         Measure.SLOPE: [stats.linregress(turns, row).slope for row in a.values],
         Measure.AREA: (a.values - a.values[:, :1]).sum(axis=1),
         Measure.THIRDS: a.values[:, 6:].mean(axis=1) - a.values[:, :3].mean(axis=1),
@@ -401,16 +426,51 @@ def test_measures_of_complete_rollouts_are_the_plain_ones():
         np.testing.assert_allclose(both(measure, a, holed)[0], expected[measure], atol=1e-12)
 
 
-def test_a_rollout_without_the_late_turns_is_measured_against_the_same_turns():
-    script = np.array([9.0, 6.0, 3.0, 0.0, 0.0, 0.0])
-    levels = np.array([-1.0, 0.0, 1.0])
-    a = script + levels[:, None]
-    b = a + 2.0
-    a[0, 2:] = np.nan
-    (result,) = analyze(_table(a=a, b=b), FAST).comparisons
-    # a's own late turn means rest on two rollouts with a higher level: the additive rule is near, plain averaging is far off.
-    assert result.difference == pytest.approx(2.0, abs=0.4)
-    assert result.difference != pytest.approx(b.mean() - np.nanmean(a, axis=1).mean(), abs=1.0)
+def test_with_missing_turns_the_estimate_is_the_mean_of_the_turns_differences():
+    rng = np.random.default_rng(22)
+    a, b, c = (rng.normal(size=(7, 6)) + shift for shift in (0.0, 1.0, 2.0))
+    a[0, 2:], b[3:5, 4:], c[1, 3] = np.nan, np.nan, np.nan
+    study = analyze(_table(a=a, b=b, c=c), FAST)
+    per_turn = np.nanmean(b, axis=0) - np.nanmean(a, axis=0)
+    found = {(row.a, row.b): row for row in study.comparisons}
+    assert found["b", "a"].difference == pytest.approx(per_turn.mean())
+    changed = next(row for row in study.drift if row.measure is Measure.CHANGE and (row.a, row.b) == ("b", "a"))
+    assert changed.difference == pytest.approx(per_turn[1:].mean() - per_turn[0])
+    # Differences are transitive, and agree with the conditions' means.
+    assert found["c", "b"].difference + found["b", "a"].difference == pytest.approx(found["c", "a"].difference)
+    means = {cell.condition: cell.mean for cell in study.summary.cells}
+    assert means["b"] - means["a"] == pytest.approx(found["b", "a"].difference)
+
+
+def test_standard_errors_with_missing_turns_are_those_of_rollouts_influences():
+    a = np.random.default_rng(23).normal(size=(9, 3))
+    a[4:, 2] = np.nan
+    z = take(Measure.MEAN, Sample(_cell("a"), a, np.arange(9), np.arange(1.0, 4)), np.ones(3, dtype=bool))
+    means = np.nanmean(a, axis=0)
+    assert z.mean() == pytest.approx(means.mean())
+    by_hand = np.nansum((a[:, :2] - means[:2]) / 3, axis=1)
+    by_hand += np.where(np.isfinite(a[:, 2]), (a[:, 2] - means[2]) / 3 * 9 / 4 * np.sqrt(4 * 8 / (9 * 3)), 0.0)
+    np.testing.assert_allclose(z - z.mean(), by_hand, atol=1e-12)
+    # A turn alone: the plain standard error of the rollouts that have it.
+    alone = take(Measure.MEAN, Sample(_cell("a"), a[:, 2:], np.arange(9), np.array([3.0])), np.ones(1, dtype=bool))
+    assert np.nanstd(alone, ddof=1) / np.sqrt(4) == pytest.approx(a[:4, 2].std(ddof=1) / 2)
+
+
+def test_missing_turns_come_with_bounds_and_a_tipping_point():
+    rng = np.random.default_rng(24)
+    a, b = rng.normal(0, 0.3, (12, 5)), rng.normal(3, 0.3, (12, 5))
+    whole = analyze(_table(a=a, b=b), FAST).comparisons[0]
+    assert whole.worst is None
+    b[:3, 3:] = np.nan
+    found = analyze(_table(a=a, b=b), FAST).comparisons[0]
+    worst = found.worst
+    assert worst.low < found.low < found.high < worst.high
+    assert (worst.share_a, worst.share_b) == pytest.approx((0.1, 0.0)) or (worst.share_b, worst.share_a) == pytest.approx((0.0, 0.1))
+    lowest = np.where(np.isfinite(b), b, min(np.nanmin(a), np.nanmin(b))).mean(axis=1)
+    assert worst.low == pytest.approx(stats.ttest_ind(lowest, a.mean(axis=1), equal_var=False).confidence_interval().low)
+    # Missing replies this much lower would make the interval reach 0.
+    shifted = np.where(np.isfinite(b), b, np.nanmean(b, axis=0) - worst.tipping)
+    assert shifted.mean() - a.mean() == pytest.approx(found.difference - found.low, abs=1e-9)
 
 
 def test_turns_that_only_one_condition_has_do_not_count():
@@ -429,10 +489,12 @@ def test_slopes_are_compared_not_shown_alone():
     assert slope.difference == pytest.approx(0.2, abs=0.1)
     assert slope.low < 0.2 < slope.high
     assert [c.mean for c in study.cell_drift if c.measure is Measure.SLOPE] == pytest.approx([-0.5, -0.3], abs=0.1)
-    assert {row.measure for row in study.drift} == {Measure.SLOPE, Measure.AREA, Measure.THIRDS}
+    assert {row.measure for row in study.drift} == {Measure.CHANGE, Measure.SLOPE, Measure.AREA, Measure.THIRDS}
 
 
-@pytest.mark.parametrize(("turns", "measures"), [(1, set()), (2, {Measure.SLOPE, Measure.AREA}), (3, set(Measure) - {Measure.MEAN})])
+@pytest.mark.parametrize(
+    ("turns", "measures"), [(1, set()), (2, {Measure.CHANGE, Measure.SLOPE, Measure.AREA}), (3, set(Measure) - {Measure.MEAN})]
+)
 def test_short_transcripts_have_the_drift_that_they_can_have(turns, measures):
     study = analyze(_table(a=np.random.default_rng(0).normal(size=(9, turns)), b=np.random.default_rng(1).normal(size=(9, turns))), FAST)
     assert {row.measure for row in study.drift} == measures
@@ -452,38 +514,88 @@ def test_suspect_replies_can_be_left_out():
 # --- turn by turn -------------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_turns_are_adjusted_over_the_turns_that_have_a_test():
+def test_all_pairs_turns_and_secondary_measures_are_adjusted_together():
     rng = np.random.default_rng(10)
-    a, b = rng.normal(0, 1, (6, 4)), rng.normal(1, 1, (6, 4))
+    a, b, c = (rng.normal(shift, 1, (6, 4)) for shift in (0, 1, 2))
     a[1:, 3] = np.nan
-    (pair,) = analyze(_table(a=a, b=b), replace(FAST, correction=Correction.HOLM)).turns
-    assert [t.turn for t in pair.turns] == [1, 2, 3, 4]
-    assert [t.p_adjusted for t in pair.turns] == pytest.approx([*adjust([t.p for t in pair.turns[:3]], Correction.HOLM), None])
-    assert pair.turns[0].p == pytest.approx(stats.ttest_ind(b[:, 0], a[:, 0], equal_var=False).pvalue)
-    assert "One rollout on one side" in (pair.turns[3].note or "")
+    study = analyze(_table(a=a, b=b, c=c), replace(FAST, correction=Correction.HOLM))
+    turns = [turn for pair in study.turns for turn in pair.turns]
+    others = [row for row in (*study.comparisons, *study.drift) if row.role is Role.SECONDARY and row.measure is not Measure.AREA]
+    assert len(others) == 1 + 3 * 3
+    expected = adjust([one.p for one in (*turns, *others)], Correction.HOLM)
+    assert [one.p_adjusted for one in (*turns, *others)] == pytest.approx(expected)
+    assert study.turns[0].turns[0].p == pytest.approx(stats.ttest_ind(b[:, 0], a[:, 0], equal_var=False).pvalue)
+    assert "One rollout on one side" in (study.turns[0].turns[3].note or "")
+    # The area is the change in other units: the same p, counted once.
+    p = {(row.a, row.b, row.measure): (row.p, row.p_adjusted) for row in study.drift}
+    assert all(p[x, y, Measure.AREA] == pytest.approx(p[x, y, Measure.CHANGE]) for x, y, _ in p)
 
 
-def test_maxt_is_the_permutation_distribution_of_the_largest_t():
+def test_maxt_is_what_flipped_residuals_give():
     rng = np.random.default_rng(11)
-    a, b = rng.normal(0.8, 1, (5, 4)), rng.normal(0, 1, (5, 4))
-    (pair,) = analyze(_table(b=b, a=a), Options()).turns
-    largest = stats.permutation_test(
-        (a, b),
-        lambda x, y, axis: np.abs(stats.ttest_ind(x, y, axis=axis, equal_var=False).statistic),
-        vectorized=True,
-        axis=0,
-        n_resamples=9999,
-        alternative="greater",
-    ).null_distribution.max(axis=1)
-    observed = np.abs(stats.ttest_ind(a, b, equal_var=False).statistic)
-    assert [t.p_adjusted for t in pair.turns] == pytest.approx([np.mean(largest >= t - 1e-9) for t in observed])
+    a, b, c = rng.normal(0.8, 1, (5, 4)), rng.normal(0, 2, (7, 4)), rng.normal(0, 1, (6, 4))
+    cells = [Rows.of(values[:, None, :], stream) for stream, values in enumerate((a, b, c))]
+    found = joint(cells, [(1, 0), (2, 0), (2, 1)], 0.95, 299, 5)
+    largest = np.zeros(299)
+    flips = [_signs(np.random.Generator(np.random.PCG64((5, 1, stream))), 299, len(values)) for stream, values in enumerate((a, b, c))]
+    for draw in range(299):
+        flipped = [
+            (values - values.mean(axis=0)) * np.sqrt(len(values) / (len(values) - 1)) * signs[draw][:, None]
+            for values, signs in zip((a, b, c), flips, strict=True)
+        ]
+        tests_ = [stats.ttest_ind(flipped[x], flipped[y], equal_var=False).statistic for x, y in ((1, 0), (2, 0), (2, 1))]
+        largest[draw] = np.abs(tests_).max()
+    observed = np.array([stats.ttest_ind(x, y, equal_var=False).statistic for x, y in ((b, a), (c, a), (c, b))])
+    np.testing.assert_allclose(found.statistic[0], observed)
+    np.testing.assert_allclose(found.p[0], (1 + (largest[:, None, None] >= np.abs(observed)).sum(axis=0)) / 300)
+    assert found.critical[0] == pytest.approx(np.sort(largest)[-15])
+
+
+def test_draws_do_not_depend_on_how_many_experiments_are_computed_at_once():
+    values = np.random.default_rng(12).normal(size=(2, 9, 40, 6))
+    together = joint([Rows.of(values[0], 0), Rows.of(values[1], 1)], [(1, 0)], 0.95, 499, 3)
+    alone = joint([Rows.of(values[0][:, 7:8], 0), Rows.of(values[1][:, 7:8], 1)], [(1, 0)], 0.95, 499, 3)
+    np.testing.assert_array_equal(together.p[7], alone.p[0])
+    assert together.critical[7] == pytest.approx(alone.critical[0])
+
+
+def test_bands_leave_out_zero_exactly_where_the_adjusted_p_says_so():
+    study = analyze(_random(25, a=0.0, b=3.0, c=0.6), replace(FAST, resamples=999))
+    turns = [turn for pair in study.turns for turn in pair.turns]
+    assert {turn.p_adjusted <= 0.05 for turn in turns} == {True, False}
+    assert all((turn.band_low > 0 or turn.band_high < 0) == (turn.p_adjusted <= 0.05 + 1e-12) for turn in turns)
+
+
+def test_resampled_p_come_with_their_monte_carlo_error():
+    table = _random(26, a=0.0, b=0.4)
+    turn = analyze(table, FAST).turns[0].turns[0]
+    assert turn.p_error == pytest.approx(np.sqrt(turn.p_adjusted * (1 - turn.p_adjusted) / 200))
+    for test in (Test.PERMUTATION, Test.BOOTSTRAP):
+        row = analyze(table, replace(FAST, test=test)).comparisons[0]
+        assert row.p_error == pytest.approx(np.sqrt(row.p * (1 - row.p) / 200))
+    assert analyze(table, FAST).comparisons[0].p_error is None
+
+
+def test_nothing_secondary_is_starred_without_a_primary_difference():
+    rng = np.random.default_rng(27)
+    a, b = rng.normal(0, 0.2, (12, 6)), rng.normal(0, 0.2, (12, 6))
+    b[:, :3] += 2.0
+    b[:, 3:] -= b[:, 3:].mean() + b[:, :3].mean() - 2 * a.mean()
+    study = analyze(_table(a=a, b=b), FAST)
+    assert study.closed
+    assert min(turn.p_adjusted for turn in study.turns[0].turns) <= 0.05
+    assert study.turns[0].significant == ()
+    assert not any(row.starred for row in (*study.comparisons, *study.drift))
+    declared = analyze(_table(a=a, b=b), replace(FAST, primary=Measure.CHANGE))
+    assert [row.starred for row in declared.drift if row.role is Role.PRIMARY] == [True]
+    assert declared.turns[0].significant == (1, 2, 3, 4, 5, 6)
 
 
 def test_bands_are_wider_than_pointwise_intervals_and_narrower_than_bonferronis():
     (pair,) = analyze(_random(12, a=0.0, b=0.5), Options()).turns
     for turn in pair.turns:
         assert turn.band_low < turn.low < turn.difference < turn.high < turn.band_high
-    assert pair.critical < stats.t.ppf(1 - 0.025 / 6, 11)
+    assert pair.critical < stats.t.ppf(1 - 0.025 / 9, 11)  # 6 turns and 3 secondary measures
 
 
 def test_paired_turns_flip_whole_pairs():
@@ -503,7 +615,7 @@ def test_band_of_one_condition_lies_around_its_mean():
     assert found.critical > stats.t.ppf(0.975, 11)
     alone = band(values[:1], Options())
     assert (alone.critical, np.isnan(alone.low).all()) == (None, True)
-    assert "no simultaneous band" in band(values[:4], Options()).note
+    assert "no simultaneous band" in band(values[:3], Options()).note
 
 
 def test_of_very_many_pairs_only_those_with_the_first_condition_go_turn_by_turn():
@@ -530,11 +642,11 @@ def _scripts(count: int, *, n: int = 6, effect: float = 1.0) -> RunTable:
 
 def test_transcripts_are_the_units_over_transcripts():
     table = _scripts(6)
-    mean, slope = analyze(table, FAST).across
+    mean, change = analyze(table, FAST).across
     per_script = [table.of("b", f"s{i}").mean() - table.of("a", f"s{i}").mean() for i in range(6)]
     expected = stats.ttest_1samp(per_script, 0)
     assert (mean.difference, mean.p, mean.df, mean.transcripts) == pytest.approx((np.mean(per_script), expected.pvalue, 5, 6))
-    assert (mean.transcript, slope.measure) == (None, Measure.SLOPE)
+    assert (mean.transcript, change.measure) == (None, Measure.CHANGE)
     assert mean.note is None
 
 
@@ -546,12 +658,62 @@ def test_mixed_agrees_with_the_t_test_over_transcripts_on_balanced_data():
     assert "mixed model" in mixed.method
 
 
-@pytest.mark.parametrize("test", ["welch", "mixed"])
-def test_few_transcripts_are_warned_about(test):
-    study = analyze(_scripts(3), replace(FAST, test=Test(test)))
+@pytest.mark.parametrize(("test", "count"), [("welch", 3), ("mixed", 4)])
+def test_few_transcripts_are_warned_about(test, count):
+    study = analyze(_scripts(count), replace(FAST, test=Test(test)))
     rows = study.comparisons if test == "mixed" else study.across
-    assert "Only 3 transcripts" in rows[0].note
+    assert f"Only {count} transcripts" in rows[0].note
     _assert_plain(study)
+
+
+def test_the_mixed_model_of_three_transcripts_is_refused_in_favour_of_t():
+    table = _scripts(3)
+    (row,) = analyze(table, replace(FAST, test=Test.MIXED)).comparisons
+    clustered = analyze(table, FAST).across[0]
+    assert "needs 4 transcripts; this is the t test" in row.note
+    assert (row.difference, row.p, row.df, row.method) == (clustered.difference, clustered.p, 2.0, clustered.method)
+
+
+def test_reml_is_lme4s_published_fit_of_the_sleepstudy():
+    # Bates et al. 2015, section 3: Reaction ~ Days + (1 | Subject) + (0 + Days | Subject).
+    design = np.column_stack([np.ones(10), np.arange(10.0)])
+    found = reml.fit([reml.Data(y, design, design) for y in REACTION])
+    assert found.beta == pytest.approx([251.405, 10.467], abs=5e-4)
+    assert found.plain_error == pytest.approx([6.885, 1.560], abs=5e-4)
+    assert np.sqrt(found.components) == pytest.approx([25.05, 5.99], abs=5e-3)
+    assert np.sqrt(found.residual) == pytest.approx(25.57, abs=5e-3)
+    assert found.criterion == pytest.approx(1743.669, abs=5e-4)
+
+
+def test_reml_is_statsmodels_where_that_converges():
+    from statsmodels.regression.mixed_linear_model import MixedLM, MixedLMParams
+
+    rng = np.random.default_rng(28)
+    groups = []
+    for n in (4, 9, 6, 12, 5, 7):
+        x = np.concatenate([np.full(n, 0.5), np.full(11 - n // 2, -0.5)])
+        design = np.column_stack([np.ones_like(x), x])
+        groups.append(reml.Data(rng.normal(0, 2) + (1 + rng.normal()) * x + rng.normal(size=len(x)), design, design))
+    found = reml.fit(groups)
+    y, design = np.concatenate([g.y for g in groups]), np.concatenate([g.x for g in groups])
+    labels_ = np.repeat(np.arange(6), [len(g.y) for g in groups])
+    fit = MixedLM(y, design, groups=labels_, exog_re=design).fit(reml=True, free=MixedLMParams.from_components(np.ones(2), np.eye(2)))
+    assert found.beta == pytest.approx(fit.fe_params, abs=1e-4)
+    assert found.plain_error == pytest.approx(fit.bse_fe, rel=1e-3)
+    assert found.residual == pytest.approx(fit.scale, rel=1e-3)
+    assert (found.error >= found.plain_error * (1 - 1e-9)).all()
+    assert 4 < found.df[1] < 6
+
+
+def test_the_mixed_model_always_has_numbers_that_its_optimizer_found():
+    # Little variation between transcripts: statsmodels' optimizer gave up on a third of such data sets, and its numbers were printed.
+    rng = np.random.default_rng(29)
+    for _ in range(40):
+        groups = [(rng.normal(size=6), rng.normal(size=6)) for _ in range(5)]
+        row, plain_t = mixed.mixed(groups, 0.95), mixed.clustered(groups, 0.95)
+        # On balanced data the model is the t test over transcripts, to rounding.
+        assert (row.difference, row.p) == pytest.approx((plain_t.difference, plain_t.p), rel=1e-4, abs=1e-7)
+        assert row.df == pytest.approx(4.0, abs=1e-6)
 
 
 def test_mixed_on_constant_rollouts_has_a_sentence():
@@ -616,6 +778,11 @@ def test_memory_stays_far_below_a_gigabyte():
 
 @pytest.mark.skipif(os.environ.get("CI") == "true", reason="takes 10 s of an undisturbed machine")
 def test_two_hundred_conditions_take_under_ten_seconds():
-    table, start = _many(200, 64), time.process_time()
-    analyze(table, Options())
+    table = _many(200, 64)
+    replies = Replies.none(table.projections.shape)
+    replies.words[:] = np.random.default_rng(1).integers(20, 200, replies.words.shape)
+    replies.same[:] = np.arange(replies.same.size).reshape(replies.same.shape) + 1
+    table, start = replace(table, replies=replies), time.process_time()
+    shown = lines(answer(table, analyze(table, Options()), scale=PersonaScale(-1.0, 1.0)), 100)
+    assert len(shown) <= 25
     assert time.process_time() - start < 10

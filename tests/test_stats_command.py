@@ -13,7 +13,7 @@ from cli import drift
 
 from drift_cli.display import Table
 from drift_cli.tables.formats import csv_text, latex, markdown
-from drift_cli.tables.study import number, p_value, ranges
+from drift_cli.tables.words import number, p_value, ranges
 
 USERS = ["hello", "go on", "and now", "why"]
 PROMPT = "Reminder: You are a helpful assistant that answers every question briefly and politely."
@@ -41,7 +41,7 @@ def run() -> str:
 
 
 def test_suspect_replies_are_shown_both_ways_and_never_dropped_silently(run):
-    shown = drift("stats", "--resamples", "99").out
+    shown = drift("stats", "--full", "--resamples", "99").out
     assert "1 replies in 1 rollouts are suspect" in shown
     assert "(without suspect replies)" in shown
     document = drift("stats", "--json", "--resamples", "99").json
@@ -51,7 +51,7 @@ def test_suspect_replies_are_shown_both_ways_and_never_dropped_silently(run):
 
 
 def test_scope_and_provenance_stand_with_the_numbers(run):
-    shown = drift("stats", "--flagged", "include", "--per-turn").out
+    shown = drift("stats", "--full", "--flagged", "include", "--per-turn").out
     assert shown.count("not other scripts.") >= 5
     assert "seed 0" in shown
     assert "statsmodels" in shown
@@ -104,10 +104,52 @@ def test_turns_that_count_can_be_chosen(run):
     assert [turn["turn"] for turn in document["summary"]["cells"][0]["turns"]] == [2, 3]
 
 
+def test_the_answer_fits_a_screen_at_any_width(run, monkeypatch):
+    whole = drift("stats").out
+    for width in (60, 80, 100, 140):
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = drift("stats").out.splitlines()
+        assert len(lines) <= 25
+        assert max(map(len, lines)) <= width
+    monkeypatch.setenv("COLUMNS", "100")
+    assert drift("stats").out == whole  # what a pipe without COLUMNS gets
+    assert "x_kind: " in whole
+    assert "--full" in whole
+    assert "One transcript (script)" in whole
+
+
+def test_nothing_folds_inside_a_number_at_80_columns(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = drift("stats", "--full", "--turns-table").out.splitlines()
+    study = drift("stats", "--json").json
+    words = {word for line in lines for word in line.split()}
+    for row in (*study["comparisons"], *study["drift"]):
+        for value in (row["low"], row["high"]):
+            text = number(value, sign=True)
+            assert f"[{text}," in words or f"{text}]" in words
+        assert number(row["difference"], sign=True) in words
+
+
+def test_parts_of_the_tables_can_be_asked_for(run):
+    assert "Differences of drift" not in drift("stats").out
+    assert "Differences of drift" in drift("stats", "--measures").out
+    assert "Every turn: mean" in drift("stats", "--turns-table").out
+
+
+def test_labels_of_a_window_name_its_first_turn(run):
+    for option in ("--full", "--measures"):
+        shown = drift("stats", "--turns", "2-4", option).out
+        assert "area from turn 2" in shown
+        assert "change from turn 2" in shown
+        assert "from turn 1" not in shown
+    assert "There at turn 2 already" in drift("stats", "--turns", "2-4", "--full").out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--test", "anova"), "welch, bootstrap, permutation, paired, mixed"),
+        (("--primary", "area"), "--primary change"),
         (("--correction", "x"), "maxt, holm, bh, none"),
         (("--format", "x"), "table, csv, markdown, latex"),
         (("--output", "x.doc"), ".csv, .md or .tex"),

@@ -1,7 +1,7 @@
 """Pairs of conditions on one measure per rollout, within a transcript and temperature, or over transcripts.
 
 Differences are `a` minus `b`: the condition that comes later in the run minus the earlier one, or every other condition minus the one that is named. p
-values are given as they are, and adjusted by Holm's step-down procedure (1979) over all comparisons of the same measure.
+values are given as they are; `study.py` adjusts them, the primary ones by Holm's step-down procedure (1979), the others in their family (`family.py`).
 Sharing a turn or a sample index is not pairing; only `paired` pairs, and only runs whose samples share their random numbers have pairs.
 """
 
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from drift_cli.analysis import effects, mixed, tests
-from drift_cli.analysis.measures import LEAST_TURNS, Sample, both, lacking_note
+from drift_cli.analysis.dropout import worst
+from drift_cli.analysis.measures import LEAST_TURNS, Sample, both, lacking_note, matched
 from drift_cli.analysis.results import Comparison, Correction, Difference, Measure, Options, Test
 from drift_cli.analysis.summary import constant, percent, plain
 from drift_cli.analysis.table import FloatArray, Group
@@ -45,13 +46,11 @@ def _pairs_of(group: Sequence[Sample], against: str | None) -> Iterator[Pair]:
 
 
 def compare(found: Sequence[Pair], measure: Measure, options: Options) -> tuple[Comparison, ...]:
-    """Each pair on one measure by the test that is asked for; for `mixed`, the pairs that several transcripts have together."""
+    """Each pair on one measure by the test that is asked for, p not adjusted; for `mixed`, the pairs that several transcripts have together."""
     if options.test is Test.MIXED:
         return over_transcripts(found, measure, options)
-    observed = [_observed(measure, pair, options.test) for pair in found]
-    results = differences(observed, options)
-    corrected = adjust([result.p for result in results], Correction.HOLM)
-    return tuple(_named(*row, measure=measure) for row in zip(found, results, corrected, strict=True))
+    results = differences([_observed(measure, pair, options.test) for pair in found], options)
+    return tuple(_named(*row, measure=measure) for row in zip(found, results, strict=True))
 
 
 def over_transcripts(found: Sequence[Pair], measure: Measure, options: Options) -> tuple[Comparison, ...]:
@@ -67,8 +66,13 @@ def over_transcripts(found: Sequence[Pair], measure: Measure, options: Options) 
         result = run(groups, options.level, options.equivalence)
         said = {**vars(result), "note": _joined(result.note, *(lacking_note(*pair) for pair in several))}
         rows.append(Comparison(**said, a=a, b=b, transcript=None, temperature=temperature, measure=measure, transcripts=len(groups)))
+    return tuple(rows)
+
+
+def adjusted(rows: Sequence[Comparison], **fields: Any) -> tuple[Comparison, ...]:
+    """The rows with Holm's p over all of them, and `fields` as given."""
     corrected = adjust([row.p for row in rows], Correction.HOLM)
-    return tuple(replace(row, p_adjusted=p) for row, p in zip(rows, corrected, strict=True))
+    return tuple(replace(row, p_adjusted=p, **fields) for row, p in zip(rows, corrected, strict=True))
 
 
 def differences(observed: Sequence[Observed], options: Options) -> list[Difference]:
@@ -107,27 +111,22 @@ def holm(p: FloatArray) -> FloatArray:
 
 def _observed(measure: Measure, pair: Pair, test: Test) -> Observed:
     """What of the two cells is compared: their rollouts that have the measure; for `paired`, the samples of which both have it."""
-    a, b = both(measure, *pair)
-    if test is Test.PAIRED:
-        _, of_a, of_b = np.intersect1d(pair[0].samples, pair[1].samples, return_indices=True)
-        a, b = a[of_a], b[of_b]
-        there = np.isfinite(a) & np.isfinite(b)
-        return a[there], b[there]
+    a, b = both(measure, *(matched(*pair) if test is Test.PAIRED else pair))
     return a[np.isfinite(a)], b[np.isfinite(b)]
 
 
-def _named(pair: Pair, result: Difference, p_adjusted: float | None, *, measure: Measure) -> Comparison:
+def _named(pair: Pair, result: Difference, *, measure: Measure) -> Comparison:
     a, b = pair
     cell, fields = a.cell, vars(result)
     named: dict[str, Any] = {"a": cell.condition, "b": b.cell.condition, "transcript": cell.transcript, "temperature": cell.temperature}
     if result.difference is None and a.started and b.started:
-        common = int((a.has.any(axis=0) & b.has.any(axis=0)).sum())
+        common = int((a.counts & b.counts).sum())
         if common == 0:
-            fields = {**fields, "note": "These conditions have no turn in common, so they cannot be compared."}
+            fields = {**fields, "note": "These conditions have no turn in common that enough rollouts have, so they cannot be compared."}
         elif common < LEAST_TURNS[measure]:
             fields = {**fields, "note": f"They have {common} turns in common, too few for this measure."}
     fields = {**fields, "note": _joined(fields["note"], lacking_note(a, b))}
-    return Comparison(**fields, **named, measure=measure, p_adjusted=p_adjusted)
+    return Comparison(**fields, **named, measure=measure, worst=worst(measure, a, b, result))
 
 
 def strangers(found: Sequence[Pair], conditions: Sequence[str], options: Options) -> Iterator[Comparison]:
@@ -218,7 +217,7 @@ def method(options: Options) -> str:
     return {
         Test.WELCH: f"Welch's t test of rollouts, {interval} t interval",
         Test.BOOTSTRAP: f"bootstrap-t of whole rollouts, symmetric {interval} interval, {options.resamples} resamples, seed {options.seed}",
-        Test.PERMUTATION: f"permutation of whole rollouts, Welch's t, {interval} interval from permuted deviations, {seeded}",
+        Test.PERMUTATION: f"permutation of whole rollouts and sign flips within conditions, Welch's t, {interval} interval, {seeded}",
         Test.PAIRED: f"paired t test of samples with common random numbers, {interval} t interval; sign-flip permutation, {seeded}",
         Test.MIXED: f"linear mixed model, {interval} interval",
     }[options.test]

@@ -9,6 +9,9 @@ from scipy import special
 
 from drift_cli.analysis.table import FloatArray
 
+LEAST_DF = 1.5
+"""Degrees of freedom from which on there is an effect: with fewer the correction alone more than doubles it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Effects:
@@ -20,16 +23,18 @@ class Effects:
 
 
 def hedges_g(a: FloatArray, b: FloatArray, level: float) -> Effects:
-    """Difference of means in pooled sample SDs, times the exact small-sample correction (Hedges 1981, eq. 6e).
+    """Difference of means over √((s_a² + s_b²) / 2), the average of both variances, times the small-sample correction (Hedges 1981, eq. 6e).
 
-    The interval inverts the noncentral t distribution of the pooled t statistic (Steiger & Fouladi 1997; Cumming & Finch 2001), times the same
-    correction. It assumes normal observations with equal variances, as g itself does.
+    Neither side's spread is assumed to be the other's, so that g goes with Welch's test. The correction has the degrees of freedom of the average variance
+    (Delacre, Lakens, Ley, Liu & Leys 2021). The interval inverts the noncentral t distribution of Welch's t with Welch's degrees of freedom (Shieh 2013),
+    scaled to the standardizer; its ends are of the population effect and not corrected.
     """
     n, m = len(a), len(b)
-    df = n + m - 2
-    pooled = np.sqrt((((a - a.mean(axis=0)) ** 2).sum(axis=0) + ((b - b.mean(axis=0)) ** 2).sum(axis=0)) / max(df, 1))
-    d = (a.mean(axis=0) - b.mean(axis=0)) / pooled
-    return _interval(d, np.full(d.shape, np.sqrt(1 / n + 1 / m)), np.full(d.shape, float(df)), np.full(d.shape, float(df)), level)
+    v, w = a.var(axis=0, ddof=1), b.var(axis=0, ddof=1)
+    variance, error = (v + w) / 2, v / n + w / m
+    df = error**2 / ((v / n) ** 2 / (n - 1) + (w / m) ** 2 / (m - 1))
+    average_df = (v + w) ** 2 / (v**2 / (n - 1) + w**2 / (m - 1))
+    return _interval((a.mean(axis=0) - b.mean(axis=0)) / np.sqrt(variance), np.sqrt(error / variance), df, average_df, level)
 
 
 def hedges_g_paired(a: FloatArray, b: FloatArray, level: float) -> Effects:
@@ -48,13 +53,12 @@ def hedges_g_paired(a: FloatArray, b: FloatArray, level: float) -> Effects:
 
 def _interval(d: FloatArray, scale: FloatArray, df: FloatArray, correction_df: FloatArray, level: float) -> Effects:
     """Effects `d`, where d / scale has a noncentral t distribution with `df` degrees of freedom around the true d / scale."""
-    if (df < 2).any():
-        unknown = np.full(d.shape, np.nan)
-        return Effects(unknown, unknown, unknown)
+    possible = df >= LEAST_DF
+    safe = np.where(possible, df, LEAST_DF)
     t, tail = d / scale, (1 - level) / 2
-    correction = small_sample_correction(correction_df)
-    low, high = (special.nctdtrinc(df, share, t) * scale * correction for share in (1 - tail, tail))
-    return Effects(correction * d, low, high)
+    g = small_sample_correction(np.maximum(correction_df, LEAST_DF)) * d
+    low, high = (special.nctdtrinc(safe, share, t) * scale for share in (1 - tail, tail))
+    return Effects(*(np.where(possible, found, np.nan) for found in (g, low, high)))
 
 
 def small_sample_correction(df: FloatArray) -> FloatArray:

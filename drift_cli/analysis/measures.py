@@ -1,25 +1,28 @@
 """What is taken of each rollout, and what becomes of rollouts that lack turns.
 
-Every measure is a linear function of a rollout's projections y over the T turns that count:
+Every measure is a linear function Σ_t w_t y_t of a rollout's projections y over the T turns that count:
 
 - *mean*: over the turns.
+- *change*: mean of the later turns minus the first: how far the rollout went from its own start. Differences of it are differences of differences.
 - *slope*: per turn, ordinary least squares on the turn's number.
-- *area*: sum over the turns of y - y(first turn), in axis units × turns: how far, and for how long, the rollout was away from where it began.
+- *area*: sum over the turns of y - y(first turn): the change times T - 1, so it has the change's test in other units.
 - *thirds*: mean of the last third of the turns minus mean of the first third (floor(T / 3) turns each).
 
 Rollouts that lack turns (ended early, unfinished, or a reply left out) cannot simply be averaged over what they have: turns differ far more than rollouts
-do, so a rollout without the late turns would count as one that stayed put. The rule: two conditions are compared on the turns that both have. There, a
-turn's reference is the average of the two conditions' means at that turn; a rollout counts by the measure of its deviations from the reference, on the
-turns that it has, plus the measure of the reference over all turns that count. For rollouts with all turns this is the measure itself. It is unbiased
-where turns are missing independently of what the reply would have been, and the difference between the conditions does not depend on the turn; a note
-counts the rollouts concerned. Slope and area are taken of rollouts that have at least half of the turns (the area also needs the first), thirds of
-rollouts with a turn in both thirds.
+do. A condition's measure is Σ_t w_t m_t, where m_t is the mean of the n_t rollouts that have turn t; two conditions' difference is then the same weights on
+the per-turn differences. A rollout's observation is its part in that estimate (its influence):
+
+    z_i = Σ_t w_t m_t + Σ_{t that i has} w_t (n / n_t) c_t (y_it - m_t),   c_t = √(n_t (n - 1) / (n (n_t - 1)))
+
+Their mean is the estimate, their variance over n its squared standard error, with rollouts as the units; c_t makes a turn's share of it unbiased. For
+rollouts with all turns z_i is the measure itself. It is right where turns are missing independently of what would have been said; `dropout.py` bounds what
+they may hide where they are not. A turn counts where both conditions have it in two rollouts (in one, where a condition has but one).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -29,9 +32,7 @@ from drift_cli.analysis.results import Measure
 from drift_cli.analysis.table import FloatArray, RunTable
 from drift_cli.spec import Cell
 
-LEAST_SHARE = 0.5
-"""Of the turns: what a rollout must have for its slope or area to count."""
-LEAST_TURNS = {Measure.MEAN: 1, Measure.SLOPE: 2, Measure.AREA: 2, Measure.THIRDS: 3}
+LEAST_TURNS = {Measure.MEAN: 1, Measure.CHANGE: 2, Measure.SLOPE: 2, Measure.AREA: 2, Measure.THIRDS: 3}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,89 +66,115 @@ class Sample:
         return self.lacking == 0 and self.started > 0
 
     @cached_property
+    def counts(self) -> NDArray[np.bool_]:
+        """(T,): turns that two rollouts have (one, where the cell has but one)."""
+        counts: NDArray[np.bool_] = self.has.sum(axis=0) >= max(min(2, self.started), 1)
+        return counts
+
+    @cached_property
     def turn_means(self) -> FloatArray:
         """(T,); NaN where no rollout has the turn."""
-        return _mean(self.values, self.has, axis=0)
+        n = self.has.sum(axis=0)
+        total = np.where(self.has, self.values, 0.0).sum(axis=0)
+        means: FloatArray = np.divide(total, n, out=np.full(total.shape, np.nan), where=n > 0)
+        return means
 
     @cached_property
     def own(self) -> dict[Measure, FloatArray]:
-        """Each measure (n,) with the cell's own turn means as the reference."""
-        return {measure: take(measure, self, self.turn_means) for measure in Measure}
+        """Each measure's observations (n,) over the turns that the cell itself has."""
+        return {measure: take(measure, self, self.counts) for measure in Measure}
+
+    def begun(self) -> Sample:
+        """The rollouts that have a turn."""
+        rows = self.has.any(axis=1)
+        return replace(self, values=self.values[rows], samples=self.samples[rows])
 
 
-def sample(table: RunTable, cell: Cell) -> Sample:
-    """The cell's rollouts on the turns of its transcript."""
+def sample(table: RunTable, cell: Cell, *, merge: bool = True) -> Sample:
+    """The cell's rollouts on the turns of its transcript; with `merge`, rollouts that are word for word the same as one observation."""
     rows = table.rows(cell)
     values = table.projections[rows][:, : table.length(cell.transcript)]
-    return Sample(cell, values, table.sample[rows], table.first + np.arange(values.shape[1], dtype=np.float64))
+    found = Sample(cell, values, table.sample[rows], table.first + np.arange(values.shape[1], dtype=np.float64))
+    return found if table.replies is None or not merge else merged(found, table.replies.copies(rows))
+
+
+def merged(of: Sample, first: NDArray[np.intp]) -> Sample:
+    """The sample with copies as one observation; `first` (n,) says of each rollout which it is a copy of.
+
+    Means stay those of all rollouts: of K distinct ones at a turn, the one with w_k copies among n becomes m + (K w_k / n) (y_k - m), m being the mean of
+    all n. The mean of these K numbers is m, and their variance over K is that of clusters: copies add no evidence.
+    """
+    kept, place = np.unique(first, return_inverse=True)
+    if len(kept) == len(first):
+        return of
+    has = of.has.astype(np.float64)
+    copies, total = np.zeros((len(kept), of.values.shape[1])), np.zeros((len(kept), of.values.shape[1]))
+    np.add.at(copies, place, has)
+    np.add.at(total, place, np.where(of.has, of.values, 0.0))
+    there = copies > 0
+    own = np.divide(total, copies, out=np.full(total.shape, np.nan), where=there)
+    weight = there.sum(axis=0) * copies / np.maximum(has.sum(axis=0), 1)
+    values = np.where(there, of.turn_means + weight * (own - of.turn_means), np.nan)
+    return replace(of, values=values, samples=of.samples[kept])
 
 
 def both(measure: Measure, a: Sample, b: Sample) -> tuple[FloatArray, FloatArray]:
-    """The measure (n,) of the rollouts of `a` and `b`, by the rule above; NaN where a rollout does not have it. Both all NaN without a common turn."""
+    """Observations (n,) of the rollouts of `a` and `b` over the turns that count for both; NaN where a rollout has none of them."""
     if a.complete and b.complete:
         return a.own[measure], b.own[measure]
-    reference = (a.turn_means + b.turn_means) / 2
-    return take(measure, a, reference), take(measure, b, reference)
+    counts = a.counts & b.counts
+    return take(measure, a, counts), take(measure, b, counts)
 
 
-def take(measure: Measure, of: Sample, reference: FloatArray) -> FloatArray:
-    """The measure (n,) against `reference` (T,), whose NaN are turns that do not count; NaN for rollouts that do not have it."""
-    counts = np.isfinite(reference)
-    turns, reference = of.turns[counts], reference[counts]
+def matched(a: Sample, b: Sample) -> tuple[Sample, Sample]:
+    """The samples that both have, in the same order, with only the turns that both have: pairs of replies."""
+    _, of_a, of_b = np.intersect1d(a.samples, b.samples, return_indices=True)
+    there = a.has[of_a] & b.has[of_b]
+    some = there.any(axis=1)
+    return tuple(  # type: ignore[return-value]
+        replace(of, values=np.where(there, of.values[rows], np.nan)[some], samples=of.samples[rows][some])
+        for of, rows in ((a, of_a), (b, of_b))
+    )
+
+
+def weights(measure: Measure, turns: FloatArray) -> FloatArray:
+    """The measure's weights (T,) on the turns that count, by their numbers (T,); `LEAST_TURNS` or more."""
+    count = len(turns)
+    if measure is Measure.MEAN:
+        return np.full(count, 1 / count)
+    if measure is Measure.SLOPE:
+        centred = turns - turns.mean()
+        return np.asarray(centred / (centred**2).sum())
+    found = np.zeros(count)
+    if measure is Measure.THIRDS:
+        third = count // 3
+        found[:third], found[-third:] = -1 / third, 1 / third
+        return found
+    found[0], found[1:] = -1.0, 1 / (count - 1)
+    return found * (count - 1) if measure is Measure.AREA else found
+
+
+def take(measure: Measure, of: Sample, counts: NDArray[np.bool_]) -> FloatArray:
+    """The measure's observations z (n,) over the turns of `counts` (T,); NaN for rollouts that have none of them, and for all where they are too few."""
+    found = np.full(len(of.values), np.nan)
+    turns = of.turns[counts]
     if len(turns) < LEAST_TURNS[measure]:
-        return np.full(len(of.values), np.nan)
-    deviations = of.values[:, counts] - reference
-    has = np.isfinite(deviations)
-    there = np.ones((1, len(turns)), dtype=np.bool_)
-    taken: FloatArray = _TAKE[measure](deviations, has, turns) + _TAKE[measure](reference[None, :], there, turns)
-    return taken
-
-
-def _means(y: FloatArray, has: NDArray[np.bool_], _: FloatArray) -> FloatArray:
-    return _mean(y, has, axis=1)
-
-
-def _slope(y: FloatArray, has: NDArray[np.bool_], turns: FloatArray) -> FloatArray:
-    centred = np.where(has, turns - _mean(np.broadcast_to(turns, y.shape), has, axis=1)[:, None], 0.0)
-    products = (centred * np.where(has, y, 0.0)).sum(axis=1)
-    return _quotient(products, (centred**2).sum(axis=1), _enough(has))
-
-
-def _area(y: FloatArray, has: NDArray[np.bool_], _: FloatArray) -> FloatArray:
-    moved = y[:, 1:] - y[:, :1]
-    # Summed over the turns it has, scaled to all: the same rule for a rollout that lacks some.
-    area = moved.shape[1] * _mean(moved, np.isfinite(moved), axis=1)
-    return np.where(_enough(has), area, np.nan)
-
-
-def _thirds(y: FloatArray, has: NDArray[np.bool_], _: FloatArray) -> FloatArray:
-    third = y.shape[1] // 3
-    difference: FloatArray = _mean(y[:, -third:], has[:, -third:], axis=1) - _mean(y[:, :third], has[:, :third], axis=1)
-    return difference
-
-
-_TAKE = {Measure.MEAN: _means, Measure.SLOPE: _slope, Measure.AREA: _area, Measure.THIRDS: _thirds}
-
-
-def _enough(has: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    n = has.sum(axis=1)
-    enough: NDArray[np.bool_] = (n >= 2) & (n >= LEAST_SHARE * has.shape[1])
-    return enough
-
-
-def _mean(y: FloatArray, has: NDArray[np.bool_], axis: int) -> FloatArray:
-    n = has.sum(axis=axis)
-    return _quotient(np.where(has, y, 0.0).sum(axis=axis), n, n > 0)
-
-
-def _quotient(a: FloatArray, b: FloatArray | NDArray[np.int64], where: NDArray[np.bool_]) -> FloatArray:
-    """`a / b` where asked, NaN elsewhere, without warnings."""
-    quotient: FloatArray = np.divide(a, b, out=np.full(np.shape(a), np.nan), where=where)
-    return quotient
+        return found
+    weight = weights(measure, turns)
+    if of.complete:
+        found[of.has.any(axis=1)] = of.values[of.has.any(axis=1)][:, counts] @ weight
+        return found
+    has, means = of.has[:, counts], of.turn_means[counts]
+    there = has.any(axis=1)
+    n, each = float(there.sum()), has.sum(axis=0).astype(np.float64)
+    correction = np.sqrt(np.where(each > 1, each * max(n - 1, 0) / (n * np.maximum(each - 1, 1)), 1.0))
+    deviations = np.where(has, of.values[:, counts] - means, 0.0)
+    found[there] = (means @ weight) + (deviations @ (weight * n / np.maximum(each, 1) * correction))[there]
+    return found
 
 
 def lacking_note(*samples: Sample) -> str | None:
-    """The sentence on rollouts that lack turns, or None."""
+    """The sentence on rollouts that lack turns and on turns that do not count, or None."""
     return " ".join(_lacking(samples)) or None
 
 
@@ -156,5 +183,10 @@ def _lacking(samples: tuple[Sample, ...]) -> Iterator[str]:
         if found.lacking:
             yield (
                 f"{found.lacking} of {found.started} rollouts of {found.cell.condition} lack turns (ended early, unfinished, or replies left out); "
-                "they count by their deviations from the turns' means."
+                "each turn is compared between the rollouts that have it."
             )
+    started = [found for found in samples if found.started]
+    counts = np.logical_and.reduce([found.counts for found in started]) if started else np.empty(0, dtype=np.bool_)
+    if counts.any() and not counts.all():
+        left = ", ".join(str(int(turn)) for turn in started[0].turns[~counts])
+        yield f"Turns {left} do not count: fewer than two rollouts of a condition have them."

@@ -22,7 +22,7 @@ class Test(StrEnum):
 
 
 class Correction(StrEnum):
-    """How the p values of a pair's turns are adjusted for one another."""
+    """How the p values of the secondary family (pairs × turns, and the other measures) are adjusted for one another."""
 
     MAXT = "maxt"
     HOLM = "holm"
@@ -38,10 +38,18 @@ class Flagged(StrEnum):
     BOTH = "both"
 
 
+class Role(StrEnum):
+    """What a comparison is for: the declared one carries the verdict, all others are one family with one correction."""
+
+    PRIMARY = "primary"
+    SECONDARY = "secondary"
+
+
 class Measure(StrEnum):
     """What is taken of each rollout; `measures.py` defines them."""
 
     MEAN = "mean"
+    CHANGE = "change"
     SLOPE = "slope"
     AREA = "area"
     THIRDS = "thirds"
@@ -53,7 +61,9 @@ class Options:
 
     test: Test = Test.WELCH
     against: str | None = None
-    """Compare every condition with this one; None: all pairs."""
+    """Compare every condition with this one; None: all pairs, of which those with the run's first condition are primary."""
+    primary: Measure = Measure.MEAN
+    """The measure that carries the verdict."""
     level: float = 0.95
     """Of every interval and band; tests are at 1 - level."""
     correction: Correction = Correction.MAXT
@@ -82,10 +92,12 @@ class Difference:
     """Of the interval, such as .95."""
     p: float | None = None
     """Two-sided."""
+    p_error: float | None = None
+    """Monte Carlo standard error of a resampled p."""
     statistic: float | None = None
     df: float | None = None
     hedges_g: float | None = None
-    """The difference in pooled sample SDs, corrected for small samples, with its interval."""
+    """The difference over the root of the average of both sample variances, corrected for small samples, with its interval."""
     g_low: float | None = None
     g_high: float | None = None
     p_equivalence: float | None = None
@@ -100,6 +112,25 @@ class Difference:
     note: str | None = None
 
 
+def passes(p: float | None, level: float) -> bool:
+    """Whether p is at most 1 - level, up to rounding."""
+    return p is not None and p <= 1 - level + 1e-12
+
+
+@dataclass(frozen=True)
+class Worst:
+    """What missing turns may hide: bounds of the difference, and how far they would have to lie off."""
+
+    low: float
+    high: float
+    """Ends of the intervals of the difference with every missing reply at the lowest or highest projection seen, whichever is worse (Manski 1990)."""
+    tipping: float | None
+    """How far, in axis units, missing replies would have to lie from those that are there for the interval to reach 0; None where it holds 0 already."""
+    share_a: float
+    share_b: float
+    """Of the replies that are missing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Difference):
     """Two conditions on one measure. Transcript is None where several are taken together; both are None for conditions that share no cell."""
@@ -111,8 +142,20 @@ class Comparison(Difference):
     measure: Measure = Measure.MEAN
     transcripts: int = 1
     """How many transcripts the numbers stand on."""
+    role: Role = Role.SECONDARY
     p_adjusted: float | None = None
-    """By Holm (1979), over the comparisons of this measure that were asked for."""
+    """Primary: by Holm (1979) over the primary comparisons. Secondary: over the whole secondary family."""
+    p_adjusted_error: float | None = None
+    """Monte Carlo standard error of a resampled adjusted p."""
+    gate: float | None = None
+    """Secondary: the smallest adjusted p of the primary comparisons. Nothing secondary is starred where it is above 1 - level."""
+    worst: Worst | None = None
+    """Where rollouts lack turns: what these may hide."""
+
+    @property
+    def starred(self) -> bool:
+        """Whether the difference is shown: adjusted p at most 1 - level, and for a secondary one a primary difference shown as well."""
+        return passes(self.p_adjusted, self.level) and (self.role is Role.PRIMARY or self.gate is None or passes(self.gate, self.level))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +176,9 @@ class TurnComparison:
     statistic: float | None = None
     p: float | None = None
     p_adjusted: float | None = None
-    """Over the turns of this pair."""
+    """Over the secondary family: all pairs and turns, and the other measures."""
+    p_error: float | None = None
+    """Monte Carlo standard error of the adjusted p, where it is resampled."""
     note: str | None = None
 
 
@@ -149,14 +194,18 @@ class PairTurns:
     correction: Correction
     turns: tuple[TurnComparison, ...]
     critical: float | None
-    """Half the band's width, in standard errors."""
+    """Half the band's width, in standard errors. The band holds all pairs and turns of the study together."""
     method: str
     note: str | None = None
+    gate: float | None = None
+    """As in `Comparison`."""
 
     @property
     def significant(self) -> tuple[int, ...]:
-        """Turns whose adjusted p is below 1 - level."""
-        return tuple(t.turn for t in self.turns if t.p_adjusted is not None and t.p_adjusted < 1 - self.level)
+        """Turns whose adjusted p is at most 1 - level, where a primary difference is shown as well."""
+        if self.gate is not None and not passes(self.gate, self.level):
+            return ()
+        return tuple(t.turn for t in self.turns if passes(t.p_adjusted, self.level))
 
 
 @dataclass(frozen=True, kw_only=True)

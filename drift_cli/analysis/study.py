@@ -9,23 +9,24 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
 
 from drift_cli import __version__
-from drift_cli.analysis.compare import Pair, compare, over_transcripts, pairs, strangers
+from drift_cli.analysis.compare import Pair, adjusted, compare, over_transcripts, pairs, strangers
+from drift_cli.analysis.family import COUNTED, Adjusted, Family, Member, family
 from drift_cli.analysis.measures import LEAST_TURNS, Sample, sample
-from drift_cli.analysis.results import CellDrift, Comparison, Measure, Options, PairTurns, PartProvenance, Provenance, Test
+from drift_cli.analysis.results import CellDrift, Comparison, Measure, Options, PairTurns, PartProvenance, Provenance, Role, Test, passes
 from drift_cli.analysis.summary import Summary, moments, plain, scope, summarize
 from drift_cli.analysis.table import RunTable
-from drift_cli.analysis.turns import by_turn
+from drift_cli.analysis.turns import assemble, pointwise
 from drift_cli.errors import UsageError
 
 MOST_TURN_PAIRS = 250
 """Pairs that are compared turn by turn; of more (23 conditions have 253), only those with the run's first condition are."""
-DRIFT = (Measure.SLOPE, Measure.AREA, Measure.THIRDS)
+DRIFT = (Measure.CHANGE, Measure.SLOPE, Measure.AREA, Measure.THIRDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +34,42 @@ class Study:
     """Everything about one table."""
 
     options: Options
+    baseline: str
+    """The condition that the primary comparisons are with."""
     summary: Summary
     comparisons: tuple[Comparison, ...]
-    """Pairs of conditions on rollout means."""
+    """Pairs of conditions on rollout means; with the baseline, primary unless another measure was declared."""
     drift: tuple[Comparison, ...]
-    """Pairs of conditions on slope, area and thirds: the difference of slopes is the headline."""
+    """Pairs of conditions on change, slope, area and thirds: the difference of changes is the headline."""
     cell_drift: tuple[CellDrift, ...]
     turns: tuple[PairTurns, ...]
     across: tuple[Comparison, ...]
-    """Where several transcripts have the same two conditions: over transcripts, means and slopes."""
+    """Where several transcripts have the same two conditions: over transcripts, means and changes."""
+    gate: float | None
+    """The smallest adjusted p of the primary comparisons: above 1 - level, nothing secondary is starred."""
     scope: str
     notes: tuple[str, ...]
     provenance: Provenance
+
+    @property
+    def first(self) -> int:
+        """The first turn that counts."""
+        return self.options.turns[0] if self.options.turns else 1
+
+    @property
+    def closed(self) -> bool:
+        """Whether no primary difference is shown, so that nothing secondary is starred."""
+        return self.gate is not None and not passes(self.gate, self.options.level)
+
+    def with_baseline(self) -> Study:
+        """The same numbers, of which only the pairs with the baseline."""
+        return replace(
+            self,
+            comparisons=tuple(row for row in self.comparisons if row.b == self.baseline),
+            drift=tuple(row for row in self.drift if row.b == self.baseline),
+            across=tuple(row for row in self.across if row.b == self.baseline),
+            turns=tuple(pair for pair in self.turns if pair.b == self.baseline),
+        )
 
 
 def analyze(table: RunTable, options: Options | None = None) -> Study:
@@ -57,22 +82,93 @@ def analyze(table: RunTable, options: Options | None = None) -> Study:
     _check(table, options)
     if options.turns is not None:
         table = table.window(*options.turns)
-    samples = [sample(table, cell) for cell in table.cells]
+    samples = [sample(table, cell, merge=options.test is not Test.PAIRED) for cell in table.cells]
     found = pairs(samples, options.against)
-    shown, said = _turn_pairs(found, table, options)
-    several = _several(table) and options.test is not Test.MIXED
+    baseline = options.against or next(iter(table.conditions), "")
+    compared = _compared(found, table, baseline, options)
     return Study(
         options=options,
+        baseline=baseline,
         summary=summarize(table, ddof=options.ddof, level=options.level),
-        comparisons=(*compare(found, Measure.MEAN, options), *strangers(found, table.conditions, options)),
-        drift=tuple(row for measure in DRIFT if _long_enough(samples, measure) for row in compare(found, measure, options)),
+        comparisons=(*compared.of[Measure.MEAN], *strangers(found, table.conditions, options)),
+        drift=tuple(row for measure in DRIFT for row in compared.of.get(measure, ())),
         cell_drift=tuple(row for measure in DRIFT for of in samples for row in _cell_drift(of, measure, options)),
-        turns=tuple(by_turn(pair, options) for pair in shown),
-        across=tuple(row for m in (Measure.MEAN, Measure.SLOPE) for row in over_transcripts(found, m, options)) if several else (),
+        turns=compared.turns,
+        across=_across(found, table, compared.gate, options),
+        gate=compared.gate,
         scope=scope(table),
-        notes=said,
+        notes=compared.notes,
         provenance=provenance(table, options),
     )
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """The pairs on every measure and turn, with adjusted p."""
+
+    of: dict[Measure, tuple[Comparison, ...]]
+    turns: tuple[PairTurns, ...]
+    gate: float | None
+    notes: tuple[str, ...]
+
+
+def _compared(found: Sequence[Pair], table: RunTable, baseline: str, options: Options) -> _Compared:
+    shown, notes = _turn_pairs(found, baseline)
+    outside, found = [pair for place, pair in enumerate(found) if place not in set(shown)], [found[place] for place in shown]
+    samples = [one for pair in found for one in pair]
+    of = {
+        measure: list(compare(found, measure, options)) for measure in Measure if measure is Measure.MEAN or _long_enough(samples, measure)
+    }
+    lead = options.primary if options.primary in of else Measure.MEAN
+    first = [place for place, row in enumerate(of[lead]) if row.b == baseline]
+    for place, row in zip(first, adjusted([of[lead][place] for place in first], role=Role.PRIMARY), strict=True):
+        of[lead][place] = row
+    gate = min((row.p_adjusted for row in of[lead] if row.p_adjusted is not None), default=None)
+    results = pointwise(found, options)
+    raw = {Member(place, column): r.p for place, row in enumerate(results) for column, r in enumerate(row)}
+    if options.test is Test.MIXED:
+        of = {measure: _over(rows, gate) for measure, rows in of.items()}
+    else:
+        raw |= {
+            Member(place, measure): row.p
+            for measure in COUNTED
+            for place, row in enumerate(of.get(measure, ()))
+            if row.role is Role.SECONDARY
+        }
+    known = family(found, raw, options)
+    if options.test is not Test.MIXED:
+        of = {measure: [_secondary(row, measure, place, known, of, gate) for place, row in enumerate(rows)] for measure, rows in of.items()}
+    turns = tuple(assemble(place, pair, row, known, gate, options) for place, (pair, row) in enumerate(zip(found, results, strict=True)))
+    of[Measure.MEAN] += compare(outside, Measure.MEAN, options) if options.test is not Test.MIXED else ()
+    return _Compared({measure: tuple(rows) for measure, rows in of.items()}, turns, gate, notes)
+
+
+def _secondary(
+    row: Comparison, measure: Measure, place: int, known: Family, of: dict[Measure, list[Comparison]], gate: float | None
+) -> Comparison:
+    """A secondary row with its p of the family; the area takes the change's, whichever role that has."""
+    if row.role is Role.PRIMARY:
+        return row
+    if measure is Measure.AREA and of[Measure.CHANGE][place].role is Role.PRIMARY:
+        change = of[Measure.CHANGE][place]
+        return replace(row, p_adjusted=change.p_adjusted, gate=gate)
+    member = Member(place, Measure.CHANGE if measure is Measure.AREA else measure)
+    found = known.adjusted.get(member, Adjusted(None))
+    return replace(row, p_adjusted=found.p, p_adjusted_error=found.error, gate=gate)
+
+
+def _over(rows: Sequence[Comparison], gate: float | None) -> list[Comparison]:
+    """Rows over transcripts: those that are not primary have Holm's p among themselves."""
+    others = iter(adjusted([row for row in rows if row.role is Role.SECONDARY], gate=gate))
+    return [row if row.role is Role.PRIMARY else next(others) for row in rows]
+
+
+def _across(found: Sequence[Pair], table: RunTable, gate: float | None, options: Options) -> tuple[Comparison, ...]:
+    """Where several transcripts have the same two conditions: over transcripts. A family of its own, by Holm."""
+    if not _several(table) or options.test is Test.MIXED:
+        return ()
+    rows = [row for measure in (Measure.MEAN, Measure.CHANGE) for row in over_transcripts(found, measure, options)]
+    return adjusted(rows, gate=gate)
 
 
 def provenance(table: RunTable, options: Options) -> Provenance:
@@ -109,13 +205,15 @@ def _several(table: RunTable) -> bool:
     return any(len(seen[a] & seen[b]) > 1 for a in seen for b in seen if a < b and a[1] == b[1])
 
 
-def _turn_pairs(found: Sequence[Pair], table: RunTable, options: Options) -> tuple[list[Pair], tuple[str, ...]]:
-    """The pairs that are compared turn by turn, and what there is to say about the choice."""
-    if len(found) <= MOST_TURN_PAIRS or options.against is not None:
-        return list(found), ()
-    first = table.conditions[0]
-    kept = [(a, b) for a, b in found if b.cell.condition == first]
-    return kept, (f"{len(found)} pairs are too many to read turn by turn: only those with {first} are shown (others: --against).",)
+def _turn_pairs(found: Sequence[Pair], baseline: str) -> tuple[list[int], tuple[str, ...]]:
+    """The places of the pairs that are the family and are compared turn by turn, and what there is to say about the choice."""
+    if len(found) <= MOST_TURN_PAIRS:
+        return list(range(len(found))), ()
+    kept = [place for place, (_, b) in enumerate(found) if b.cell.condition == baseline]
+    if len(kept) == len(found):
+        return kept, ()
+    said = f"{len(found)} pairs are too many for one family: only those with {baseline} have adjusted p, drift and turns (others: --against NAME)."
+    return kept, (said,)
 
 
 def _long_enough(samples: Iterable[Sample], measure: Measure) -> bool:

@@ -1,8 +1,8 @@
 """Means of a run's cells, over all turns and turn by turn, with standard errors and t intervals.
 
-Over all turns, each rollout counts as one observation: its mean over the turns; one that lacks turns counts by its deviations from the cell's turn means
-(`measures.py` has the rule). A cell's mean is the mean of those, its SD their standard deviation, its SEM that SD / sqrt(n rollouts). Turn by turn, the
-observations are the rollouts that have the turn.
+Over all turns, each rollout counts as one observation: its mean over the turns; where rollouts lack turns, the cell's mean is the mean of its turn means and
+a rollout counts by its influence on it (`measures.py` has the rule). A cell's mean is the mean of those, its SD their standard deviation, its SEM
+that SD / sqrt(n rollouts). Turn by turn, the observations are the rollouts that have the turn.
 
 `ddof` is what the sum of squares is divided by, n - ddof, in SD and SEM: 1, the sample SD, is the default. The first experiment of this kind (003b)
 printed SD with ddof 0, over the 16 rollout means in its summary (.0378 for its baseline; over all 288 replies it would have been .0496) and over the
@@ -212,6 +212,6 @@ def _note(n: int, early: int, same: bool) -> str | None:
         sentences.append(f"All {n} rollouts have the same mean, so there is no sampling noise to build an interval from.")
     if early:
         sentences.append(
-            f"{early} of {n} rollouts lack turns (ended early, unfinished, or replies left out); they count by their deviations from the turns' means."
+            f"{early} of {n} rollouts lack turns (ended early, unfinished, or replies left out); the mean is that of the turns' means."
         )
     return " ".join(sentences) or None

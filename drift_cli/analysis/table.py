@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from drift_cli.analysis import segments
 from drift_cli.analysis.flags import Flags, Recital, recitals
+from drift_cli.analysis.replies import Replies
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.spec import Cell, Finish, Part
 
@@ -67,6 +68,8 @@ class RunTable:
     """Number of the first column's turn."""
     segment: Part | None = None
     """The part of each reply that is measured; None where the run's replies have no segments."""
+    replies: Replies | None = field(default=None, repr=False)
+    """What is known of the replies' texts; None where nothing is."""
 
     @classmethod
     def from_arrays(
@@ -130,6 +133,7 @@ class RunTable:
             finish=self.finish[:, part],
             planned=np.clip(self.planned - part.start, 0, part.stop - part.start),
             flags=self.flags.columns(part),
+            replies=None if self.replies is None else self.replies.columns(part),
             first=first,
         )
 
@@ -198,6 +202,7 @@ def _blank(run: Run, entry: AxisEntry, states: Sequence[RolloutState]) -> RunTab
         finish=np.full(shape, "", dtype=_FINISH),
         planned=planned,
         flags=Flags.none(shape),
+        replies=Replies.none(shape),
         common_noise=not run.manifest.spec.sampling.independent_noise,
     )
 
@@ -206,6 +211,8 @@ def _fill(table: RunTable, row: int, record: RolloutRecord, prompts: Sequence[Re
     """Write one rollout's finish reasons and flags into its row of the table."""
     for column, turn in enumerate(record.turns):
         table.finish[row, column] = turn.finish.value
+        if table.replies is not None:
+            table.replies.put(row, column, segments.text_of(turn, table.segment or Part.ANSWER))
         for flag in segments.flags_of(turn, table.segment or Part.ANSWER, prompts):
             table.flags.of(flag)[row, column] = True
     if record.end is not None and record.end.finish == Finish.CONTEXT:

@@ -3,9 +3,9 @@
 All take `a` (n, K) and `b` (m, K): K comparisons at once, of groups of the same sizes, everything finite and not constant.
 
 - `welch`: Welch's t test and interval (Welch 1947; `scipy.stats.ttest_ind(equal_var=False)`). The default: right whatever the variances.
-- `permutation`: Welch's t, against itself after permuting the rollouts of both conditions. Exact where the conditions do not differ at all, right for
-  many rollouts where only the means are equal (Janssen 1997; Chung & Romano 2013). The interval is difference ± c standard errors, c from permuting the
-  deviations from each condition's mean.
+- `permutation`: Welch's t, against itself after permuting the rollouts of both conditions, and against itself after flipping the signs of residuals within
+  each (`maxt.py`). The first is exact where the conditions do not differ at all, but at unequal spreads and numbers it rejects 6.3 % and its interval covers
+  92.6 %; the second holds there. The larger p and the wider interval are taken.
 - `bootstrap`: rollouts are drawn with replacement within each condition; the interval is difference ± c standard errors, where c is the resampled
   quantile of |t*| (symmetric bootstrap-t: Hall 1988, Efron & Tibshirani 1993 ch. 12.5), p the share of |t*| that reach |t|. Not the percentile interval,
   which is too narrow: with 16 a side it covers 92 % for a nominal 95 %.
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from drift_cli.analysis.maxt import LEAST_JOINT, Rows, joint
 from drift_cli.analysis.resampling import at_least, bootstrap_t, chunks, draws, labels, one_sample_t, signs, welch_t
 from drift_cli.analysis.table import FloatArray
 
@@ -44,6 +45,8 @@ class Estimates:
     r: FloatArray
     gain: FloatArray
     p_flip: FloatArray
+    p_error: FloatArray
+    """Monte Carlo standard error of a p that was resampled at random."""
 
 
 def welch(a: FloatArray, b: FloatArray, level: float) -> Estimates:
@@ -63,20 +66,31 @@ def bootstrap(a: FloatArray, b: FloatArray, level: float, resamples: int, seed: 
         reached[part] = at_least(found, statistic[part])
     half = critical * standard_error(a, b)
     difference = a.mean(axis=0) - b.mean(axis=0)
-    return _estimates(a, b, low=difference - half, high=difference + half, p=(reached + 1) / (resamples + 1), statistic=statistic)
+    p = (reached + 1) / (resamples + 1)
+    return _estimates(
+        a, b, low=difference - half, high=difference + half, p=p, p_error=monte_carlo_error(p, resamples), statistic=statistic
+    )
 
 
 def permutation(a: FloatArray, b: FloatArray, level: float, resamples: int, seed: int) -> Estimates:
-    """Permutation of whole rollouts; all permutations where they are no more than `resamples`."""
+    """Permutation of whole rollouts (all of them where they are no more than `resamples`) and sign flips: the larger p, the wider interval."""
     ways = labels(len(a), len(b), resamples, seed)
     statistic, critical, reached = welch_statistic(a, b), np.empty(a.shape[1]), np.empty(a.shape[1], dtype=np.int64)
     for part in chunks(len(ways.matrix), a.shape[1]):
         reached[part] = at_least(welch_t(np.concatenate([a[:, part], b[:, part]]), ways.matrix), statistic[part])
         deviations = np.concatenate([a[:, part] - a[:, part].mean(axis=0), b[:, part] - b[:, part].mean(axis=0)])
         critical[part] = np.quantile(np.abs(welch_t(deviations, ways.matrix)), level, axis=0, method="higher")
+    p, error = ways.p(reached), np.full(a.shape[1], np.nan)
+    if not ways.exact:
+        error = monte_carlo_error(p, len(ways.matrix))
+    if min(len(a), len(b)) >= LEAST_JOINT:
+        flipped = joint([Rows.of(a[:, :, None], 0), Rows.of(b[:, :, None], 1)], [(0, 1)], level, resamples, seed)
+        wider = flipped.p[:, 0, 0] > p
+        p, error = np.where(wider, flipped.p[:, 0, 0], p), np.where(wider, flipped.p_error()[:, 0, 0], error)
+        critical = np.fmax(critical, flipped.critical)
     half = critical * standard_error(a, b)
     difference = a.mean(axis=0) - b.mean(axis=0)
-    return _estimates(a, b, low=difference - half, high=difference + half, p=ways.p(reached), statistic=statistic)
+    return _estimates(a, b, low=difference - half, high=difference + half, p=p, p_error=error, statistic=statistic)
 
 
 def paired(a: FloatArray, b: FloatArray, level: float, resamples: int, seed: int) -> Estimates:
@@ -107,6 +121,12 @@ def smallest_p(n: int, m: int) -> float:
     return (2 if n == m else 1) / comb(n + m, n)
 
 
+def monte_carlo_error(p: FloatArray, draws: int) -> FloatArray:
+    """Standard error of a p that `draws` random resamplings gave."""
+    error: FloatArray = np.sqrt(p * (1 - p) / (draws + 1))
+    return error
+
+
 def welch_statistic(a: FloatArray, b: FloatArray) -> FloatArray:
     """Welch's t (K,)."""
     statistic: FloatArray = (a.mean(axis=0) - b.mean(axis=0)) / standard_error(a, b)
@@ -120,6 +140,6 @@ def standard_error(a: FloatArray, b: FloatArray) -> FloatArray:
 
 
 def _estimates(a: FloatArray, b: FloatArray, **known: Any) -> Estimates:
-    unknown = dict.fromkeys(("low", "high", "p", "statistic", "df", "r", "gain", "p_flip"), np.nan)
+    unknown = dict.fromkeys(("low", "high", "p", "statistic", "df", "r", "gain", "p_flip", "p_error"), np.nan)
     numbers = {name: np.broadcast_to(np.asarray(value, dtype=np.float64), a.shape[1:]) for name, value in {**unknown, **known}.items()}
     return Estimates(difference=a.mean(axis=0) - b.mean(axis=0), **numbers)

@@ -120,8 +120,10 @@ def _controls(display: Display, run: Run, name: str | None, count: int, part: Pa
             f"run {run.paths.run_id} has no stored residuals of layer {entry.layer}, where axis {entry.name} is",
             mend="Control axes need them: generate with --layers all, or with that layer.",
         )
-    axis, table = load(run.paths.axis(entry.name)), load_table(run, entry.name, part)
-    controls.save(controls.make(axis, entry.layer, count), run.paths.controls(entry.name))
+    axis = load(run.paths.axis(entry.name))
+    drawn_from = controls.activations(run, entry.layer, width=axis.width)
+    controls.save(controls.make(axis, entry.layer, count, activations=drawn_from), run.paths.controls(entry.name))
+    table = load_table(run, entry.name, part)
     found = among_controls(run, table, Options())
     notes = [] if axis.means is not None else [f"axis {axis.name} does not know its personas: no shuffled ones"]
     display.result(

@@ -59,19 +59,16 @@ class Picture:
 
     @cached_property
     def study(self) -> Study:
-        """All pairs of conditions."""
+        """All pairs of conditions; where a baseline was named, those with it."""
         from drift_cli.analysis.results import Options
         from drift_cli.analysis.study import analyze
 
-        return analyze(self.table, Options(level=self.level))
+        return analyze(self.table, Options(level=self.level, against=None if self.against is None else self.baseline))
 
     @cached_property
     def from_baseline(self) -> Study:
-        """Every condition against the baseline."""
-        from drift_cli.analysis.results import Options
-        from drift_cli.analysis.study import analyze
-
-        return analyze(self.table, Options(level=self.level, against=self.baseline))
+        """The same study, of which only the pairs with the baseline: a comparison has one p, wherever it is shown."""
+        return self.study.with_baseline()
 
     @property
     def baseline(self) -> str:
@@ -263,7 +260,7 @@ def find_reply(run: Run, text: str) -> tuple[Rollout, int]:
 
 
 def _lowest(picture: Picture, traced: Sequence[Rollout]) -> tuple[Rollout, int]:
-    """The traced reply with the lowest projection: where the model has drifted furthest."""
+    """The traced reply with the lowest projection."""
     import numpy as np
 
     table = picture.table

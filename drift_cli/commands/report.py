@@ -72,25 +72,27 @@ def write(picture: Picture, output: Path | None) -> Path:
 
 def gather(picture: Picture) -> Contents:
     """Everything the report says of a run."""
-    from drift_cli.analysis.results import Options
+    from drift_cli.analysis.axis_error import axis_errors
+    from drift_cli.analysis.scale import persona_scale
     from drift_cli.analysis.segments import remark
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.tokens import load_traces
+    from drift_cli.analysis.verdict import answer
     from drift_cli.commands.pictures import bands_of, references
+    from drift_cli.commands.stats import among_controls
     from drift_cli.figures.panel import check_drawable
     from drift_cli.report.document import Contents
     from drift_cli.report.verdict import verdict
-    from drift_cli.tables.study import study_tables
+    from drift_cli.tables.study import controls_table, study_tables
 
     run, table = picture.run, picture.table
     check_drawable(table)
     study = picture.study
-    short = study_tables(study, turns=False)
-    folded = study_tables(study)[len(short) :]
+    controls = among_controls(run, table, study.options)
+    short = [*study_tables(study, turns=False), *([controls_table(controls, study.scope)] if controls else [])]
+    folded = study_tables(study)[len(study_tables(study, turns=False)) :]
     if table.flags.suspect.any():
-        folded += study_tables(
-            analyze(table.without_suspect(), Options(level=picture.level)), turns=False, which=", without flagged replies"
-        )
+        folded += study_tables(analyze(table.without_suspect(), study.options), turns=False, which=", without flagged replies")
     model = run.manifest.model
     return Contents(
         run=run,
@@ -99,8 +101,7 @@ def gather(picture: Picture) -> Contents:
         traces=load_traces(run, table),
         references=references(run, table, picture.reference) or {},
         verdict=verdict(
-            picture.from_baseline,
-            picture.baseline,
+            answer(table, study, controls, persona_scale(run, table), axis_errors=axis_errors(run, table, study)),
             (
                 *(() if model is None or model.note is None else (f"{run.manifest.spec.model}: {model.note}.",)),
                 *filter(None, [remark(table)]),

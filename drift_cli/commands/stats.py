@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
     from drift_cli.analysis.controls import Standing
     from drift_cli.analysis.power import Power
-    from drift_cli.analysis.results import Options
+    from drift_cli.analysis.results import Measure, Options
     from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
+    from drift_cli.analysis.verdict import Answer
     from drift_cli.store.run import Run
 
     E = TypeVar("E", bound=StrEnum)
@@ -50,7 +51,16 @@ def stats(
     ] = None,
     flagged: Annotated[str, typer.Option(help="Suspect replies: include, exclude or both.")] = "both",
     turns: Annotated[str | None, typer.Option(help="Only these turns count, such as 1-14 (default: all).", show_default=False)] = None,
-    per_turn: Annotated[bool, typer.Option("--per-turn/--no-per-turn", help="Show every turn, each pair with its bands.")] = False,
+    primary: Annotated[str, typer.Option(help="The measure that carries the verdict: mean, change, slope or thirds.")] = "mean",
+    break_at: Annotated[
+        float | None, typer.Option(help="A rollout is broken below this projection (default: the personas' midpoint).", show_default=False)
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Show all tables and cautions, not only the answer.")] = False,
+    measures: Annotated[bool, typer.Option("--measures", help="Also show the differences on every measure.")] = False,
+    per_turn: Annotated[
+        bool,
+        typer.Option("--turns-table/--no-turns-table", "--per-turn/--no-per-turn", help="Also show every turn, each pair with its bands."),
+    ] = False,
     power: Annotated[bool, typer.Option("--power", help="Instead: what more rollouts would show.")] = False,
     half_width: Annotated[
         list[float] | None, typer.Option(help="With --power: the n that an interval of ± this needs; may be repeated.", show_default=False)
@@ -67,10 +77,10 @@ def stats(
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Show means, intervals and differences between conditions.
+    """Say whether each condition held the model, with the evidence and what limits it.
 
     The unit is the rollout: every number is over rollouts, and one transcript supports claims about sampling noise only. Differences come from Welch's t
-    test on rollout means unless --test says otherwise; turns are tested together, by permuting whole rollouts.
+    test on rollout means unless --test says otherwise; pairs and turns are tested together, by flipping signs of whole rollouts within each condition.
     """
     from drift_cli.analysis.results import Correction, Flagged, Options, Test
     from drift_cli.analysis.table import load
@@ -78,6 +88,7 @@ def stats(
     options = Options(
         test=_choice(Test, "--test", test),
         against=against,
+        primary=_primary(primary),
         level=level,
         correction=_choice(Correction, "--correction", correction),
         equivalence=equivalence,
@@ -90,8 +101,17 @@ def stats(
     widths = _widths(half_width or [], power)
     opened = open_run(store, run)
     table = load(opened, axis, part)
-    result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened)
-    _show(make_display(display, as_json), result, written, output, per_turn)
+    result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened, break_at)
+    _show(make_display(display, as_json), result, written, output, Wanted(full, measures, per_turn))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be shown beside the answer."""
+
+    full: bool = False
+    measures: bool = False
+    turns: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,17 +124,23 @@ class Result:
     controls: Sequence[Standing] = ()
     """The first study's differences among those on control axes, where the run has some."""
     power: Sequence[Power] | None = None
+    answer: Answer | None = None
+    """The first study's verdict; not beside power."""
 
 
-def _study(table: RunTable, options: Options, wanted: str, run: Run) -> Result:
+def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: float | None) -> Result:
+    from drift_cli.analysis.axis_error import axis_errors
+    from drift_cli.analysis.scale import persona_scale
     from drift_cli.analysis.study import analyze
+    from drift_cli.analysis.verdict import answer
 
     tables, remark = _tables(table, options, wanted)
-    return Result(
-        {name: analyze(chosen, options) for name, chosen in tables.items()},
-        remark,
-        among_controls(run, next(iter(tables.values())), options),
-    )
+    studies = {name: analyze(chosen, options) for name, chosen in tables.items()}
+    first = next(iter(tables.values()))
+    controls = among_controls(run, first, options)
+    study = next(iter(studies.values()))
+    said = answer(first, study, controls, persona_scale(run, first), break_at, axis_errors(run, first, study))
+    return Result(studies, remark, controls, answer=said)
 
 
 def among_controls(run: Run, table: RunTable, options: Options) -> Sequence[Standing]:
@@ -163,11 +189,14 @@ def _with_and_without(table: RunTable, seen: RunTable, wanted: str) -> tuple[dic
     return kept | left, f"{said}; every table comes with them and without."
 
 
-def _show(display: Display, result: Result, format_: Format, output: Path | None, per_turn: bool) -> None:
+def _show(display: Display, result: Result, format_: Format, output: Path | None, wanted: Wanted) -> None:
     if output is None and format_ is Format.TABLE:
-        display.result(_document(result), *_shown(result, per_turn), "\n".join(_closing(result)))
+        if result.answer is not None and not wanted.full:
+            _brief(display, result, wanted)
+        else:
+            display.result(_document(result), *_shown(result, wanted), "\n".join(_closing(result)))
         return
-    text = _text(result, format_, per_turn)
+    text = _text(result, format_, wanted)
     if output is None:
         display.result(_document(result), text.rstrip("\n"))
         return
@@ -175,28 +204,48 @@ def _show(display: Display, result: Result, format_: Format, output: Path | None
     display.result({"run": _first(result).provenance.run, "files": [str(output)]}, f"written: {output}")
 
 
-def _text(result: Result, format_: Format, per_turn: bool) -> str:
+def _brief(display: Display, result: Result, wanted: Wanted) -> None:
+    """The answer, and the parts of the tables that were asked for."""
+    from drift_cli.tables.answer import lines
+    from drift_cli.tables.comparisons import drift_table, pairs_table
+    from drift_cli.tables.turns import all_turns
+
+    assert result.answer is not None
+    study = _first(result)
+    tables = [*([pairs_table(study), drift_table(study)] if wanted.measures else []), *(all_turns(study) if wanted.turns else [])]
+    closing = [str(study.provenance)] if tables else []
+    display.result(
+        _document(result), *lines(result.answer, display.width), *([""] if tables else []), *(t for t in tables if t.rows), *closing
+    )
+
+
+def _text(result: Result, format_: Format, wanted: Wanted) -> str:
     """The result for a file or a pipe."""
     from drift_cli.tables.formats import csv_text, latex, markdown
-    from drift_cli.tables.study import records
+    from drift_cli.tables.records import records
 
     if format_ is Format.CSV:
         return csv_text([record for name, study in result.studies.items() for record in records(study, name, result.power or ())])
     write = latex if format_ is Format.LATEX else markdown
     closing = _closing(result)
-    sourced = (Table(t.title, t.heads, t.rows, [*t.notes, *closing]) for t in _shown(result, per_turn))
+    sourced = (Table(t.title, t.heads, t.rows, [*t.notes, *closing]) for t in _shown(result, wanted))
     return "\n".join(write(table) for table in sourced)
 
 
-def _shown(result: Result, per_turn: bool) -> list[Table]:
-    from drift_cli.tables.study import controls_table, power_tables, study_tables
+def _shown(result: Result, wanted: Wanted) -> list[Table]:
+    from drift_cli.tables.answer import verdict_table
+    from drift_cli.tables.breaks import breaks_table
+    from drift_cli.tables.power import power_tables
+    from drift_cli.tables.study import controls_table, study_tables
 
     if result.power is not None:
-        return power_tables(result.power, _first(result).scope)
-    tables: list[Table] = []
+        return power_tables(result.power, _first(result).scope, _first(result).first)
+    tables: list[Table] = [] if result.answer is None else [verdict_table(result.answer)]
     for name, study in result.studies.items():
         which = " (without suspect replies)" if name == "exclude" else ""
-        tables += study_tables(study, turns=per_turn and study is _first(result), which=which)
+        tables += study_tables(study, turns=wanted.turns and study is _first(result), which=which)
+    if result.answer is not None and result.answer.breaks:
+        tables.append(breaks_table(result.answer.breaks, _first(result).options.level, _first(result).scope))
     return tables + ([controls_table(result.controls, _first(result).scope)] if result.controls else [])
 
 
@@ -224,6 +273,8 @@ def _document(result: Result) -> dict[str, Any]:
     }
     if isinstance(first.provenance, PartProvenance):
         document["segment"] = first.provenance.segment
+    if result.answer is not None:
+        document["verdict"] = result.answer
     document |= vars(first)
     if result.controls:
         document["controls"] = list(result.controls)
@@ -240,6 +291,16 @@ def _choice(kind: type[E], option: str, given: str) -> E:
         return kind(given)
     except ValueError:
         raise UsageError(f"there is no {option} {given!r}", mend=f"Use one of: {', '.join(kind)}.") from None
+
+
+def _primary(given: str) -> Measure:
+    """The measure that carries the verdict. The area is the change in other units."""
+    from drift_cli.analysis.results import Measure
+
+    found = _choice(Measure, "--primary", given)
+    if found is Measure.AREA:
+        raise UsageError("--primary area is the change in other units", mend="Use --primary change.")
+    return found
 
 
 def _format(given: str | None, output: Path | None) -> Format:

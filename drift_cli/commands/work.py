@@ -276,6 +276,7 @@ class Work:
             cells.append({"cell": str(plan.cell), "complete": complete, "planned": len(mine), "turns": turns, "ended_for_context": short})
         notes = [
             f"{outcome.turns} turns made in {duration(outcome.seconds)}",
+            *([] if self.display.as_json else said_of(run)),
             f"next: drift stats {run.paths.run_id}   drift plot {run.paths.run_id}",
         ]
         table = Table(f"Run {run.paths.run_id}", ["cell", "complete>", "turns>", "ended for context>"], rows, notes)
@@ -318,6 +319,20 @@ def _ordinary_text(experiment: Experiment) -> list[int]:
     """Token ids of what the users of an experiment say: text that the model will read anyway."""
     said = "\n".join(text for script in experiment.manifest.transcripts.values() for text in script.users)
     return [int(i) for i in experiment.card.tokenizer.encode(said, add_special_tokens=False)]
+
+
+def said_of(run: Run) -> list[str]:
+    """The verdict on a run that is done, in a sentence per condition; nothing for a run without an axis of its own, or with nothing to compare."""
+    from drift_cli.analysis.scale import persona_scale
+    from drift_cli.analysis.study import analyze
+    from drift_cli.analysis.table import load
+    from drift_cli.analysis.verdict import answer
+    from drift_cli.tables.answer import plain_sentences
+
+    if len(run.manifest.axes) + len(run.manifest.measured) != 1 or len(run.manifest.conditions) < 2:
+        return []
+    table = load(run)
+    return plain_sentences(answer(table, analyze(table), scale=persona_scale(run, table)))
 
 
 def why(settings: Settings) -> str:

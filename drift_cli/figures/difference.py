@@ -1,6 +1,7 @@
 """Differences from a baseline, turn by turn: each condition's mean less the baseline's, with the band of all turns together.
 
-Turns whose adjusted p is below 1 - level are filled, the others are hollow; what the p and the band are adjusted for is said below the figure.
+Turns whose adjusted p is at most 1 - level are filled, where the primary difference is shown too; the others are hollow. What the p and the band are
+adjusted for is said below the figure.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def difference_marks(pairs: Sequence[PairTurns], style: Style) -> Iterator[Entry
         return
     looks_of: dict[str, Any] = {"color": style.neutral, "marker": "o", "ms": style.points(4.2), "ls": "", "mew": style.points(0.9)}
     alpha = f"{1 - pairs[0].level:.3g}".lstrip("0")
-    adjusted = {Correction.NONE: "each turn by itself"}.get(pairs[0].correction, "all turns together")
-    yield Line2D([], [], mfc=style.neutral, **looks_of), f"differs, p < {alpha}, {adjusted}"
+    adjusted = {Correction.NONE: "each turn by itself"}.get(pairs[0].correction, "all pairs and turns together")
+    yield Line2D([], [], mfc=style.neutral, **looks_of), f"differs, p ≤ {alpha}, {adjusted}"
     yield Line2D([], [], mfc=style.ground, **looks_of), "does not"
 
 

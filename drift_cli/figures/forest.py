@@ -1,6 +1,7 @@
 """The forest: every pair of conditions on rollout means, with its interval and what it is in standard deviations.
 
-On the left the difference in the axis's units, on the right Hedges' g; a filled mark has an adjusted p below 1 - level. Colours are the later condition's.
+On the left the difference in the axis's units, on the right Hedges' g; a filled mark is shown: an adjusted p of at most 1 - level.
+Colours are the later condition's.
 """
 
 from __future__ import annotations
@@ -58,14 +59,15 @@ def forest(table: RunTable, study: Study, *, title: str | None = None, style: St
         right.set_xlabel(wrapped("Hedges' g (differences in SDs)", wide))
         alpha = f"{1 - study.options.level:.3g}".lstrip("0")
         mark: dict[str, Any] = {"color": style.neutral, "marker": "o", "ms": style.points(4.5), "ls": "", "mew": style.points(1)}
-        filled = Line2D([], [], **mark), f"p < {alpha}, adjusted over all pairs (Holm)"
+        filled = Line2D([], [], **mark), f"p ≤ {alpha}, adjusted"
         put_legend(
             fig,
             [filled, (Line2D([], [], mfc=style.ground, **mark), "not so"), (Line2D([], [], color=style.neutral), f"{level} interval")],
             style,
         )
         left_out = len(known) - len(shown)
-        notes = [f"{shown[0].method}. {study.scope}", *([f"{left_out} pairs with larger p are not shown."] if left_out else [])]
+        said = f"Adjusted: differences from {study.baseline} by Holm, others together with all turns and measures, and only where one of the former is shown."
+        notes = [f"{shown[0].method}. {said} {study.scope}", *([f"{left_out} pairs with larger p are not shown."] if left_out else [])]
         compose(fig, style, heading=title, notes=notes)
     return fig
 
@@ -106,7 +108,7 @@ def _draw(
                 solid_capstyle="butt",
             )
         if middle is not None:
-            sure = pair.p_adjusted is not None and pair.p_adjusted < 1 - pair.level
+            sure = pair.starred
             looks_of: dict[str, Any] = {
                 "mfc": look.color if sure else style.ground,
                 "mec": look.color,

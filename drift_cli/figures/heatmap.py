@@ -1,6 +1,6 @@
 """The heatmap: every rollout a row, every turn a column, its colour the projection; one panel per condition, transcript and temperature.
 
-Rows are sorted by drift: the rollout with the lowest mean projection, which drifted furthest, is at the bottom. Flagged replies are hatched; turns that are
+Rows are sorted by level: the rollout with the lowest mean projection is at the bottom. Flagged replies are hatched; turns that are
 missing stay empty. The colours are one scale for the whole figure.
 """
 
@@ -147,7 +147,7 @@ def _mostly_cut(table: RunTable) -> bool:
 
 
 def _notes(table: RunTable) -> Iterator[str]:
-    yield f"{sentence(table.segment)}Rows are rollouts, sorted by their mean projection: the one that drifted furthest is at the bottom. Empty: no turn."
+    yield f"{sentence(table.segment)}Rows are rollouts, sorted by their mean projection, the lowest at the bottom. Empty: no turn."
     if _mostly_cut(table):
         yield f"Not hatched: {int(table.flags.length.sum())} of {int(table.turns.sum())} replies were cut at the length limit."
 

@@ -1,0 +1,302 @@
+"""One answer: did each condition hold the model? The rules, in the order in which they are tried (docs/statistics.md has them in words):
+
+*held*: it stayed near its own start, the baseline did not, and a difference from the baseline in its favour is shown. *partly*: it is shown to drift less
+than the baseline, but not to have stayed. *did not hold*: it is shown to have fallen by more than the margin, and not to drift less. *not shown to differ*:
+neither its level nor its drift is. *undecided*: anything else, and wherever there is no interval.
+
+Level and drift are two statements. Level: the difference of rollout means. Drift: the change from a rollout's own start (mean of the later turns less the
+first turn), compared as a difference of differences. Nobody selects rollouts by their first turn, so its noise does not bias a condition's mean change: there
+is no regression to the mean in a difference of differences. It widens the interval, which counts it. (Adjusting for the first turn instead, as an analysis
+of covariance does, would take part of a prompt's own shift at the first turn for drift.) The slope, which does not lean on one turn, is shown beside it.
+
+The margin is the smallest effect of interest, `Options.equivalence`; without one, half of the baseline's own fall, with its uncertainty in the test (as
+tests of a preserved fraction do).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from scipy import stats
+
+from drift_cli.analysis.axis_error import AxisError
+from drift_cli.analysis.breaks import Breaks, breaks
+from drift_cli.analysis.confounds import Confounds, Correlations, confounds, correlations
+from drift_cli.analysis.controls import Standing
+from drift_cli.analysis.measures import Sample, sample
+from drift_cli.analysis.quality import Quality, quality
+from drift_cli.analysis.results import Comparison, Measure
+from drift_cli.analysis.scale import PersonaScale
+from drift_cli.analysis.study import Study
+from drift_cli.analysis.summary import plain
+from drift_cli.analysis.table import Group, RunTable
+from drift_cli.spec import Cell
+
+PLACEBO = "placebo"
+"""A condition with this in its name is one: a prompt of the same length and placement that says nothing to the point."""
+
+
+class Verdict(StrEnum):
+    """What is said of a condition."""
+
+    HELD = "held"
+    PARTLY = "partly"
+    DID_NOT_HOLD = "did not hold"
+    UNDECIDED = "undecided"
+    NOT_SHOWN = "not shown to differ"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number with its two-sided interval, None where there is none."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def half(self) -> float | None:
+        """Half the interval's width."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """One condition in one transcript and temperature. The baseline has no verdict, level or drift."""
+
+    condition: str
+    transcript: str
+    temperature: float
+    mean: float | None
+    change: Estimate
+    """From its own start."""
+    fell: bool
+    """Whether it is shown to have fallen at all."""
+    stayed: float | None
+    """One-sided p that it fell by less than the margin; None where there is no margin or no spread."""
+    sank: float | None
+    """One-sided p that it fell by more than the margin."""
+    level: Comparison | None
+    units: float | None
+    """The difference in level in persona units (0: the other personas, 1: the assistant's), where the axis knows its personas."""
+    drift: Comparison | None
+    verdict: Verdict | None
+    placebo: Comparison | None
+    """Its primary measure against that of the placebo, where there is one."""
+    confounds: Confounds | None
+    quality: Quality
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a run says. The one object that `stats`, the end of `generate`, figures, the report and `--json` take their verdict from."""
+
+    run: str
+    axis: str
+    layer: int | None
+    baseline: str
+    primary: Measure
+    level: float
+    margin: float | None
+    """The smallest effect of interest, in axis units; None: half of the baseline's fall."""
+    finished: bool
+    has_placebo: bool
+    judgements: tuple[Judgement, ...]
+    correlations: tuple[Correlations, ...]
+    scope: str
+    first: int
+    """The first turn that counts."""
+    controls: tuple[Standing, ...] = ()
+    """The baseline's differences among those on control axes, where the run has some."""
+    scale: PersonaScale | None = None
+    """Where the axis knows its personas."""
+    breaks: tuple[Breaks, ...] = ()
+    """Rollouts that break, where there is a threshold."""
+    axis_errors: tuple[AxisError, ...] = ()
+    """What the axis's own uncertainty adds to the intervals, where it can be known."""
+
+
+_Key = tuple[str, str, float, Measure]
+"""Condition, transcript, temperature, measure."""
+
+
+def answer(
+    table: RunTable,
+    study: Study,
+    controls: Sequence[Standing] = (),
+    scale: PersonaScale | None = None,
+    break_at: float | None = None,
+    axis_errors: Sequence[AxisError] = (),
+) -> Answer:
+    """Judge every condition of a study of this table.
+
+    Args:
+        table, study: the rollouts, and what `analyze` made of them.
+        controls: where the differences stand among those on control axes.
+        scale: of the axis, if it knows its personas.
+        break_at: below which projection a rollout is broken, in axis units (None: the scale's midpoint).
+        axis_errors: what the axis's own uncertainty adds.
+    """
+    options = study.options
+    if options.turns is not None:
+        table = table.window(*options.turns)
+    known = _index(study)
+    judgements = [one for group in table.groups for one in _group(table, study, group, known, scale)]
+    begun = [one.quality for one in judgements]
+    return Answer(
+        run=table.run_id,
+        axis=table.axis,
+        layer=table.layer,
+        baseline=study.baseline,
+        primary=options.primary,
+        level=options.level,
+        margin=options.equivalence,
+        finished=all(one.complete + one.context == one.planned for one in begun),
+        has_placebo=any(PLACEBO in name.lower() for name in table.conditions),
+        judgements=tuple(judgements),
+        correlations=tuple(correlations(table, group) for group in table.groups),
+        scope=study.scope,
+        first=study.first,
+        controls=tuple(one for one in controls if one.b == study.baseline),
+        scale=scale,
+        axis_errors=tuple(axis_errors),
+        breaks=_breaks(table, study, break_at if break_at is not None or scale is None else scale.midpoint),
+    )
+
+
+def _breaks(table: RunTable, study: Study, threshold: float | None) -> tuple[Breaks, ...]:
+    if threshold is None:
+        return ()
+    groups = [
+        [sample(table, cell, merge=False) for cell in table.cells if (cell.transcript, cell.temperature) == group] for group in table.groups
+    ]
+    return tuple(row for group in groups for row in breaks(group, study.baseline, threshold, study.options.level))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """What the cells of one transcript and temperature share."""
+
+    table: RunTable
+    study: Study
+    known: dict[_Key, Comparison]
+    samples: dict[Cell, Sample]
+    base: Cell | None
+    confounds: dict[str, Confounds]
+    scale: PersonaScale | None
+
+
+def _group(table: RunTable, study: Study, group: Group, known: dict[_Key, Comparison], scale: PersonaScale | None) -> list[Judgement]:
+    cells = [cell for cell in table.cells if (cell.transcript, cell.temperature) == group]
+    base = next((cell for cell in cells if cell.condition == study.baseline), None)
+    found = {one.a: one for one in confounds(table, group, study.baseline, study.options.level)}
+    of = _Group(table, study, known, {cell: sample(table, cell) for cell in cells}, base, found, scale)
+    return [_judge(of, cell) for cell in sorted(cells, key=lambda cell: cell is not base)]
+
+
+def _judge(of: _Group, cell: Cell) -> Judgement:
+    level, mine = of.study.options.level, of.samples[cell]
+    baseline = None if of.base is None else of.samples[of.base]
+    change = _change(mine)
+    low, high = _bounds(change, level)
+    stayed, sank = _margin(mine, baseline, of.study.options.equivalence)
+    mean, drift = (of.known.get((cell.condition, cell.transcript, cell.temperature, measure)) for measure in (Measure.MEAN, Measure.CHANGE))
+    verdict = None
+    if baseline is not None and cell != of.base:
+        verdict = rule(mean, drift, stayed, sank, base_fell=_fell(baseline, level), level=level)
+    return Judgement(
+        condition=cell.condition,
+        transcript=cell.transcript,
+        temperature=cell.temperature,
+        mean=plain(float(np.nanmean(mine.own[Measure.MEAN]))) if mine.started and mine.counts.any() else None,
+        change=Estimate(value=plain(change.mean()) if len(change) else None, low=low, high=high),
+        fell=_fell(mine, level),
+        stayed=stayed,
+        sank=sank,
+        level=mean,
+        units=None if of.scale is None or mean is None or mean.difference is None else of.scale.units(mean.difference),
+        drift=drift,
+        verdict=verdict,
+        placebo=_placebo(of.study, cell),
+        confounds=of.confounds.get(cell.condition),
+        quality=quality(of.table, cell, mine),
+    )
+
+
+def rule(
+    mean: Comparison | None, drift: Comparison | None, stayed: float | None, sank: float | None, *, base_fell: bool, level: float
+) -> Verdict:
+    """The verdict from what is shown."""
+    alpha = 1 - level
+    better = [row for row in (mean, drift) if row is not None and row.starred and (row.difference or 0.0) > 0]
+    less = drift is not None and drift in better
+    more = drift is not None and drift.starred and not less
+    if mean is None or mean.p is None or drift is None or drift.p is None:
+        return Verdict.UNDECIDED
+    if stayed is not None and stayed <= alpha and base_fell and better and not more:
+        return Verdict.HELD
+    if less:
+        return Verdict.PARTLY
+    if sank is not None and sank <= alpha and base_fell:
+        return Verdict.DID_NOT_HOLD
+    return Verdict.UNDECIDED if mean.starred or drift.starred else Verdict.NOT_SHOWN
+
+
+def _change(of: Sample) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    values = of.own[Measure.CHANGE]
+    return values[np.isfinite(values)]
+
+
+def _bounds(values: np.ndarray[tuple[int], np.dtype[np.float64]], level: float) -> tuple[float | None, float | None]:
+    if len(values) < 2 or values.std() <= 1e-12 * max(1.0, float(np.abs(values).max())):
+        return None, None
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def _fell(of: Sample, level: float) -> bool:
+    high = _bounds(_change(of), level)[1]
+    return high is not None and high < 0
+
+
+def _margin(of: Sample, baseline: Sample | None, margin: float | None) -> tuple[float | None, float | None]:
+    """One-sided p that the fall is less, and that it is more, than the margin."""
+    change = _change(of)
+    if len(change) < 2 or _bounds(change, 0.95)[0] is None:
+        return None, None
+    squared, df = float(stats.sem(change)) ** 2, float(len(change) - 1)
+    if margin is not None:
+        gap = float(change.mean()) + margin
+    else:
+        if baseline is None or len(base := _change(baseline)) < 2 or baseline is of:
+            return None, None
+        gap, other = float(change.mean() - base.mean() / 2), float(stats.sem(base) / 2) ** 2
+        df = (squared + other) ** 2 / (squared**2 / (len(change) - 1) + other**2 / (len(base) - 1))
+        squared += other
+    t = gap / squared**0.5
+    return float(stats.t.sf(t, df)), float(stats.t.cdf(t, df))
+
+
+def _index(study: Study) -> dict[_Key, Comparison]:
+    """Mean and change of every condition against the baseline; where only transcripts together were compared, those for each transcript."""
+    found: dict[_Key, Comparison] = {}
+    for row in (*study.comparisons, *study.drift):
+        if row.b == study.baseline and row.measure in (Measure.MEAN, Measure.CHANGE) and row.temperature is not None:
+            for cell in study.summary.cells:
+                if cell.condition == row.a and row.transcript in (None, cell.transcript):
+                    found.setdefault((row.a, cell.transcript, row.temperature, row.measure), row)
+    return found
+
+
+def _placebo(study: Study, cell: Cell) -> Comparison | None:
+    """The comparison of the cell with a placebo, as condition minus placebo or the other way round."""
+    names = {one.condition for one in study.summary.cells if PLACEBO in one.condition.lower()}
+    if not names or cell.condition in names or cell.condition == study.baseline:
+        return None
+    rows = study.comparisons if study.options.primary is Measure.MEAN else study.drift
+    wanted = (cell.transcript, cell.temperature, study.options.primary)
+    mine = (row for row in rows if cell.condition in (row.a, row.b) and (row.transcript, row.temperature, row.measure) == wanted)
+    return next((row for row in mine if not names.isdisjoint((row.a, row.b))), None)
