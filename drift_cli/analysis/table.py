@@ -172,8 +172,7 @@ def load(run: Run, axis: str | None = None, part: Part = Part.ANSWER) -> RunTabl
     where the axis is missing or ambiguous, where its layer was not stored, and where a file is damaged; `UsageError` for reasoning that the run does not have.
     """
     entry, segment = choose_axis(run.manifest, axis, run.paths.run_id), segments.measured(run.manifest, part)
-    project = _projector(run, entry, segment or Part.ANSWER)
-    states = run.states()
+    project, states = _projector(run, entry, segment or Part.ANSWER), run.states()
     table = replace(_blank(run, entry, states), segment=segment)
     prompts = {
         name: recitals((condition.system, run.manifest.template_adds.get(name))) for name, condition in run.manifest.conditions.items()

@@ -79,16 +79,8 @@ def make_slots(engine: SlotEngine, report: Callable[[Incident], None]) -> Slots:
     if engine.model.device.type == "cuda":
         from drift_cli.engine.paged.slots import paged_slots
 
-        made = paged_slots(
-            engine.model,
-            engine.layers,
-            engine.filters,
-            engine.max_new_tokens,
-            engine.batch,
-            engine.longest,
-            report,
-            segmented=engine.segmented,
-        )
+        asked = (engine.model, engine.layers, engine.filters, engine.max_new_tokens, engine.batch, engine.longest)
+        made = paged_slots(*asked, report, segmented=engine.segmented)
         if made is not None:
             return made
     return PlainSlots(engine.model, engine.layers, engine.filters, engine.batch)
