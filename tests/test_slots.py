@@ -16,7 +16,7 @@ from jobs import USERS, jobs, never, run, same_bits, silent
 from transformers import AutoModelForCausalLM, Gemma2Config, GenerationConfig, GptOssConfig
 
 from drift_cli import models
-from drift_cli.engine.attention import _cache_argument, forward
+from drift_cli.engine.attention import cache_argument, forward
 from drift_cli.engine.choice import choose
 from drift_cli.engine.contract import Incident, Reply, Stopped
 from drift_cli.engine.plain import attention as plain_attention
@@ -284,8 +284,8 @@ def test_a_networks_cache_is_handed_over_under_the_name_that_it_knows(loaded: di
     class Newer(torch.nn.Module):
         def forward(self, input_ids: object, cache: object = None) -> None: ...
 
-    assert _cache_argument(Older) == "past_key_values"
-    assert _cache_argument(Newer) == "cache"
+    assert cache_argument(Older) == "past_key_values"
+    assert cache_argument(Newer) == "cache"
     for model in loaded.values():
         with warnings.catch_warnings():
             warnings.simplefilter("error")

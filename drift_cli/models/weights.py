@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.models.card import DEMO, HUB_MEND, ModelCard, first_line
-from drift_cli.models.network import blocks
+from drift_cli.models.network import auto_class, parameters
+from drift_cli.models.residuals import Residuals, look
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,8 @@ class LoadedModel:
     device: torch.device
     dtype: str
     parameters: int
+    residuals: Residuals = field(default=Residuals())
+    """What its hidden states are."""
 
 
 def load(card: ModelCard, *, dtype: str, device: str, gpus: int = 1) -> LoadedModel:
@@ -33,7 +36,7 @@ def load(card: ModelCard, *, dtype: str, device: str, gpus: int = 1) -> LoadedMo
         DriftError: they cannot be read, or the network does not have the layers its configuration promises.
     """
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -46,7 +49,7 @@ def load(card: ModelCard, *, dtype: str, device: str, gpus: int = 1) -> LoadedMo
     else:
         revision = None if card.folder else card.revision
         try:
-            loaded = AutoModelForCausalLM.from_pretrained(
+            loaded = auto_class(card.config).from_pretrained(
                 str(card.folder or card.name), revision=revision, dtype=kind, use_safetensors=True, trust_remote_code=False, **spread
             )
         except (OSError, ValueError) as error:
@@ -55,11 +58,9 @@ def load(card: ModelCard, *, dtype: str, device: str, gpus: int = 1) -> LoadedMo
     placed = loaded.eval() if hasattr(loaded, "hf_device_map") else loaded.to(device=device, dtype=kind).eval()
     # `generate` fills what it is not told from the network's own defaults: a repetition penalty there would change every draw.
     placed.generation_config = GenerationConfig()
-    found = len(blocks(placed))
-    if found != card.layers:
-        raise DriftError(f"{card.name} has {found} blocks where its configuration says {card.layers}")
     first = torch.device(device) if not spread else placed.get_input_embeddings().weight.device
-    return LoadedModel(card, placed, first, dtype, sum(p.numel() for p in placed.parameters()))
+    residuals = look(placed, card.name, card.layers, card.width)
+    return LoadedModel(card, placed, first, dtype, sum(p.numel() for p in placed.parameters()), residuals)
 
 
 def _spread(gpus: int) -> dict[str, Any]:
@@ -83,9 +84,4 @@ def _spread(gpus: int) -> dict[str, Any]:
 
 def count_parameters(card: ModelCard) -> int:
     """How many parameters the network has, from its configuration alone: it is laid out without memory for its weights."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(card.config)
-    return sum(p.numel() for p in network.parameters())
+    return parameters(card.config)

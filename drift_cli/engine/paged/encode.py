@@ -20,7 +20,7 @@ from drift_cli.engine.attention import forward
 from drift_cli.engine.paged.device import Copy, Graph, captured, to_device, to_host
 from drift_cli.engine.paged.network import Items, on
 from drift_cli.engine.paged.pages import Pages
-from drift_cli.models import LoadedModel
+from drift_cli.models import LoadedModel, text_config
 
 LARGEST, GRAIN = 512, 64
 _ROW, _START, _TOKENS, _COUNTED, _FRESH, _HEAD = 0, 1, 2, 3, 4, 5
@@ -66,7 +66,7 @@ class Encoder:
     def __post_init__(self) -> None:
         device, card = self.model.device, self.model.card
         head = self.model.network.get_output_embeddings()
-        vocabulary = int(card.config.get_text_config().vocab_size) if head is None else head.weight.shape[0]
+        vocabulary = int(text_config(card.config).vocab_size) if head is None else head.weight.shape[0]
         self.logits = torch.zeros((1, vocabulary), dtype=self.pages.dtype, device=device)
         self.sums = torch.zeros((len(self.layers), card.width), dtype=torch.float32, device=device)
 
@@ -95,9 +95,10 @@ class Encoder:
         with on(Items(self.pages, row.int().expand(size).contiguous(), places, bounds)):
             out = forward(self.model, given[None, _HEAD:], (start + at)[None], output_hidden_states=True, logits_to_keep=(tokens - 1)[None])
         self.logits.copy_(out.logits[:, -1])
+        states = self.model.residuals.of(out.hidden_states)
         measured = (at < counted)[:, None]
         for index, layer in enumerate(self.layers):
-            part = torch.where(measured, out.hidden_states[layer][0].float(), 0.0).sum(0)
+            part = torch.where(measured, states[layer][0].float(), 0.0).sum(0)
             self.sums[index] = torch.where(fresh > 0, part, self.sums[index] + part)
 
 
