@@ -91,22 +91,31 @@ def measure_rollout(
                 mend="drift or the tokenizer changed: `drift runs show` lists the versions in use then. Install those.",
             )
         dialogue.advance(turn.ids)
-    values = list(_replies(dialogue.past, model, direction, layer))
+    values = list(_replies(dialogue.past, [turn.ids or () for turn in record.turns], model, direction, layer))
     return [
         TokenTrace(turn.index, found, tuple(token_lengths(chat.tokenizer, ids, turn)))
         for turn, found, (_, ids) in zip(record.turns, values, dialogue.past, strict=True)
     ]
 
 
-def _replies(past: Sequence[Reply], model: LoadedModel, direction: NDArray[np.float32], layer: int) -> Iterator[NDArray[np.float32]]:
-    """Projections (tokens,) of every reply, in order: one pass for each stretch of replies that lie in one rendering of the conversation."""
+def _replies(
+    past: Sequence[Reply], said: Sequence[Sequence[int]], model: LoadedModel, direction: NDArray[np.float32], layer: int
+) -> Iterator[NDArray[np.float32]]:
+    """Projections (tokens,) of every reply, in order: one pass for each stretch of replies that lie in one rendering of the conversation.
+
+    Where a network computes a token otherwise in a longer conversation, each reply has a pass of its own over what its residual mean was measured on: its
+    prompt and its ids as sampled, `said`.
+    """
+    from drift_cli.engine.rotary import threshold
+
+    by_length = threshold(model) is not None
     start = 0
     while start < len(past):
         stop = start + 1
-        while stop < len(past) and _holds(past[stop], past[stop - 1]):
+        while stop < len(past) and not by_length and _holds(past[stop], past[stop - 1]):
             stop += 1
         prompt, reply = past[stop - 1]
-        values = _project(model, [*prompt, *reply], direction, layer)
+        values = _project(model, [*prompt, *(said[start] if by_length else reply)], direction, layer)
         yield from (values[len(before) : len(before) + len(ids)] for before, ids in past[start:stop])
         start = stop
 
@@ -118,14 +127,18 @@ def _holds(later: Reply, earlier: Reply) -> bool:
 
 
 def _project(model: LoadedModel, ids: Sequence[int], direction: NDArray[np.float32], layer: int) -> NDArray[np.float32]:
-    """(len(ids),): projections of every token of a conversation, from one forward pass without the head."""
+    """(len(ids),): projections of every token of a conversation, from one forward pass."""
     import torch
 
+    from drift_cli.engine.attention import last_logits
     from drift_cli.engine.kernels import repeatable
 
+    few = last_logits(model, len(ids))
+    # A network that cannot be asked for a few logits is run without its head, whose logits of every token would take much memory.
+    run = model.network if few else model.network.base_model
     with repeatable():
         tokens = torch.tensor([list(ids)], device=model.device)
-        states = model.network.base_model(input_ids=tokens, output_hidden_states=True, use_cache=False).hidden_states
+        states = model.residuals.of(run(input_ids=tokens, output_hidden_states=True, use_cache=False, **few).hidden_states)
         found = states[layer][0].float() @ torch.from_numpy(direction.astype(np.float32)).to(model.device)
         return np.asarray(found.cpu().numpy(), dtype=np.float32)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +136,7 @@ class Work:
             return Outcome(0, 0.0, interrupted=True)
         share.presence.now(WorkerState.LOADING)
         model, engine = self._load(part)
+        self._record_residuals(run, model)
         run.begin(epoch_now(experiment.device, engine.name, engine.batch, self.gpus, run.manifest.spec.dtype))
         if not stop():
             run.event("start", **facts, epoch=run.epoch())
@@ -154,6 +155,15 @@ class Work:
         if self.traces and kind == "done":
             self._trace(run, experiment, stop, model)
         return outcome
+
+    def _record_residuals(self, run: Run, model: LoadedModel) -> None:
+        """Where a model's hidden states are not what they usually are, say so, and keep it with the run's settings."""
+        from drift_cli.store.manifest import Setting
+
+        if (remark := model.residuals.remark) is not None:
+            self.display.note(remark)
+            settings = {**run.manifest.settings, "residuals": Setting(remark, "the model's network")}
+            run.update(replace(run.manifest, settings=settings))
 
     def _named(self, share: Share) -> dict[str, str]:
         """What events say of this worker, beyond its host and process."""

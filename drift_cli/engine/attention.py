@@ -12,13 +12,14 @@ from functools import cache
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from drift_cli.engine.kernels import repeatable
 from drift_cli.errors import DriftError
-from drift_cli.models import LoadedModel
+from drift_cli.models import LoadedModel, text_config
 
 _HARMLESS = frozenset(
     {
@@ -54,13 +55,20 @@ class PassingCache(Cache):  # type: ignore[misc]
         return 0
 
 
-def refuse_unknown(attention_mask: object, given: dict[str, Any]) -> None:
-    """Refuse what slots do not apply: a mask, or an argument whose meaning is not known here."""
-    unknown = [] if attention_mask is None else ["a mask"]
+def unknown_arguments(given: dict[str, Any]) -> list[str]:
+    """Names of an attention call's arguments that ask for something which slots do not apply."""
+    unknown = []
     # A plain loop, since this is compiled too, with releases of torch that do not take a comprehension over a dict.
     for name, value in given.items():
         if name not in _HARMLESS and value is not None:
             unknown.append(name)
+    return unknown
+
+
+def refuse_unknown(attention_mask: object, given: dict[str, Any]) -> None:
+    """Refuse what slots do not apply: a mask, or an argument whose meaning is not known here."""
+    unknown = [] if attention_mask is None else ["a mask"]
+    unknown.extend(unknown_arguments(given))
     if unknown:
         raise NotApplied(f"its attention asks for {', '.join(unknown)}, which slots do not apply", mend="Use --engine reference.")
 
@@ -79,7 +87,7 @@ def installed(model: LoadedModel, name: str, attend: Callable[..., tuple[Tensor,
 
 def forward(model: LoadedModel, ids: Tensor, positions: Tensor, **how: Any) -> Any:
     """The network's output over (rows, tokens) ids at their positions."""
-    kinds = getattr(model.card.config.get_text_config(), "layer_types", None)
+    kinds = getattr(text_config(model.card.config), "layer_types", None)
     # Networks with several kinds of layers take a mask for each; ours are all None.
     mask = dict.fromkeys(kinds) if kinds else None
     how[cache_argument(model.network.__class__)] = PassingCache()
@@ -87,7 +95,23 @@ def forward(model: LoadedModel, ids: Tensor, positions: Tensor, **how: Any) -> A
         return model.network(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=True, **how)
 
 
-@cache
+def last_logits(model: LoadedModel, tokens: int) -> dict[str, Any]:
+    """Asks a network for the logits of the last of `tokens` tokens alone; nothing where it cannot be asked.
+
+    Where layers share keys, a network that is given a number leaves out the other tokens in those layers; given their places, it does not.
+    """
+    if not _takes(model.network.__class__, "logits_to_keep"):
+        return {}
+    shared = getattr(text_config(model.card.config), "num_kv_shared_layers", 0)
+    return {"logits_to_keep": torch.tensor([tokens - 1], device=model.device) if shared else 1}
+
+
 def cache_argument(kind: Any) -> str:
     """What a network's class calls its cache: `cache` since transformers 5.24."""
-    return "cache" if "cache" in signature(kind.forward).parameters else "past_key_values"
+    return "cache" if _takes(kind, "cache") else "past_key_values"
+
+
+@cache
+def _takes(kind: Any, name: str) -> bool:
+    """Whether a network's class takes an argument."""
+    return name in signature(kind.forward).parameters

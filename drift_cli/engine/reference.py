@@ -9,7 +9,6 @@ already committed when its group was interrupted is computed again, compared wit
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -21,7 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from drift_cli.engine.attention import last_logits
 from drift_cli.engine.contract import Incident, Job, Reply, Stopped, finish_of, is_out_of_memory, no_memory, not_finite, too_long
+from drift_cli.engine.decoding import Decoding, decoding, generate, left_padded
 from drift_cli.engine.kernels import repeatable
 from drift_cli.engine.sampling import draw, split_key, uniforms
 from drift_cli.models import LoadedModel
@@ -89,15 +90,27 @@ class ReferenceEngine:
     batch: int = 4
     name: str = field(default="reference", init=False)
     needs_company: bool = field(default=True, init=False)
+    how: Decoding = field(default=Decoding(), init=False)
 
     def run(self, jobs: Iterable[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
         """See `contract.Engine.run`."""
-        if getattr(self.model.network, "_is_stateful", False) and self.batch > 1:
-            # Padding on the left would run through a recurrent state as if it were text.
-            self.batch = 1
-            report(Incident("one-at-a-time", "this model keeps a recurrent state: rollouts are generated one at a time"))
+        self._settle(report)
         for _, group in groupby(jobs, key=lambda job: job.group):
             yield from self._run_group(list(group), stop, report)
+
+    def _settle(self, report: Callable[[Incident], None]) -> None:
+        """Find out how this network is to be generated with, and say what is slower than usual."""
+        try:
+            self.how = decoding(self.model)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise no_memory("two short rollouts") from error
+            raise
+        if self.how.alone is not None and self.batch > 1:
+            self.batch = 1
+            report(Incident("one-at-a-time", f"{self.how.alone}: rollouts are generated one at a time"))
+        if self.how.uncached is not None:
+            report(Incident("no-cache", f"{self.how.uncached}: every token is computed from the whole conversation, which is slow"))
 
     def _run_group(self, group: list[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
         open_jobs = [job for job in group if not job.ended]
@@ -156,27 +169,38 @@ class ReferenceEngine:
 
     def _generate(self, rows: Sequence[_Row], stop: Callable[[], bool]) -> list[tuple[int, ...]]:
         """The reply of each row, ids as sampled: up to and including the first end token, or cut where a stop string begins."""
-        device = self.model.device
-        width = max(len(row.prompt) for row in rows)
-        pad = min(self.model.card.end_ids)
-        ids = torch.tensor([[pad] * (width - len(row.prompt)) + list(row.prompt) for row in rows], device=device)
-        mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows], device=device)
+        ids, mask = left_padded(self.model, [row.prompt for row in rows])
+        width, end, limit = ids.shape[1], self.how.threshold, self.max_new_tokens
+        drawn = LogitsProcessorList([_KeyedDraw(rows, self.filters, stop, self.model.device)])
+        stops = StoppingCriteriaList([_StopStrings(rows, width)])
+        # Where the rotary embedding changes behind `end` tokens, the first token that is drawn from a longer conversation begins with a new cache.
+        if end is not None and width <= end < width + limit - 1:
+            ids = self._extended(ids, mask, end + 1 - width, drawn, stops)
+            if self._ended(rows, ids[:, width:].tolist()):
+                limit = ids.shape[1] - width
+            mask = torch.ones_like(ids)
+        made = ids if ids.shape[1] == width + limit else self._extended(ids, mask, width + limit - ids.shape[1], drawn, stops)
+        return [self._trimmed(row, reply) for row, reply in zip(rows, made[:, width:].tolist(), strict=True)]
+
+    def _extended(self, ids: Tensor, mask: Tensor, tokens: int, drawn: LogitsProcessorList, stops: StoppingCriteriaList) -> Tensor:
+        """(rows, tokens) ids with up to `tokens` more."""
         config = GenerationConfig(
             do_sample=False,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=tokens,
             eos_token_id=sorted(self.model.card.end_ids),
-            pad_token_id=pad,
-            use_cache=True,
+            pad_token_id=min(self.model.card.end_ids),
+            use_cache=self.how.uncached is None,
         )
-        with repeatable():
-            made = self.model.network.generate(
-                ids,
-                attention_mask=mask,
-                generation_config=config,
-                logits_processor=LogitsProcessorList([_KeyedDraw(rows, self.filters, stop, device)]),
-                stopping_criteria=StoppingCriteriaList([_StopStrings(rows, width)]),
-            )
-        return [self._trimmed(row, reply) for row, reply in zip(rows, made[:, width:].tolist(), strict=True)]
+        made: Tensor = generate(
+            self.model, ids, attention_mask=mask, generation_config=config, logits_processor=drawn, stopping_criteria=stops
+        )
+        return made
+
+    def _ended(self, rows: Sequence[_Row], replies: Sequence[Sequence[int]]) -> bool:
+        """Whether every row's reply has ended before its limit."""
+        chats = [row.job.dialogue.chat for row in rows]
+        ends = self.model.card.end_ids
+        return all(not ends.isdisjoint(ids) or chat.stop_length(ids) is not None for chat, ids in zip(chats, replies, strict=True))
 
     def _trimmed(self, row: _Row, ids: list[int]) -> tuple[int, ...]:
         end = next((place for place, token in enumerate(ids) if token in self.model.card.end_ids), None)
@@ -211,15 +235,8 @@ def _states(model: LoadedModel, ids: Sequence[int]) -> Sequence[Tensor]:
     """Hidden states of every layer, (1, tokens, width) each."""
     with repeatable():
         tokens = torch.tensor([list(ids)], device=model.device)
-        states: Sequence[Tensor] = model.network(
-            input_ids=tokens, output_hidden_states=True, use_cache=False, **_few_logits(model)
-        ).hidden_states
-    return states
-
-
-def _few_logits(model: LoadedModel) -> dict[str, int]:
-    """Ask for the logits of the last token only, of networks that know how; the others compute them all."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.network.forward).parameters else {}
+        out = model.network(input_ids=tokens, output_hidden_states=True, use_cache=False, **last_logits(model, len(ids)))
+    return model.residuals.of(out.hidden_states)
 
 
 def _compare(row: _Row, reply: Reply, report: Callable[[Incident], None]) -> None:

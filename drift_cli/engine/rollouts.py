@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from drift_cli.chat import common_prefix
 from drift_cli.engine.contract import Incident, Job, Reply, Stopped, finish_of, is_out_of_memory, no_memory, too_long
+from drift_cli.engine.rotary import ends_with_context
 from drift_cli.engine.slots import Draw, NoRoom, Residual, Slots
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Finish, Sampling, Segment
@@ -232,7 +233,7 @@ class _Schedule:
         text, reasoning, segments = moment.text(ids), moment.reasoning(ids), moment.segments(ids)
         try:
             self._asked()
-            residual = self._turn(row, prompt, content, None if over else job.dialogue.prompt, segments)
+            residual = self._turn(row, prompt, content, None if over else self._following(job), segments)
         except NoRoom:
             if len(self.live) > 1:
                 job.dialogue.restore(moment)
@@ -245,6 +246,11 @@ class _Schedule:
         job.last = tuple(ids)
         self.done.append((Reply(job.rollout, turn, prompt, tuple(ids), text, finish, None, segments, reasoning), residual))
         self._next(row, job, over=over, full=full)
+
+    def _following(self, job: Job) -> Sequence[int] | None:
+        """The next prompt, which is encoded with the reply before it; None where it is longer than the context and the network has no positions for that."""
+        beyond = len(job.dialogue.prompt) > self.engine.model.card.context
+        return None if beyond and ends_with_context(self.engine.model) else job.dialogue.prompt
 
     def _measured_alone(self, row: int, prompt: Sequence[int], content: Sequence[int], segments: Sequence[Segment]) -> Residual | None:
         """Measure a reply whose next prompt does not fit even with all memory to itself: the reply counts, and is the rollout's last."""

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drift_cli.models import LoadedModel
+from drift_cli.models import LoadedModel, text_config
 from drift_cli.probe import Means
 from drift_cli.spec import Rollout, Segment
 
 PAGE = 128
 """Tokens of a page, where slots have pages."""
+ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention"})
+"""What a configuration calls layers that attend to every token, or to those in a window."""
 SLACK = 128
 """Tokens before the end of a prompt that a template may rewrite without the whole conversation being encoded anew."""
 
@@ -64,7 +66,7 @@ class Layout:
 
 def layout_from(config: Any) -> Layout:
     """What a network of this configuration keeps of every token, as far as its configuration tells: for estimates, before there is a network."""
-    text = config.get_text_config()
+    text = text_config(config)
     layers = int(text.num_hidden_layers)
     kinds = (
         getattr(text, "layer_types", None)
@@ -155,15 +157,26 @@ class Slots(Protocol):
 
 
 def refusal(model: LoadedModel) -> str | None:
-    """Why slots cannot run a model exactly, in words; None where they can."""
-    network, config = model.network, model.card.config.get_text_config()
-    if getattr(network, "_is_stateful", False):
+    """Why slots cannot run a model exactly, in words; None where no rule says so.
+
+    Rules first that the configuration answers, then what the network's own attention and masks say (`structure`).
+    """
+    from drift_cli.engine.rotary import length_rule
+    from drift_cli.engine.structure import disagreement
+
+    return _of_configuration(model) or length_rule(model) or disagreement(model)
+
+
+def _of_configuration(model: LoadedModel) -> str | None:
+    network, config = model.network, text_config(model.card.config)
+    parts = (network, network.get_decoder())
+    if any(getattr(part, "_is_stateful", False) for part in parts):
         return "it keeps a recurrent state"
-    if not getattr(network, "_supports_attention_backend", False):
+    if not any(getattr(part, "_supports_attention_backend", False) for part in parts):
         return "its attention is not open to other implementations"
     if getattr(config, "attn_logit_softcapping", None):
         return "it soft-caps its attention"
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    kinds = set(getattr(config, "layer_types", None) or ()) - ATTENTION_KINDS
     if kinds:
         return f"it has layers of kind {', '.join(sorted(kinds))}"
     if any(name.endswith("sinks") for name, _ in network.named_parameters()):

@@ -3,7 +3,8 @@
 from drift_cli.models.card import DEMO, ModelCard, describe, make_card
 from drift_cli.models.devices import DTYPES, choose_device, choose_dtype, free_memory
 from drift_cli.models.identity import sampled_digest, tree_digest
-from drift_cli.models.network import blocks
+from drift_cli.models.network import auto_class, blocks, text_config
+from drift_cli.models.residuals import Residuals
 from drift_cli.models.weights import LoadedModel, count_parameters, load
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "DTYPES",
     "LoadedModel",
     "ModelCard",
+    "Residuals",
+    "auto_class",
     "blocks",
     "choose_device",
     "choose_dtype",
@@ -20,5 +23,6 @@ __all__ = [
     "load",
     "make_card",
     "sampled_digest",
+    "text_config",
     "tree_digest",
 ]

@@ -6,7 +6,7 @@ loaded. What can be refused before that is refused here, by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from drift_cli.errors import DriftError
 from drift_cli.models.adapters import Adapter
 from drift_cli.models.files import Checkpoint
 from drift_cli.models.identity import Say
+from drift_cli.models.network import text_config
 from drift_cli.models.quantized import Quantization
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def make_card(
     adapter: Adapter | None = None,
 ) -> ModelCard:
     """Put a card together from its parts."""
-    text = config.get_text_config()
+    text = text_config(config)
     context = int(getattr(text, "max_position_embeddings", 0) or tokenizer.model_max_length)
     filters = {key: getattr(generation, key, None) for key in ("top_p", "top_k", "min_p")}
     ignored = tuple(
@@ -135,10 +136,10 @@ def make_card(
         revision=revision,
         config=config,
         tokenizer=tokenizer,
-        end_ids=_end_ids(name, generation.eos_token_id, getattr(text, "eos_token_id", None), tokenizer),
+        end_ids=_end_ids(name, generation.eos_token_id, (getattr(part, "eos_token_id", None) for part in (config, text)), tokenizer),
         context=min(context, int(min(tokenizer.model_max_length, 2**31))),
-        layers=int(text.num_hidden_layers),
-        width=int(text.hidden_size),
+        layers=_size(name, text, "num_hidden_layers"),
+        width=_size(name, text, "hidden_size"),
         ignored=ignored,
         folder=folder,
         note=note,
@@ -149,9 +150,16 @@ def make_card(
     )
 
 
-def _end_ids(name: str, generation: Any, config: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _size(name: str, config: PretrainedConfig, key: str) -> int:
+    size = getattr(config, key, None)
+    if not isinstance(size, int):
+        raise DriftError(f"the configuration of {name} has no {key}", mend="Give a causal language model.")
+    return size
+
+
+def _end_ids(name: str, generation: Any, configs: Iterable[Any], tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     ids: set[int] = set()
-    for source in (generation, config, tokenizer.eos_token_id):
+    for source in (generation, *configs, tokenizer.eos_token_id):
         if source is not None:
             ids.update(int(i) for i in (source if isinstance(source, list | tuple) else [source]))
     if not ids:

@@ -1,21 +1,68 @@
-"""Where the parts of a network are."""
+"""Which network a configuration asks for, and where its parts are.
+
+Today's chat models are often the text part of a checkpoint that also sees or hears. Where transformers has a class that continues text alone it is taken,
+else the one that also takes images or sound, which is only ever given text.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from drift_cli.errors import DriftError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def text_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The part of a configuration that is about the decoder of text: its own, where there are no parts."""
+    return config.get_text_config(decoder=True)
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """The auto class of transformers that makes a configuration's network.
+
+    Raises:
+        DriftError: it has none that continues a text.
+    """
+    import transformers
+
+    for name in ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"):
+        kind = getattr(transformers, name, None)
+        if kind is not None and type(config) in kind._model_mapping:
+            return kind
+    raise DriftError(
+        f"transformers has no network of model type {config.model_type} that continues a text",
+        mend="Give a chat model: a causal language model, or one that also takes images.",
+    )
+
+
+def parameters(config: PretrainedConfig) -> int:
+    """How many parameters a configuration's network has: it is laid out without memory for its weights."""
+    import torch
+
+    with torch.device("meta"):
+        network = auto_class(config).from_config(config)
+    return sum(p.numel() for p in network.parameters())
 
 
 def blocks(network: PreTrainedModel) -> list[torch.nn.Module]:
-    """The decoder's blocks in order, found in the module tree: the longest list of modules that are all of one class."""
+    """The decoder's blocks in order, of whatever classes: in the module tree of the text part, of the lists with as many modules as the configuration has
+    layers, the one with the most parameters. None where there is no such list.
+    """
     import torch
 
-    lists = [m for m in network.modules() if isinstance(m, torch.nn.ModuleList) and len(m) and len({type(x) for x in m}) == 1]
-    if not lists:
-        raise DriftError("no list of decoder blocks was found in this model", mend="It may not be a causal language model.")
-    return max((list(modules) for modules in lists), key=len)
+    layers = int(text_config(network.config).num_hidden_layers)
+    lists = [found for found in _outermost(network.get_decoder(), torch.nn.ModuleList) if len(found) == layers]
+    return list(max(lists, key=lambda found: sum(p.numel() for p in found.parameters()), default=()))
+
+
+def _outermost(module: torch.nn.Module, kind: type[torch.nn.Module]) -> Iterator[Any]:
+    """Modules of a kind that are in no other one of that kind."""
+    for child in module.children():
+        if isinstance(child, kind):
+            yield child
+        else:
+            yield from _outermost(child, kind)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drift_cli.errors import DriftError, UsageError
+from drift_cli.errors import UsageError
 from drift_cli.models import checks, quantized
 from drift_cli.models.adapters import merge_adapter
 from drift_cli.models.card import DEMO, ModelCard
@@ -21,7 +21,8 @@ from drift_cli.models.files import INDEX, WEIGHTS, read_object
 from drift_cli.models.gguf import check_count, load_gguf
 from drift_cli.models.headers import Stored, all_tensors
 from drift_cli.models.library import LOCAL_MEND, Reading
-from drift_cli.models.network import blocks
+from drift_cli.models.network import auto_class, parameters
+from drift_cli.models.residuals import Residuals, look
 from drift_cli.models.sources import HUB_MEND
 
 if TYPE_CHECKING:
@@ -40,13 +41,8 @@ class LoadedModel:
     parameters: int
     notes: tuple[str, ...] = ()
     """What is to be said about how it was loaded, a sentence each."""
-
-
-def network_class(card: ModelCard) -> Any:
-    """The class of transformers that a model's network is made with."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM
+    residuals: Residuals = field(default=Residuals())
+    """What its hidden states are."""
 
 
 def load(card: ModelCard, *, dtype: str, device: str, gpus: int = 1) -> LoadedModel:
@@ -72,11 +68,16 @@ def load(card: ModelCard, *, dtype: str, device: str, gpus: int = 1) -> LoadedMo
     # `generate` fills what it is not told from the network's own defaults: a repetition penalty there would change every draw.
     placed.generation_config = GenerationConfig()
     checks.check_numbers(card.name, placed, dtype)
-    found = len(blocks(placed))
-    if found != card.layers:
-        raise DriftError(f"{card.name} has {found} blocks where its configuration says {card.layers}")
     first = torch.device(device) if not spread else placed.get_input_embeddings().weight.device
-    return LoadedModel(card, placed, first, dtype, sum(p.numel() for p in placed.parameters()), tuple(notes))
+    return LoadedModel(
+        card,
+        placed,
+        first,
+        dtype,
+        sum(p.numel() for p in placed.parameters()),
+        tuple(notes),
+        look(placed, card.name, card.layers, card.width),
+    )
 
 
 def _demo(kind: torch.dtype) -> PreTrainedModel:
@@ -110,7 +111,7 @@ def _read(card: ModelCard, kind: torch.dtype, device: str, spread: Mapping[str, 
 
 def _from_files(card: ModelCard, kind: torch.dtype, how: Mapping[str, Any]) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     """What transformers makes of a model's files, and its report."""
-    network, checkpoint = network_class(card), card.checkpoint
+    network, checkpoint = auto_class(card.config), card.checkpoint
     asked = {"dtype": kind, "trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True, **how}
     if checkpoint is None:
         with Reading(f"the weights of {card.name}", HUB_MEND):
@@ -181,11 +182,8 @@ def _spread(gpus: int) -> dict[str, Any]:
 
 def count_parameters(card: ModelCard) -> int:
     """How many parameters the network has, from its configuration alone: it is laid out without memory for its weights."""
-    import torch
-
-    with Reading(f"model {card.name}", _unknown_rope(card) or LOCAL_MEND), torch.device("meta"):
-        network = network_class(card).from_config(card.config)
-    return sum(p.numel() for p in network.parameters())
+    with Reading(f"model {card.name}", _unknown_rope(card) or LOCAL_MEND):
+        return parameters(card.config)
 
 
 def _unknown_rope(card: ModelCard) -> str | None:

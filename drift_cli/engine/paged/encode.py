@@ -23,7 +23,7 @@ from drift_cli.engine.attention import forward
 from drift_cli.engine.paged.device import Copy, Graph, captured, to_device, to_host
 from drift_cli.engine.paged.network import Items, on
 from drift_cli.engine.paged.pages import Pages
-from drift_cli.models import LoadedModel
+from drift_cli.models import LoadedModel, text_config
 from drift_cli.probe import Means
 from drift_cli.spec import Part, Segment, spans
 
@@ -87,7 +87,7 @@ class Encoder:
     def __post_init__(self) -> None:
         device, card = self.model.device, self.model.card
         head = self.model.network.get_output_embeddings()
-        vocabulary = int(card.config.get_text_config().vocab_size) if head is None else head.weight.shape[0]
+        vocabulary = int(text_config(card.config).vocab_size) if head is None else head.weight.shape[0]
         self.logits = torch.zeros((1, vocabulary), dtype=self.pages.dtype, device=device)
         self.sums = torch.zeros((len(self.layers), card.width), dtype=torch.float32, device=device)
         self.parts = torch.zeros((len(_PARTS) * self.segmented, *self.sums.shape), dtype=torch.float32, device=device)
@@ -125,9 +125,10 @@ class Encoder:
             ids = given[None, _HEAD : _HEAD + size]
             out = forward(self.model, ids, (start + at)[None], output_hidden_states=True, logits_to_keep=(tokens - 1)[None])
         self.logits.copy_(out.logits[:, -1])
-        self._add(self.sums, (at < counted)[:, None], out.hidden_states, fresh)
+        states = self.model.residuals.of(out.hidden_states)
+        self._add(self.sums, (at < counted)[:, None], states, fresh)
         for number, sums in enumerate(self.parts, 1):
-            self._add(sums, (given[_HEAD + size :] == number)[:, None], out.hidden_states, fresh)
+            self._add(sums, (given[_HEAD + size :] == number)[:, None], states, fresh)
 
     def _add(self, sums: Tensor, measured: Tensor, hidden_states: Sequence[Tensor], fresh: Tensor) -> None:
         """Add the hidden states of the tokens that are measured, (tokens, 1) bool, to sums (layers, width), or begin them anew."""

@@ -29,7 +29,7 @@ from drift_cli.engine.paged.pages import Pages, grouping, page_numbers
 from drift_cli.engine.plain.attention import layout_of
 from drift_cli.engine.sampling import uniforms
 from drift_cli.engine.slots import PAGE, Draw, Layout
-from drift_cli.models import LoadedModel
+from drift_cli.models import LoadedModel, text_config
 from drift_cli.spec import Part, Sampling, Segment
 
 _LAG = 2
@@ -293,7 +293,7 @@ def _page_count(model: LoadedModel, layout: Layout, rows: int, longest: int, sha
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(model.device)
     card, itemsize = model.card, next(model.network.parameters()).itemsize
-    vocabulary = int(card.config.get_text_config().vocab_size)
+    vocabulary = int(text_config(card.config).vocab_size)
     # A chunk's hidden states of every layer, some 16 tensors of a block's inner width, and the draw's: logits in float32, sorted, with their order and sums.
     reserve = LARGEST * card.width * (card.layers + 64) * itemsize + rows * vocabulary * 40 + (768 << 20)
     count = min(int((free * share - reserve) // (page_numbers(layout) * itemsize)), most)

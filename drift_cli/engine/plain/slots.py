@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from inspect import signature
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drift_cli.engine.attention import forward, installed
+from drift_cli.engine.attention import forward, installed, last_logits
 from drift_cli.engine.contract import not_finite
 from drift_cli.engine.plain.attention import ATTENTION, Keeper, layout_of, put
 from drift_cli.engine.sampling import draw, split_key, uniforms
@@ -74,15 +72,12 @@ class PlainSlots:
     logits: Tensor = field(init=False)
     stepped: Tensor | None = None
     """(rows, vocabulary) logits of the last step."""
-    _last: dict[str, Any] = field(init=False)
-    """Asks the network for the logits of a chunk's last token alone, where it can be asked."""
     _open: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
         self.layout = layout_of(self.model)
         self.keeper = Keeper(self.rows)
         self.slots = [Slot() for _ in range(self.rows)]
-        self._last = {"logits_to_keep": 1} if "logits_to_keep" in signature(self.model.network.forward).parameters else {}
         self._open.enter_context(installed(self.model, ATTENTION, self.keeper.attend))
 
     def close(self) -> None:
@@ -117,11 +112,12 @@ class PlainSlots:
         if start == 0:
             self.keeper.release(row)
         tokens = torch.tensor([list(ids)], device=self.model.device)
-        how = {**self._last, "output_hidden_states": True} if counted else self._last
+        last = last_logits(self.model, len(ids))
+        how = {**last, "output_hidden_states": True} if counted else last
         out = put(self.model, self.keeper, row, start, tokens, **how)
         self.logits = out.logits[:, -1]
         self.keeper.trim(row, start if hold is None else min(start, hold))
-        return _Now(pool_parts(out.hidden_states, 0, (0, counted), segments, layers)) if counted else None
+        return _Now(pool_parts(self.model.residuals.of(out.hidden_states), 0, (0, counted), segments, layers)) if counted else None
 
     def begin(self, row: int, draw: Draw) -> None:
         """See `slots.Slots.begin`."""
