@@ -186,6 +186,8 @@ class Finish(StrEnum):
     """The reply reached the number of new tokens allowed."""
     CONTEXT = "context"
     """The prompt and a full reply no longer fit the model's context (or memory): no reply was made and the rollout ends here."""
+    TEMPLATE = "template"
+    """The chat template fails on the conversation so far, or does not render it as it is: no reply was made and the rollout ends here."""
     COMPLETE = "complete"
     """Of a rollout: every user turn of the transcript was answered."""
 

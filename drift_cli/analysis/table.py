@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_cli.analysis.flags import Flags, Recital, flag_reply, recitals
+from drift_cli.analysis.flags import Flag, Flags, Recital, flag_reply, recitals
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.spec import Cell, Finish
 
@@ -109,7 +109,7 @@ class RunTable:
 
     @property
     def early(self) -> NDArray[np.bool_]:
-        """(R,): rollouts that have some turns, but not all of their transcript (ended for want of context, or unfinished)."""
+        """(R,): rollouts that have some turns, but not all of their transcript (ended early, or unfinished)."""
         early: NDArray[np.bool_] = (self.turns > 0) & (self.turns < self.planned)
         return early
 
@@ -205,8 +205,8 @@ def _fill(table: RunTable, row: int, record: RolloutRecord, prompts: Sequence[Re
         table.finish[row, column] = turn.finish.value
         for flag in flag_reply(turn.text, turn.finish, prompts):
             table.flags.of(flag)[row, column] = True
-    if record.end is not None and record.end.finish == Finish.CONTEXT:
-        table.flags.context[row, record.end.turn - 1] = True
+    if record.end is not None and record.end.finish is not Finish.COMPLETE:
+        table.flags.of(Flag(record.end.finish.value))[row, record.end.turn - 1] = True
 
 
 def choose_axis(manifest: Manifest, name: str | None, run_id: str) -> AxisEntry:

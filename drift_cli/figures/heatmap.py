@@ -30,13 +30,21 @@ from drift_cli.spec import Cell
 COLORMAP = "cividis"
 """Even in lightness, and made for colour-blind eyes (Nuñez et al. 2018)."""
 ACROSS = 3
-HATCHES = {Flag.RECITING: "////", Flag.REPEATED: "xxxx", Flag.EMPTY: "....", Flag.LENGTH: "\\\\\\\\", Flag.CONTEXT: "||||"}
+HATCHES = {
+    Flag.RECITING: "////",
+    Flag.REPEATED: "xxxx",
+    Flag.EMPTY: "....",
+    Flag.LENGTH: "\\\\\\\\",
+    Flag.CONTEXT: "||||",
+    Flag.TEMPLATE: "----",
+}
 _SAYS = {
     Flag.RECITING: "recites the system prompt",
     Flag.REPEATED: "repeats itself",
     Flag.EMPTY: "empty",
     Flag.LENGTH: "cut at the length limit",
     Flag.CONTEXT: "no reply: out of context",
+    Flag.TEMPLATE: "no reply: no prompt from the chat template",
 }
 
 

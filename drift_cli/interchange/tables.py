@@ -3,7 +3,7 @@
 | column | |
 | --- | --- |
 | run, transcript, condition, temperature, sample, turn | which turn; samples from 0, turns from 1 |
-| user, reply, finish | the texts and why the reply ended; a turn that did not fit the context has finish `context` and no reply |
+| user, reply, finish | the texts and why the reply ended; a turn before which the rollout ended has finish `context` or `template` and no reply |
 | prompt_length, reply_tokens | in tokens; the reply's end-of-turn token counts. Missing in imported runs |
 | projection_<axis> | one column to each axis |
 | residual_<layer> | Parquet only, on request: the reply's mean residual at that layer, float32 |

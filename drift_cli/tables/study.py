@@ -77,7 +77,7 @@ def summary_table(summary: Summary, which: str = "") -> Table:
 
 def _flagged(cell: CellSummary) -> str:
     counts = cell.flagged
-    kinds = {"empty": counts.empty, "repeated": counts.repeated, "reciting": counts.reciting, "context": counts.context}
+    kinds = {kind: getattr(counts, kind) for kind in ("empty", "repeated", "reciting", "context", "template")}
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "—"
 
 
