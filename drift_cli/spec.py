@@ -45,6 +45,8 @@ class Placement(StrEnum):
 
     START = "start"
     """A system message, once, first."""
+    FIRST_USER = "first-user"
+    """In front of the first user message, a blank line between, for templates without a system role."""
     EVERY_TURN = "every-turn"
     """A system message after each user message."""
     USER_SUFFIX = "user-suffix"
