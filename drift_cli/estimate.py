@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from drift_cli.chat import Chat
+from drift_cli.chat import Chat, TemplateProblem
 from drift_cli.engine.slots import Layout
 from drift_cli.spec import Cell, Condition, Rollout, Transcript
 from drift_cli.speeds import Speeds
@@ -46,9 +46,19 @@ def fits(manifest: Manifest, chat: Chat, context: int) -> list[Fit]:
 
 
 def prompt_lengths(chat: Chat, script: Transcript, condition: Condition) -> tuple[int, ...]:
-    """Tokens of each turn's prompt if every reply before it were empty."""
-    users = script.users
-    return tuple(len(chat.prompt(users[:turn], [""] * (turn - 1), condition)) for turn in range(1, len(users) + 1))
+    """Tokens of each turn's prompt if every reply before it were empty; of one letter, where the chat template takes no empty ones."""
+    for reply in ("", "a"):
+        try:
+            return tuple(_prompt_lengths(chat, script, condition, reply))
+        except TemplateProblem:
+            continue
+    # The template takes neither: its rollouts will say why. Without the replies, this is no less than the least that a prompt can have.
+    return tuple(len(chat.prompt(script.users[:1], (), condition)) for _ in script.users)
+
+
+def _prompt_lengths(chat: Chat, script: Transcript, condition: Condition, reply: str) -> Iterator[int]:
+    for turn in range(1, len(script.users) + 1):
+        yield len(chat.prompt(script.users[:turn], [reply] * (turn - 1), condition))
 
 
 def longest(manifest: Manifest, found: Sequence[Fit], context: int) -> int:

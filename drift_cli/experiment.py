@@ -164,8 +164,7 @@ def _assemble(
 
 def _with_end(card: ModelCard, chat: Chat) -> ModelCard:
     """A reply also ends where the chat format closes it, should the model's own list of end tokens not have that token."""
-    end = chat.end_id()
-    return card if end is None else replace(card, end_ids=card.end_ids | {end})
+    return replace(card, end_ids=chat.end_ids(card.end_ids))
 
 
 def _sampling(settings: Settings, card: ModelCard) -> Sampling:

@@ -85,6 +85,8 @@ def measure_replies(script: Transcript, chat: Chat, model: LoadedModel, axis: Ax
     projections: list[float | None] = []
     beyond = []
     for turn, reply in enumerate(script.replies, 1):
+        if dialogue.problem is not None:
+            raise DriftError(f"the reply to turn {turn} of {script.name} cannot be measured: {dialogue.problem}")
         ids = [int(i) for i in model.card.tokenizer.encode(reply, add_special_tokens=False)]
         if len(dialogue.prompt) + len(ids) > model.card.context:
             beyond.append(turn)
@@ -94,6 +96,6 @@ def measure_replies(script: Transcript, chat: Chat, model: LoadedModel, axis: Ax
             residual = measure(model, [*dialogue.prompt, *ids], len(dialogue.prompt), len(ids), [layer])
             projections.append(project(residual[0], axis.at(layer)))
         if not beyond:
-            dialogue.advance(ids)
+            dialogue.advance(ids, given=True)
     note = f"turns from {beyond[0]} on do not fit the context of {model.card.context} tokens" if beyond else None
     return ReferenceLine(script.name, axis.name, axis.digest, layer, model.card.name, model.card.identity, tuple(projections), note)

@@ -185,11 +185,9 @@ class _Shown:
             self.progress.grow(self.session.turns_taken)
         self.progress.tick()
         for reply in writer.committed():
-            if reply.finish is Finish.CONTEXT:
-                length = len(reply.prompt)
-                self.session.display.note(
-                    f"{reply.rollout} ends before turn {reply.turn}: its prompt of {length} tokens and a reply do not fit"
-                )
+            if reply.finish in (Finish.CONTEXT, Finish.TEMPLATE):
+                why = f"its prompt of {len(reply.prompt)} tokens and a reply do not fit" if reply.problem is None else reply.problem
+                self.session.display.note(f"{reply.rollout} ends before turn {reply.turn}: {why}")
                 self.progress.skip(self.session.totals[reply.rollout] - reply.turn + 1)
             else:
                 self.turns += 1

@@ -143,8 +143,7 @@ class Session:
 
     def _replay(self, rollout: Rollout, dialogue: Dialogue, turn: Turn) -> None:
         """Bring a dialogue past a committed turn, and see that its prompt and its segments are still what they were."""
-        found = prompt_hash(dialogue.prompt)
-        if turn.ids is None or found != turn.prompt_hash:
+        if dialogue.problem is not None or turn.ids is None or prompt_hash(dialogue.prompt) != turn.prompt_hash:
             raise StoreError(
                 f"{rollout} turn {turn.index}: the conversation's prompt is no longer what it was when this turn was made",
                 mend="The tokenizer or transformers changed: `drift runs show` lists the versions in use then. Install those, or start a new run.",
@@ -178,6 +177,10 @@ class Session:
         if reply.finish is Finish.CONTEXT:
             log.end(End(Finish.CONTEXT, reply.turn, len(reply.prompt)))
             self.run.event("context", rollout=str(reply.rollout), turn=reply.turn, prompt_length=len(reply.prompt))
+            return True
+        if reply.finish is Finish.TEMPLATE:
+            log.end(End(Finish.TEMPLATE, reply.turn, None))
+            self.run.event("template", rollout=str(reply.rollout), turn=reply.turn, detail=reply.problem)
             return True
         log.append(self._turn(reply))
         if reply.turn < self.totals[reply.rollout]:

@@ -47,6 +47,8 @@ class Placement(StrEnum):
 
     START = "start"
     """A system message, once, first."""
+    FIRST_USER = "first-user"
+    """In front of the first user message, a blank line between, for templates without a system role."""
     EVERY_TURN = "every-turn"
     """A system message after each user message."""
     USER_SUFFIX = "user-suffix"
@@ -204,6 +206,8 @@ class Finish(StrEnum):
     """The reply reached the number of new tokens allowed."""
     CONTEXT = "context"
     """The prompt and a full reply no longer fit the model's context (or memory): no reply was made and the rollout ends here."""
+    TEMPLATE = "template"
+    """The chat template fails on the conversation so far, or does not render it as it is: no reply was made and the rollout ends here."""
     COMPLETE = "complete"
     """Of a rollout: every user turn of the transcript was answered."""
 

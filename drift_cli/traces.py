@@ -80,7 +80,7 @@ def measure_rollout(
     users, condition = run.manifest.transcripts[cell.transcript].users, run.manifest.conditions[cell.condition]
     dialogue = Dialogue(chat, users, condition, model.card.end_ids)
     for turn in record.turns:
-        if turn.ids is None or prompt_hash(dialogue.prompt) != turn.prompt_hash:
+        if dialogue.problem is not None or turn.ids is None or prompt_hash(dialogue.prompt) != turn.prompt_hash:
             raise StoreError(
                 f"{record.rollout} turn {turn.index}: the conversation's prompt is no longer what it was when this turn was made",
                 mend="The tokenizer or transformers changed: `drift runs show` lists the versions in use then. Install those.",

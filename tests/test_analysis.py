@@ -349,6 +349,15 @@ def test_rollout_that_ended_for_context_is_flagged_on_its_first_missing_turn(tmp
     np.testing.assert_array_equal(table.flags.context, [[False, True, False], [True, False, False], [False] * 3])
 
 
+def test_rollout_that_ended_for_its_template_is_flagged_on_its_first_missing_turn_and_suspect(tmp_path):
+    rollouts = (Rollout(A, 0), Rollout(A, 1))
+    ends = {rollouts[0]: End(Finish.TEMPLATE, 2, None), rollouts[1]: End(Finish.CONTEXT, 1, 900)}
+    table = load(_run(tmp_path, {rollouts[0]: [_turn(1)], rollouts[1]: []}, ends))
+    np.testing.assert_array_equal(table.flags.template, [[False, True, False], [False] * 3, [False] * 3])
+    np.testing.assert_array_equal(table.flags.suspect, [[False, True, False], [True, False, False], [False] * 3])
+    assert (table.flags.counts().template, table.flags.counts().context) == (1, 1)
+
+
 def _measured(tmp_path: Path, layers: list[int], entry_layer: int) -> tuple[Run, np.ndarray]:
     """A run with two committed turns, measured later on an axis whose file has these layers; and the axis's rows."""
     run = _run(tmp_path, {Rollout(B, 0): [_turn(1), _turn(2)]})

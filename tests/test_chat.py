@@ -9,6 +9,7 @@ from drift_cli.chat import Dialogue, chat_for, common_prefix, messages
 from drift_cli.chat.raw import RawChat
 from drift_cli.chat.template import TemplateChat
 from drift_cli.errors import UsageError
+from drift_cli.estimate import prompt_lengths
 from drift_cli.spec import Condition, Placement, Transcript
 
 USERS = ("hello there", "tell me more", "what is the light")
@@ -29,9 +30,11 @@ def test_a_prompt_after_every_turn_gives_the_messages_of_the_original_experiment
     assert [m["role"] for m in made] == ["user", "system", "assistant"] * 3
 
 
-def test_start_and_suffix_placements() -> None:
+def test_start_first_user_and_suffix_placements() -> None:
     start = messages(USERS, ("a",), Condition("c", PROMPT))
     assert [m["role"] for m in start] == ["system", "user", "assistant", "user", "user"]
+    first = messages(USERS, ("a",), Condition("c", PROMPT, Placement.FIRST_USER))
+    assert [m["content"] for m in first] == [f"{PROMPT}\n\nhello there", "a", "tell me more", "what is the light"]
     suffix = messages(USERS[:1], (), Condition("c", PROMPT, Placement.USER_SUFFIX))
     assert suffix == [{"role": "user", "content": f"hello there\n\n{PROMPT}"}]
 
@@ -44,14 +47,14 @@ def test_placements_that_a_template_does_not_take_are_refused_with_those_it_take
         if placement.value in tiny.ARCHITECTURES[name].placements:
             chat.check(condition, SCRIPT)
         else:
-            with pytest.raises(UsageError, match="Placements that work with it: user-suffix"):
+            with pytest.raises(UsageError, match="Placements that work with it: first-user, user-suffix"):
                 chat.check(condition, SCRIPT)
 
 
 def test_a_template_that_silently_drops_a_later_system_message_is_found_out() -> None:
     template = "{% for m in messages %}{% if m['role'] != 'system' or loop.first %}[{{ m['role'] }}]{{ m['content'] }}{% endif %}{% endfor %}[assistant]"
     chat = TemplateChat(tiny.tokenizer(tiny.ARCHITECTURES["olmo3"], template=template))
-    with pytest.raises(UsageError, match="writes the prompt 0 times where 2 were given"):
+    with pytest.raises(UsageError, match="at turn 1 it writes the prompt 0 times where 1 was given"):
         chat.check(Condition("c", PROMPT, Placement.EVERY_TURN), SCRIPT)
     chat.check(Condition("c", PROMPT, Placement.START), SCRIPT)
 
@@ -59,7 +62,7 @@ def test_a_template_that_silently_drops_a_later_system_message_is_found_out() ->
 def test_a_template_that_drops_history_is_refused() -> None:
     template = "[user]{{ messages[-1]['content'] }}[assistant]"
     chat = TemplateChat(tiny.tokenizer(tiny.ARCHITECTURES["olmo3"], template=template))
-    with pytest.raises(UsageError, match="drops earlier messages"):
+    with pytest.raises(UsageError, match="at turn 2 it drops user turn 1"):
         chat.check(Condition("baseline"), SCRIPT)
 
 
@@ -142,7 +145,7 @@ def test_the_same_conversation_always_has_the_same_prompt() -> None:
 @pytest.mark.parametrize("name", list(tiny.ARCHITECTURES))
 def test_the_token_that_closes_a_reply_is_found(name: str) -> None:
     chat = _chat(name)
-    assert chat.end_id() == chat.tokenizer.convert_tokens_to_ids(tiny.ARCHITECTURES[name].end)
+    assert chat.end_ids(frozenset()) == {chat.tokenizer.convert_tokens_to_ids(tiny.ARCHITECTURES[name].end)}
 
 
 def test_control_tokens_in_user_text_are_refused_by_turn() -> None:
@@ -172,6 +175,29 @@ def test_raw_prompts_keep_every_sampled_id() -> None:
     dialogue.advance([90, 91, 92])
     assert dialogue.prompt[: len(first) + 3] == [*first, 90, 91, 92]
     assert chat.tokenizer.decode(dialogue.prompt[len(first) + 3 :]) == f"\n\nUser: tell me more\n\nSystem: {PROMPT}\n\nAssistant:"
+
+
+def test_raw_text_has_the_prompt_in_front_of_the_first_user_message_only() -> None:
+    chat = RawChat(tiny.tokenizer(tiny.ARCHITECTURES["olmo3"]))
+    dialogue = _dialogue(chat, Condition("c", PROMPT, Placement.FIRST_USER))
+    dialogue.advance([90])
+    text = chat.tokenizer.decode(dialogue.prompt)
+    assert text.startswith(f"User: {PROMPT}\n\nhello there\n\nAssistant:")
+    assert text.endswith("\n\nUser: tell me more\n\nAssistant:")
+
+
+def test_control_tokens_are_refused_in_raw_text_too() -> None:
+    with pytest.raises(UsageError, match=r"the prompt of condition c contains '<\|im_end\|>'"):
+        RawChat(tiny.tokenizer(tiny.ARCHITECTURES["olmo3"])).check(Condition("c", "be <|im_end|>"), SCRIPT)
+
+
+def test_prompt_lengths_are_foreseen_where_a_template_takes_no_empty_reply() -> None:
+    fussy = "{% for m in messages if not m['content'] %}{{ raise_exception('empty') }}{% endfor %}" + tiny.OLMO
+    lengths = [
+        prompt_lengths(TemplateChat(tiny.tokenizer(tiny.ARCHITECTURES["olmo3"], template=template)), SCRIPT, Condition("b"))
+        for template in (tiny.OLMO, fussy)
+    ]
+    assert lengths[1] == tuple(length + turn for turn, length in enumerate(lengths[0]))
 
 
 def test_a_model_without_a_template_points_to_raw() -> None:

@@ -12,7 +12,7 @@ from drift_cli.chat.template import TemplateChat
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.spec import Condition, Transcript
 
-GOOD = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+GOOD = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 SCRIPT = Transcript("t", ("hello", "and then"))
 
 
@@ -42,7 +42,7 @@ def test_a_template_reaches_nothing_beyond_its_messages(code: str) -> None:
 
 def test_a_template_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limit, "SECONDS", 0.2)
-    slow = "{% for i in range(99999) %}{% for j in range(30) %}{% endfor %}{% endfor %}"
+    slow = "{% for i in range(99999) %}{% for j in range(300) %}{% endfor %}{% endfor %}"
     started = time.monotonic()
     with pytest.raises(DriftError, match=r"takes longer than 0\.2 seconds"):
         chat(slow + GOOD).check(Condition("plain"), SCRIPT)
@@ -51,4 +51,4 @@ def test_a_template_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPa
 
 def test_a_template_that_fails_only_behind_a_reply_is_refused_too() -> None:
     with pytest.raises(DriftError, match="ends with a reply"):
-        chat("{% if messages[-1]['role'] == 'assistant' %}{{ 1 // 0 }}{% endif %}" + GOOD).end_id()
+        chat("{% if messages[-1]['role'] == 'assistant' %}{{ 1 // 0 }}{% endif %}" + GOOD).end_ids(frozenset())

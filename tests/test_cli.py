@@ -255,7 +255,7 @@ def test_four_architectures_from_generate_to_plot(name: str, tiny_models: dict[s
 def test_a_placement_the_model_refuses_names_those_that_work(tiny_models: dict[str, Path]) -> None:
     given = ("--model", str(tiny_models["gemma"]), "--condition", "a", "--system", "x", "--placement", "every-turn")
     refused = drift("generate", *SHORT, *given, code=2)
-    assert "Placements that work with it: user-suffix." in refused.err
+    assert "Placements that work with it: first-user, user-suffix." in refused.err
     assert not Path("checkpoints").exists()
 
 

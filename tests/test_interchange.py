@@ -215,7 +215,10 @@ def test_another_file_and_more_samples_can_come_later(store: Store, files: list[
     ]
 
 
-@pytest.mark.parametrize(("placement", "messages_kept"), [(Placement.EVERY_TURN, 6), (Placement.START, 5), (Placement.USER_SUFFIX, 4)])
+@pytest.mark.parametrize(
+    ("placement", "messages_kept"),
+    [(Placement.EVERY_TURN, 6), (Placement.START, 5), (Placement.USER_SUFFIX, 4), (Placement.FIRST_USER, 4)],
+)
 def test_a_conversation_that_ended_early_stays_as_long_as_it_is(
     store: Store, tmp_path: Path, placement: Placement, messages_kept: int
 ) -> None:

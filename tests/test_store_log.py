@@ -95,12 +95,13 @@ def test_what_is_not_known_is_stored_as_not_known(run: Run) -> None:
     assert not run.paths.residuals(FIRST).exists()
 
 
-def test_a_rollout_may_end_for_want_of_context(run: Run) -> None:
+@pytest.mark.parametrize("end", [End(Finish.CONTEXT, 2, 99), End(Finish.TEMPLATE, 2, None)])
+def test_a_rollout_may_end_before_a_turn(run: Run, end: End) -> None:
     with open_log(run) as log:
         log.append(turn(1))
-        log.end(End(Finish.CONTEXT, 2, 99))
-    assert read(run).end == End(Finish.CONTEXT, 2, 99)
-    assert tail_state(run.paths, FIRST) == (1, End(Finish.CONTEXT, 2, 99))
+        log.end(end)
+    assert read(run).end == end
+    assert tail_state(run.paths, FIRST) == (1, end)
 
 
 def test_numpy_numbers_are_stored_as_plain_ones(run: Run) -> None:
@@ -172,7 +173,7 @@ def test_turns_come_in_order_and_nothing_follows_the_end(run: Run) -> None:
         with pytest.raises(StoreError, match="turn 2 cannot be the next"):
             log.append(turn(2))
         log.append(turn(1))
-        for end in (End(Finish.COMPLETE, 2, None), End(Finish.CONTEXT, 1, 9), End(Finish.STOP, 1, None)):
+        for end in (End(Finish.COMPLETE, 2, None), End(Finish.CONTEXT, 1, 9), End(Finish.TEMPLATE, 1, None), End(Finish.STOP, 1, None)):
             with pytest.raises(StoreError, match="cannot be ended"):
                 log.end(end)
         log.end(End(Finish.COMPLETE, 1, None))
@@ -383,7 +384,7 @@ def test_ends_and_turns_must_fit_each_other(run: Run) -> None:
     path = run.paths.rollout(FIRST)
     path.parent.mkdir(parents=True)
     first = first_link(run.paths.run_id, FIRST)
-    for end in (End(Finish.COMPLETE, 1, None), End(Finish.CONTEXT, 2, 9)):
+    for end in (End(Finish.COMPLETE, 1, None), End(Finish.CONTEXT, 2, 9), End(Finish.TEMPLATE, 2, None)):
         path.write_bytes(encode(EndLine(end, 0), first) + b"\n")
         with pytest.raises(Damaged, match="has 0 turns"):
             read(run)

@@ -136,6 +136,13 @@ def test_a_prompt_appended_to_user_turns_is_not_part_of_the_script(write: Any) -
     assert loaded.transcript.users == ("one", "two")
 
 
+def test_a_prompt_in_front_of_the_first_user_turn_is_not_part_of_the_script(write: Any) -> None:
+    prefixed = [said("user", "Be kind.\n\none"), said("assistant", "a"), said("user", "Be kind.\n\ntwo")]
+    loaded = transcripts.read(write(seed([prefixed], system_prompt="Be kind.")))
+    assert loaded.transcript.users == ("one", "Be kind.\n\ntwo")
+    assert any("beginning of the first user turn" in notice for notice in loaded.notices)
+
+
 REFUSED = {
     "empty file": ("", "is empty"),
     "white space": (" \n", "is empty"),

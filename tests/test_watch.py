@@ -39,7 +39,8 @@ def _files(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(folder.rglob("*"))}
 
 
-def test_counts_follow_what_is_committed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("early", [End(Finish.CONTEXT, 3, 99), End(Finish.TEMPLATE, 3, None)])
+def test_counts_follow_what_is_committed(tmp_path: Path, early: End) -> None:
     run = make_run(tmp_path)
     surveyor = Surveyor(run.paths)
     survey = surveyor.look()
@@ -50,7 +51,7 @@ def test_counts_follow_what_is_committed(tmp_path: Path) -> None:
         survey = surveyor.look()
         assert (survey.turns, survey.cells[0].begun, survey.cells[0].held) == (2, 1, 1)
         assert survey.owners[0][0].pid == os.getpid()
-        log.end(End(Finish.CONTEXT, 3, 99))
+        log.end(early)
     finish(run, SECOND)
     survey = surveyor.look()
     assert (survey.cells[0].ended, survey.cells[0].complete, survey.cells[0].held) == (2, 1, 0)

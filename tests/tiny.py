@@ -74,7 +74,7 @@ ARCHITECTURES = {
             ("<|im_end|>", "<|im_start|>", "<|endoftext|>"),
             "<|im_end|>",
             {"num_hidden_layers": 4, "sliding_window": 24, "num_key_value_heads": 4},
-            ("start", "every-turn", "user-suffix"),
+            ("start", "first-user", "every-turn", "user-suffix"),
         ),
         Architecture(
             "llama",
@@ -83,7 +83,7 @@ ARCHITECTURES = {
             ("<|eot|>", "<|begin|>", "<|head|>", "<|/head|>"),
             "<|eot|>",
             {"num_hidden_layers": 3, "num_key_value_heads": 2},
-            ("start", "every-turn", "user-suffix"),
+            ("start", "first-user", "every-turn", "user-suffix"),
         ),
         Architecture(
             "qwen3",
@@ -92,7 +92,7 @@ ARCHITECTURES = {
             ("<|im_end|>", "<|im_start|>", "<|endoftext|>"),
             "<|im_end|>",
             {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 8},
-            ("start", "every-turn", "user-suffix"),
+            ("start", "first-user", "every-turn", "user-suffix"),
         ),
         Architecture(
             "gemma",
@@ -101,7 +101,7 @@ ARCHITECTURES = {
             ("<end>", "<bos>", "<start>", "<eos>"),
             "<end>",
             {"num_hidden_layers": 2, "num_key_value_heads": 1, "head_dim": 8},
-            ("user-suffix",),
+            ("first-user", "user-suffix"),
         ),
     )
 }
@@ -128,10 +128,10 @@ def tokenizer(architecture: Architecture, *, template: str | None = None) -> Pre
     )
 
 
-def save(name: str, folder: Path, *, context: int = 8192, **extra: Any) -> Path:
+def save(name: str, folder: Path, *, context: int = 8192, template: str | None = None, **extra: Any) -> Path:
     """Write a tiny model as `save_pretrained` would: configuration, tokenizer, safetensors."""
     architecture = ARCHITECTURES[name]
-    made = tokenizer(architecture)
+    made = tokenizer(architecture, template=template)
     torch.manual_seed(7)
     config = architecture.config(
         vocab_size=len(made),

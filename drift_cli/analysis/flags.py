@@ -9,6 +9,7 @@ A flagged reply is counted and marked, never dropped. The rules, each on one rep
   all of it; shorter prompts are ordinary phrases and never flagged). Ordinary replies share up to 3 words in a row with their prompt.
 - *length*: the reply was cut off at the number of new tokens allowed.
 - *context*: no reply was made, as the prompt no longer fitted; the flag stands on that first missing turn.
+- *template*: no reply was made, as the chat template failed on the conversation or did not render it as it was; on that first missing turn too.
 
 Of replies that have reasoning apart from their answer (the rules above then look at the part that is measured):
 
@@ -57,21 +58,23 @@ class Flag(StrEnum):
     RECITING = "reciting"
     LENGTH = "length"
     CONTEXT = "context"
+    TEMPLATE = "template"
     NO_ANSWER = "no_answer"
     REASONING_CUT = "reasoning_cut"
 
 
 @dataclass(frozen=True)
 class FlagCounts:
-    """Number of flagged replies per kind (`context`: of rollouts that ended for want of context)."""
+    """Number of flagged replies per kind (`context` and `template`: of rollouts that ended before a turn for that reason)."""
 
     empty: int
     repeated: int
     reciting: int
     length: int
     context: int
+    template: int
     suspect: int
-    """Replies with any of empty, repeated, reciting or context."""
+    """Replies with any of empty, repeated, reciting, context or template."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Flags:
     reciting: BoolArray
     length: BoolArray
     context: BoolArray
+    template: BoolArray
     no_answer: BoolArray
     reasoning_cut: BoolArray
 
@@ -109,8 +113,8 @@ class Flags:
 
     @property
     def suspect(self) -> BoolArray:
-        """(R, T): empty, repeated, reciting or context. A reply that was merely long (`length`) is still an answer."""
-        return self.empty | self.repeated | self.reciting | self.context
+        """(R, T): empty, repeated, reciting, context or template. A reply that was merely long (`length`) is still an answer."""
+        return self.empty | self.repeated | self.reciting | self.context | self.template
 
     def rows(self, index: NDArray[np.intp] | BoolArray) -> Flags:
         """The masks of the rollouts in `index` only."""
@@ -170,7 +174,7 @@ def flag_reply(text: str, finish: Finish, prompts: Sequence[Recital] = ()) -> fr
         found.add(Flag.REPEATED)
     if any(prompt.stands_in(words) for prompt in prompts):
         found.add(Flag.RECITING)
-    if finish in (Finish.LENGTH, Finish.CONTEXT):
+    if finish in (Finish.LENGTH, Finish.CONTEXT, Finish.TEMPLATE):
         found.add(Flag(finish.value))
     return frozenset(found)
 

@@ -72,7 +72,7 @@ class CellSummary:
     n: int
     """Rollouts with at least one turn: the observations."""
     early: int
-    """Of these, rollouts without all turns: ended for want of context, unfinished, or with replies left out."""
+    """Of these, rollouts without all turns: ended early, unfinished, or with replies left out."""
     replies: int
     mean: float | None
     """Of the rollout means."""

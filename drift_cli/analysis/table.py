@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.analysis import segments
-from drift_cli.analysis.flags import Flags, Recital, recitals
+from drift_cli.analysis.flags import Flag, Flags, Recital, recitals
 from drift_cli.analysis.replies import Replies
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.spec import Cell, Finish, Part
@@ -115,7 +115,7 @@ class RunTable:
 
     @property
     def early(self) -> NDArray[np.bool_]:
-        """(R,): rollouts that have some turns, but not all of their transcript (ended for want of context, or unfinished)."""
+        """(R,): rollouts that have some turns, but not all of their transcript (ended early, or unfinished)."""
         early: NDArray[np.bool_] = (self.turns > 0) & (self.turns < self.planned)
         return early
 
@@ -214,8 +214,8 @@ def _fill(table: RunTable, row: int, record: RolloutRecord, prompts: Sequence[Re
             table.replies.put(row, column, segments.text_of(turn, table.segment or Part.ANSWER))
         for flag in segments.flags_of(turn, table.segment or Part.ANSWER, prompts):
             table.flags.of(flag)[row, column] = True
-    if record.end is not None and record.end.finish == Finish.CONTEXT:
-        table.flags.context[row, record.end.turn - 1] = True
+    if record.end is not None and record.end.finish is not Finish.COMPLETE:
+        table.flags.of(Flag(record.end.finish.value))[row, record.end.turn - 1] = True
 
 
 def choose_axis(manifest: Manifest, name: str | None, run_id: str) -> AxisEntry:

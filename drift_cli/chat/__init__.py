@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from drift_cli.chat.dialogue import Chat, Dialogue, Message, common_prefix, messages, prompt_hash, text_of
-from drift_cli.chat.template import DEFAULT_DATE
+from drift_cli.chat.dialogue import Chat, Dialogue, Message, TemplateProblem, common_prefix, messages, prompt_hash, text_of
+from drift_cli.chat.parts import Parts
+from drift_cli.chat.rendering import DEFAULT_DATE
 from drift_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["DEFAULT_DATE", "Chat", "Dialogue", "Message", "chat_for", "common_prefix", "messages", "prompt_hash", "text_of"]
+__all__ = [
+    "DEFAULT_DATE",
+    "Chat",
+    "Dialogue",
+    "Message",
+    "Parts",
+    "TemplateProblem",
+    "chat_for",
+    "common_prefix",
+    "messages",
+    "prompt_hash",
+    "text_of",
+]
 
 
 def chat_for(tokenizer: PreTrainedTokenizerBase, kind: str, *, date: str = DEFAULT_DATE, options: str = "{}") -> Chat:

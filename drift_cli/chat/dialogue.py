@@ -6,6 +6,9 @@ The prompt is what the model's own chat template makes of the conversation. A re
 where the template leaves history alone (the new rendering begins with the old one, goes on with the reply's text and then closes it), the ids of the
 reply are kept as sampled and only the template's own tail is appended. Where the template rewrites history (drops reasoning, trims text), its rendering
 is taken as it is. Either way a prompt is a function of the conversation alone, so a resumed process computes the same one.
+
+A reply that has reasoning is kept in its parts (see `parts`), and its reasoning stands in the conversation where the template's makers meant it to stand. A
+prompt that the template fails on, or in which a text is not in its place, is no prompt: the dialogue ends there with a `problem`.
 """
 
 from __future__ import annotations
@@ -18,12 +21,18 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from drift_cli.spec import ChatFormat, Condition, Part, Placement, Segment, Transcript, spans
+from drift_cli.chat.parts import Parts
+from drift_cli.errors import DriftError
+from drift_cli.spec import ChatFormat, Condition, Placement, Segment, Transcript
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, str]
+
+
+class TemplateProblem(DriftError):
+    """A conversation that a chat format fails on, or does not render as it is."""
 
 
 def messages(users: Sequence[str], replies: Sequence[str], condition: Condition) -> list[Message]:
@@ -32,8 +41,11 @@ def messages(users: Sequence[str], replies: Sequence[str], condition: Condition)
     if condition.system is not None and condition.placement is Placement.START:
         made.append({"role": "system", "content": condition.system})
     for turn, user in enumerate(users):
+        prefix = (
+            f"{condition.system}\n\n" if condition.system is not None and condition.placement is Placement.FIRST_USER and turn == 0 else ""
+        )
         suffix = f"\n\n{condition.system}" if condition.system is not None and condition.placement is Placement.USER_SUFFIX else ""
-        made.append({"role": "user", "content": user + suffix})
+        made.append({"role": "user", "content": prefix + user + suffix})
         if condition.system is not None and condition.placement is Placement.EVERY_TURN:
             made.append({"role": "system", "content": condition.system})
         if turn < len(replies):
@@ -76,11 +88,11 @@ class Chat(Protocol):
     def adds(self, condition: Condition) -> str | None:
         """Text that the format puts in front of the conversation of its own accord (a default system prompt), or None."""
 
-    def prompt(self, users: Sequence[str], replies: Sequence[str], condition: Condition) -> list[int]:
-        """Token ids of the conversation up to where the next reply begins."""
+    def prompt(self, users: Sequence[str], replies: Sequence[str | Parts], condition: Condition) -> list[int]:
+        """Token ids of the conversation up to where the next reply begins; a reply given as text is all answer. Raises `TemplateProblem`."""
 
     def extend(self, dialogue: Dialogue, reply: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The next (prompt, canonical prompt) of a dialogue after `reply` (ids without its end-of-turn token)."""
+        """The next (prompt, canonical prompt) of a dialogue after `reply` (ids without its end-of-turn token). Raises `TemplateProblem`."""
 
     def stop_length(self, ids: Sequence[int]) -> int | None:
         """How many of a reply's ids to keep when they already contain a stop string; None when the reply goes on."""
@@ -89,11 +101,18 @@ class Chat(Protocol):
     def segmented(self) -> bool:
         """Whether replies may have reasoning apart from their answer: where not, `segments` is always ()."""
 
-    def segments(self, ids: Sequence[int]) -> tuple[Segment, ...]:
-        """The reasoning and the answer in a reply's ids (without its end-of-turn token), in order; () where the reply is all answer."""
+    def parts(self, ids: Sequence[int], prompt: Sequence[int]) -> Parts:
+        """The parts of a reply (ids without its end-of-turn token) to a prompt, which may have begun the reasoning."""
 
-    def end_id(self) -> int | None:
-        """The token with which the format closes a reply, where it is a single special token."""
+    def segments(self, ids: Sequence[int], prompt: Sequence[int] = ()) -> tuple[Segment, ...]:
+        """The reasoning and the answer in a reply's ids (without its end-of-turn token), in order; () where the reply is all answer. Markup belongs to no
+        segment. Of a reply that has markup and no token in any part, one empty segment of the answer.
+        """
+
+    def end_ids(self, given: frozenset[int]) -> frozenset[int]:
+        """The tokens at which a reply ends, where `given` is the model's own list: with the token that closes a reply in this format, without those that
+        stand between its parts.
+        """
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -114,14 +133,26 @@ class Dialogue:
     end_ids: frozenset[int]
     turn: int = 1
     replies: list[str] = field(default_factory=list)
-    prompt: list[int] = field(default_factory=list)
+    """The answer of every answered turn."""
+    said: list[Parts] = field(default_factory=list)
+    """The parts of every answered turn's reply."""
     canonical: list[int] = field(default_factory=list)
     past: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
     """Of every answered turn: its prompt, and its reply without the end-of-turn token."""
+    problem: str | None = None
+    """Why there is no prompt for turn `turn`; the dialogue ends here. A property of the conversation: another process finds the same."""
+    _prompt: list[int] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.canonical = self.chat.prompt(self.users[:1], (), self.condition)
-        self.prompt = list(self.canonical)
+        self._prompt = list(self.canonical)
+
+    @property
+    def prompt(self) -> list[int]:
+        """What the model is given next. Raises `TemplateProblem` where there is a problem: nobody who overlooks it gets a number."""
+        if self.problem is not None:
+            raise TemplateProblem(self.problem)
+        return self._prompt
 
     @property
     def total(self) -> int:
@@ -132,36 +163,46 @@ class Dialogue:
         """A reply's ids without its end-of-turn token."""
         return ids[:-1] if ids and ids[-1] in self.end_ids else ids
 
+    def parts(self, ids: Sequence[int]) -> Parts:
+        """The parts of a reply to the current prompt, ids as sampled."""
+        return self.chat.parts(self.content(ids), self.prompt)
+
     def text(self, ids: Sequence[int]) -> str:
-        """The text of a reply's answer."""
-        return self._text(ids, Part.ANSWER) if self.segments(ids) else text_of(self.chat.tokenizer, self.content(ids))
+        """The answer in a reply to the current prompt, ids as sampled."""
+        return self.parts(ids).answer
 
     def reasoning(self, ids: Sequence[int]) -> str | None:
-        """The text of a reply's reasoning; None where it has none."""
-        return self._text(ids, Part.REASONING) or None
-
-    def _text(self, ids: Sequence[int], part: Part) -> str:
-        return "".join(text_of(self.chat.tokenizer, ids[start:stop]) for start, stop in spans(self.segments(ids), part))
+        """The reasoning in a reply to the current prompt, ids as sampled; None where there is none."""
+        return self.parts(ids).reasoning or None
 
     def segments(self, ids: Sequence[int]) -> tuple[Segment, ...]:
-        """The reasoning and the answer in a reply's ids as sampled; () where the reply is all answer."""
-        return self.chat.segments(self.content(ids))
+        """Where reasoning and answer are in a reply to the current prompt, ids as sampled; () where it is all answer."""
+        return self.parts(ids).segments
 
     def snapshot(self) -> Dialogue:
         """This moment, to come back to with `restore`."""
         held = copy.copy(self)
-        held.replies, held.past = list(self.replies), list(self.past)
+        held.replies, held.said, held.past = list(self.replies), list(self.said), list(self.past)
         return held
 
     def restore(self, moment: Dialogue) -> None:
         """Be again what `snapshot` held."""
         self.__dict__.update(moment.snapshot().__dict__)
 
-    def advance(self, ids: Sequence[int]) -> None:
-        """Take the reply to the current turn, ids as sampled, and move on to the next user turn (after the last one `prompt` stays)."""
+    def advance(self, ids: Sequence[int], *, given: bool = False) -> None:
+        """Take the reply to the current turn, ids as sampled, and move on to the next user turn (after the last one `prompt` stays).
+
+        Where there is no prompt for the next turn, `problem` says why. A reply that is `given`, not made by the model, is all answer, whatever the prompt
+        began.
+        """
         content = self.content(ids)
-        self.replies.append(text_of(self.chat.tokenizer, content))
-        self.turn += 1
+        parts = Parts(text := text_of(self.chat.tokenizer, content), whole=text) if given else self.parts(ids)
         self.past.append((tuple(self.prompt), tuple(content)))
+        self.replies.append(parts.answer)
+        self.said.append(parts)
+        self.turn += 1
         if self.turn <= self.total:
-            self.prompt, self.canonical = self.chat.extend(self, content)
+            try:
+                self._prompt, self.canonical = self.chat.extend(self, content)
+            except TemplateProblem as error:
+                self.problem = error.what

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from drift_cli.chat.control import Controls
 from drift_cli.chat.dialogue import Dialogue, given_texts, messages, text_of
+from drift_cli.chat.parts import Parts
 from drift_cli.errors import UsageError
 from drift_cli.spec import ChatFormat, Condition, Placement, Segment, Transcript
 
@@ -35,12 +37,13 @@ class RawChat:
     def _encode(self, text: str) -> list[int]:
         return [int(i) for i in self.tokenizer.encode(text, add_special_tokens=False)]
 
-    def prompt(self, users: Sequence[str], replies: Sequence[str], condition: Condition) -> list[int]:
+    def prompt(self, users: Sequence[str], replies: Sequence[str | Parts], condition: Condition) -> list[int]:
         """The tokenizer's own beginning-of-text token, if it has one, and the conversation up to `Assistant:`."""
         start = [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
         text = self._turn(users[0], condition)
         later = _after_first(condition)
-        for reply, user in zip(replies, users[1:], strict=False):
+        said = [reply if isinstance(reply, str) else reply.answer for reply in replies]
+        for reply, user in zip(said, users[1:], strict=False):
             text += f" {reply.strip()}\n\n{self._turn(user, later)}"
         return start + self._encode(text)
 
@@ -67,22 +70,28 @@ class RawChat:
         """Replies are all answer."""
         return False
 
-    def segments(self, ids: Sequence[int]) -> tuple[Segment, ...]:
+    def parts(self, ids: Sequence[int], prompt: Sequence[int]) -> Parts:
+        """All of it is answer."""
+        text = text_of(self.tokenizer, ids)
+        return Parts(text, whole=text)
+
+    def segments(self, ids: Sequence[int], prompt: Sequence[int] = ()) -> tuple[Segment, ...]:
         """All of it is answer."""
         return ()
 
-    def end_id(self) -> int | None:
+    def end_ids(self, given: frozenset[int]) -> frozenset[int]:
         """Raw text has none beyond the model's own end of text."""
-        return None
+        return given
 
     def check(self, condition: Condition, transcript: Transcript) -> None:
-        """Refuse text that would itself look like another speaker's line."""
+        """Refuse text that would itself look like another speaker's line, and text that the tokenizer would read as control tokens."""
         for where, text in given_texts(condition, transcript):
             for stop in RAW_STOPS:
                 if stop in text:
                     raise UsageError(
                         f"{where} has a line that begins with {stop.strip()!r}, which the raw format takes for another speaker"
                     )
+        Controls(self.tokenizer).refuse(given_texts(condition, transcript))
 
     def adds(self, condition: Condition) -> str | None:
         """Raw text adds nothing."""
@@ -91,4 +100,4 @@ class RawChat:
 
 def _after_first(condition: Condition) -> Condition:
     """What a condition still adds to turns after the first: nothing where its prompt stands at the start."""
-    return condition if condition.placement is not Placement.START else Condition(condition.name)
+    return condition if condition.placement in (Placement.EVERY_TURN, Placement.USER_SUFFIX) else Condition(condition.name)

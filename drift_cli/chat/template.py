@@ -1,188 +1,196 @@
-"""The model's own chat template, rendered by transformers in its sandbox, with the date pinned and every placement tried before it is used."""
+"""The model's own chat template, rendered by transformers in its sandbox, with the date pinned, and every rendering searched for what was put into it.
+
+Before a run the whole script is rendered with replies that stand in for the model's, for every condition and at every turn; in the run every prompt is looked
+at before the model sees it. `places` says what is looked for, `markup` how replies with reasoning are put into the messages.
+"""
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from drift_cli.chat.dialogue import Dialogue, Message, common_prefix, given_texts, messages
-from drift_cli.chat.limit import within_limit
-from drift_cli.errors import DriftError, UsageError
+from drift_cli.chat.control import Controls
+from drift_cli.chat.dates import asks_for_date, check_repeatable
+from drift_cli.chat.dialogue import Dialogue, Message, TemplateProblem, given_texts, messages, text_of
+from drift_cli.chat.markup import Reasoning, answer_tags, find_reasoning
+from drift_cli.chat.parts import Parts, parts_of
+from drift_cli.chat.places import Passage, fits, lost, marker, misplaced, own_text, passages
+from drift_cli.chat.rendering import Rendering
+from drift_cli.chat.scripts import check_script, no_generation_prompt, reply_ends
 from drift_cli.spec import ChatFormat, Condition, Placement, Segment, Transcript
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-DEFAULT_DATE = "2026-01-01"
-"""What a template that asks for today's date is told: a constant, so that a run renders the same prompts on any day and any machine."""
-
-_DATE_CALL = re.compile(r"strftime_now\s*\(\s*(?:'([^']*)'|\"([^\"]*)\")\s*\)")
 _PROBE = ("drift probe one", "drift probe two", "drift probe reply", "drift probe system")
-
-
-_TEMPLATES_OWN = (ArithmeticError, TypeError, ValueError, LookupError, AttributeError, RecursionError, MemoryError)
-"""What a template's own code may raise beside jinja2's errors: it divides, indexes and loops as Python does."""
-
-
-def _failure(error: BaseException) -> Exception:
-    """The same as an error of the template."""
-    import jinja2
-
-    return jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}")
+_TAIL = 64
+"""Tokens at a prompt's end in which a generation prompt is looked for."""
+_KEPT = 256
+"""Renderings of markers that are kept."""
 
 
 @dataclass(frozen=True)
-class TemplateChat:
-    """The model's own chat template, rendered by transformers (sandboxed), with the date pinned."""
+class TemplateChat(Rendering):
+    """A model's own chat template as a chat format."""
 
-    tokenizer: PreTrainedTokenizerBase
-    date: str = DEFAULT_DATE
-    options: str = "{}"
-    """Variables handed to the template, as JSON (`{"enable_thinking": false}`)."""
-
-    def __post_init__(self) -> None:
-        if not self.tokenizer.chat_template:
-            raise UsageError(
-                "this model's tokenizer has no chat template", mend="Use --chat raw (plain System/User/Assistant text) for a base model."
-            )
+    _marked: dict[Any, str | None] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _parsed: dict[Any, Parts] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @cached_property
-    def template(self) -> str:
-        """The template's text, with `strftime_now` replaced by a macro that answers from the pinned date."""
-        text = str(self.tokenizer.get_chat_template())
-        if "strftime_now" not in text:
-            return text
-        formats = {a or b for a, b in _DATE_CALL.findall(text)}
-        day = datetime.datetime.fromisoformat(self.date)
-        answers = "".join(f"{{%- if format == {layout!r} -%}}{day.strftime(layout)}{{%- endif -%}}" for layout in sorted(formats))
-        return "{%- macro strftime_now(format) -%}" + answers + "{%- endmacro -%}" + text
+    def controls(self) -> Controls:
+        """The tokenizer's control tokens."""
+        return Controls(self.tokenizer)
+
+    @cached_property
+    def reasoning(self) -> Reasoning | None:
+        """The markup of reasoning, None where there is none."""
+        added = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
+        return find_reasoning(self.rendered, self.source, added)
+
+    @cached_property
+    def _tags(self) -> tuple[str, ...]:
+        return answer_tags(self.source, self.controls.special)
+
+    @cached_property
+    def _strays(self) -> tuple[str, ...]:
+        """Control tokens that are no markup of a reply's parts, and are left out of its text as they are left out of other replies'."""
+        marks = "" if self.reasoning is None else str(self.reasoning.marks)
+        return tuple(token for token in self.controls.special if token not in marks)
 
     @property
     def format(self) -> ChatFormat:
         """Digest of the template's text; the date only where the template asks for it."""
-        text = str(self.tokenizer.get_chat_template())
-        asks = "strftime_now" in text
-        return ChatFormat("template", hashlib.sha256(text.encode()).hexdigest(), self.date if asks else None, self.options)
+        digest = hashlib.sha256(self.source.encode()).hexdigest()
+        return ChatFormat("template", digest, self.date if asks_for_date(self.source) else None, self.options)
 
-    def render(self, conversation: list[Message], *, prompt: bool) -> str:
-        """The conversation as the template writes it; with `prompt`, up to where the next reply begins."""
-        return str(self._apply(conversation, tokenize=False, add_generation_prompt=prompt))
+    @property
+    def segmented(self) -> bool:
+        """Whether the template or the vocabulary has markup of reasoning."""
+        return self.reasoning is not None
 
-    def _apply(self, conversation: list[Message], **how: Any) -> Any:
-        options = json.loads(self.options)
-        try:
-            return within_limit(lambda: self.tokenizer.apply_chat_template(conversation, chat_template=self.template, **how, **options))
-        except _TEMPLATES_OWN as error:
-            raise _failure(error) from error
+    @cached_property
+    def generation_problem(self) -> str | None:
+        """Why the template cannot have replies generated, None where it can."""
+        return no_generation_prompt(self)
 
-    def _ids(self, conversation: list[Message]) -> list[int]:
-        return [int(i) for i in self._apply(conversation, tokenize=True, add_generation_prompt=True, return_dict=False)]
+    def _ids(self, text: str) -> list[int]:
+        """A rendering's token ids. Templates write a beginning-of-text token themselves where there is to be one."""
+        return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
-    def prompt(self, users: Sequence[str], replies: Sequence[str], condition: Condition) -> list[int]:
-        """Token ids of the template's rendering, generation prompt included."""
+    def _decoded(self, ids: Sequence[int]) -> str:
+        """Text with its control tokens spelled out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def conversation(self, users: Sequence[str], replies: Sequence[Parts], condition: Condition) -> list[Message]:
+        """The messages that the template is given: see `messages`, and `Reasoning.message` for replies with reasoning."""
+        made = messages(users, [reply.answer for reply in replies], condition)
+        if self.reasoning is None:
+            return made
+        left = iter(replies)
+        return [self.reasoning.message(next(left)) if message["role"] == "assistant" else message for message in made]
+
+    def text(self, users: Sequence[str], replies: Sequence[Parts], condition: Condition) -> str:
+        """The template's rendering, generation prompt included, in which every text is in its place. Raises `TemplateProblem`."""
         import jinja2
 
         try:
-            return self._ids(messages(users, replies, condition))
+            text = self.render(self.conversation(users, replies, condition), prompt=True)
         except jinja2.TemplateError as error:
-            raise DriftError(f"the chat template fails at turn {len(users)} of condition {condition.name}: {error}") from error
+            raise TemplateProblem(f"at turn {len(users)} it fails: {error}") from error
+        problem = self._misplaced(text, users, replies, condition)
+        if problem is not None:
+            raise TemplateProblem(f"at turn {len(users)} {problem}")
+        return text
+
+    def prompt(self, users: Sequence[str], replies: Sequence[str | Parts], condition: Condition) -> list[int]:
+        """Token ids of the template's rendering, generation prompt included."""
+        said = [Parts(reply, whole=reply) if isinstance(reply, str) else reply for reply in replies]
+        try:
+            return self._ids(self.text(users, said, condition))
+        except TemplateProblem as error:
+            raise TemplateProblem(f"the chat template does not render condition {condition.name} as it is ({error.what})") from error
 
     def extend(self, dialogue: Dialogue, reply: Sequence[int]) -> tuple[list[int], list[int]]:
-        """See `Chat.extend`; the module's docstring says when the sampled ids are kept."""
-        canonical = self.prompt(dialogue.users[: dialogue.turn], dialogue.replies, dialogue.condition)
+        """See `Chat.extend`; the module's docstring of `dialogue` says when the sampled ids are kept."""
+        canonical = self.prompt(dialogue.users[: dialogue.turn], dialogue.said, dialogue.condition)
         before = len(dialogue.canonical)
-        written = [int(i) for i in self.tokenizer.encode(dialogue.replies[-1], add_special_tokens=False)]
-        tail = before + len(written)
-        kept = canonical[:before] == dialogue.canonical and canonical[before:tail] == written
-        if not kept:
-            return list(canonical), canonical
-        return [*dialogue.prompt, *reply, *canonical[tail:]], canonical
+        if canonical[:before] == dialogue.canonical:
+            for text in (dialogue.said[-1].whole, *([self._decoded(reply)] if self.segmented else [])):
+                written = self._ids(text)
+                if canonical[before : before + len(written)] == written:
+                    return [*dialogue.prompt, *reply, *canonical[before + len(written) :]], canonical
+        for turn, (parts, (_, ids)) in enumerate(zip(dialogue.said, dialogue.past, strict=True), 1):
+            for token in self.controls.read_in(parts.answer):
+                if token not in ids:
+                    # Sampled letter by letter; in the template's rendering it would become the control token itself.
+                    spelled = self.controls.by_id[token]
+                    raise TemplateProblem(f"reply {turn} spells out {spelled!r}, which the model would read as a control token")
+        return list(canonical), canonical
 
     def stop_length(self, ids: Sequence[int]) -> int | None:
         """A template's replies end with a token, never with a string."""
         return None
 
-    @property
-    def segmented(self) -> bool:
-        """Replies are all answer."""
-        return False
+    def parts(self, ids: Sequence[int], prompt: Sequence[int]) -> Parts:
+        """See `Chat.parts`."""
+        plain = text_of(self.tokenizer, ids)
+        if self.reasoning is None:
+            return Parts(plain, whole=plain)
+        key = tuple(ids), tuple(prompt[-_TAIL:])
+        if key not in self._parsed:
+            self._parsed.clear()
+            end = self._decoded(prompt[-_TAIL:])
+            self._parsed[key] = parts_of(ids, plain, self._decoded, self.reasoning.marks, end, self._tags, self._strays)
+        return self._parsed[key]
 
-    def segments(self, ids: Sequence[int]) -> tuple[Segment, ...]:
-        """All of it is answer."""
-        return ()
+    def segments(self, ids: Sequence[int], prompt: Sequence[int] = ()) -> tuple[Segment, ...]:
+        """See `Chat.segments`."""
+        return self.parts(ids, prompt).segments
 
-    def end_id(self) -> int | None:
-        """The special token that follows a reply in the template's rendering, where there is one."""
-        import jinja2
+    def _misplaced(self, text: str, users: Sequence[str], replies: Sequence[Parts], condition: Condition) -> str | None:
+        """What is not in its place in a rendering, in words."""
+        marked, marks = self._markers(users, replies, condition)
+        if marked is not None and (problem := misplaced(marked, marks)) is not None:
+            return problem
+        expected = passages(users, replies, condition)
+        if marked is not None and fits(text, marked, expected, marks):
+            return None
+        return lost(text, expected, own_text(marked or ""))
 
-        pair = [{"role": "user", "content": _PROBE[0]}, {"role": "assistant", "content": _PROBE[2]}]
-        try:
-            open_ids, closed = self._ids(pair[:1]), self._apply(pair, tokenize=True, return_dict=False)
-        except jinja2.TemplateError as error:
-            raise DriftError(f"the chat template fails on a conversation that ends with a reply: {error}") from error
-        specials = set(self.tokenizer.all_special_ids)
-        after = [int(i) for i in closed[common_prefix(open_ids, closed) :]]
-        return next((i for i in after if i in specials), None)
+    def _markers(self, users: Sequence[str], replies: Sequence[Parts], condition: Condition) -> tuple[str | None, list[Passage]]:
+        """The rendering of the same conversation with markers for its texts (None where the template fails on it), and the markers."""
+        users = [marker("user", turn) if user.strip() else user for turn, user in enumerate(users, 1)]
+        replies = [self._marker(parts, turn) for turn, parts in enumerate(replies, 1)]
+        system = condition.system
+        condition = Condition("markers", marker("system", 0) if system is not None and system.strip() else system, condition.placement)
+        key = tuple(users), tuple(replies), condition
+        if key not in self._marked:
+            if len(self._marked) >= _KEPT:
+                self._marked.clear()
+            self._marked[key] = self.rendered(self.conversation(users, replies, condition), True)
+        return self._marked[key], passages(users, replies, condition)
+
+    def _marker(self, parts: Parts, turn: int) -> Parts:
+        answer = marker("reply", turn) if parts.answer.strip() else parts.answer
+        if self.reasoning is None or parts.reasoning is None:
+            return Parts(answer, whole=answer)
+        thought = marker("thought", turn) if parts.reasoning.strip() else parts.reasoning
+        return self.reasoning.stand_in(answer, thought, opened=parts.opened, closed=parts.closed)
 
     def check(self, condition: Condition, transcript: Transcript) -> None:
-        """Refuse a placement the template does not carry, and text that the tokenizer would read as control tokens."""
-        self._check_date()
-        self._check_placement(condition)
-        for where, text in given_texts(condition, transcript):
-            for token in self.tokenizer.all_special_tokens:
-                if token in text:
-                    raise UsageError(
-                        f"{where} contains {token!r}, which this model reads as a control token", mend="Take it out of the text."
-                    )
+        """Refuse what the template does not carry through the whole script, and text that the tokenizer would read as control tokens."""
+        check_repeatable(self.source)
+        check_script(self, condition, transcript)
+        self.controls.refuse(given_texts(condition, transcript))
 
-    def _check_date(self) -> None:
-        """Every question for the date must name its format outright, or an answer could not be pinned beforehand."""
-        text = str(self.tokenizer.get_chat_template())
-        calls = len(re.findall(r"strftime_now\s*\(", text))
-        if calls != len(_DATE_CALL.findall(text)):
-            raise UsageError(
-                "this model's chat template asks for today's date in a form that cannot be pinned, so a resumed run would not be the same",
-                mend="Save the tokenizer with a template that does not ask, or use --chat raw.",
-            )
-
-    def _check_placement(self, condition: Condition) -> None:
-        problem = self._placement_problem(condition.placement if condition.system is not None else None)
-        if problem is None:
-            return
-        works = [p.value for p in Placement if self._placement_problem(p) is None]
-        mend = (
-            f"Placements that work with it: {', '.join(works)}."
-            if works
-            else "No placement works with it; use a condition without a prompt."
-        )
-        what = "a conversation without a system prompt" if condition.system is None else f"placement {condition.placement.value}"
-        raise UsageError(f"condition {condition.name}: this model's chat template does not take {what} ({problem})", mend=mend)
-
-    def _placement_problem(self, placement: Placement | None) -> str | None:
-        """Render a two-turn conversation and look for every message in it; None when all are there."""
-        import jinja2
-
-        probe = Condition("probe", None if placement is None else _PROBE[3], placement or Placement.START)
-        try:
-            text = self.render(messages(_PROBE[:2], _PROBE[2:3], probe), prompt=True)
-        except jinja2.TemplateError as error:
-            return str(error)
-        if any(part not in text for part in _PROBE[:3]):
-            return "it drops earlier messages"
-        expected = {None: 0, Placement.START: 1, Placement.EVERY_TURN: 2, Placement.USER_SUFFIX: 2}[placement]
-        if text.count(_PROBE[3]) != expected:
-            return f"it writes the prompt {text.count(_PROBE[3])} times where {expected} were given"
-        return None
+    def end_ids(self, given: frozenset[int]) -> frozenset[int]:
+        """See `Chat.end_ids`."""
+        return reply_ends(self, given)
 
     def adds(self, condition: Condition) -> str | None:
         """What stands before the first user message and does not stand before a later one: a system prompt of the template's own."""
-        probe = Condition("probe", None if condition.system is None else _PROBE[3], condition.placement)
+        placed = condition.system is not None and condition.placement is not Placement.FIRST_USER
+        probe = Condition("probe", _PROBE[3] if placed else None, condition.placement)
         text = self.render(messages(_PROBE[:2], _PROBE[2:3], probe), prompt=True)
         for token in self.tokenizer.all_special_tokens:
             text = text.replace(token, "\0")

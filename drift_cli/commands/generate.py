@@ -34,7 +34,7 @@ _Texts = list[str] | None
 def generate(
     condition: Annotated[_Texts, Option(help="A condition's name; repeat for several (default: all that are defined).")] = None,
     system: Annotated[str | None, Option(help="Define the one --condition here: its system prompt.")] = None,
-    placement: Annotated[str | None, Option(help="Where --system goes: start, every-turn or user-suffix.")] = None,
+    placement: Annotated[str | None, Option(help="Where --system goes: start, first-user, every-turn or user-suffix.")] = None,
     transcript: Annotated[_Texts, Option(help="A transcript's file, or the name of one of drift's own; repeat for several.")] = None,
     temperature: Annotated[list[float] | None, Option(help="Sampling temperature, 0 for greedy; repeat for several.")] = None,
     samples: Annotated[int | None, Option(help="Rollouts per cell.")] = None,

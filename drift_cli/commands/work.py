@@ -14,6 +14,7 @@ from drift_cli.display import Display, Table, duration
 from drift_cli.errors import EXIT_INTERRUPTED, UsageError
 from drift_cli.interrupts import Stop
 from drift_cli.launch.plan import launcher_of
+from drift_cli.spec import Finish
 from drift_cli.store.workers import WorkerState
 
 if TYPE_CHECKING:
@@ -281,15 +282,19 @@ class Work:
         for plan in run.manifest.cells:
             mine = [state for state in states if state.rollout.cell == plan.cell]
             complete, turns = sum(state.complete for state in mine), sum(state.done for state in mine)
-            short = sum(state.ended and not state.complete for state in mine)
-            rows.append([str(plan.cell), f"{complete}/{len(mine)}", str(turns), str(short) if short else ""])
-            cells.append({"cell": str(plan.cell), "complete": complete, "planned": len(mine), "turns": turns, "ended_for_context": short})
+            ends = {
+                why: sum(state.end is not None and state.end.finish is why for state in mine) for why in (Finish.CONTEXT, Finish.TEMPLATE)
+            }
+            early = ", ".join(f"{count} {why}" for why, count in ends.items() if count)
+            rows.append([str(plan.cell), f"{complete}/{len(mine)}", str(turns), early])
+            short = {f"ended_for_{why}": count for why, count in ends.items()}
+            cells.append({"cell": str(plan.cell), "complete": complete, "planned": len(mine), "turns": turns, **short})
         notes = [
             f"{outcome.turns} turns made in {duration(outcome.seconds)}",
             *([] if self.display.as_json else said_of(run)),
             f"next: drift stats {run.paths.run_id}   drift plot {run.paths.run_id}",
         ]
-        table = Table(f"Run {run.paths.run_id}", ["cell", "complete>", "turns>", "ended for context>"], rows, notes)
+        table = Table(f"Run {run.paths.run_id}", ["cell", "complete>", "turns>", "ended early for"], rows, notes)
         self.display.result({"run": run.paths.run_id, "turns": outcome.turns, "seconds": round(outcome.seconds, 3), "cells": cells}, table)
 
     def warn_of_context(self, experiment: Experiment) -> None:

@@ -50,13 +50,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Reply:
-    """One finished turn of a rollout, or (`Finish.CONTEXT`) the news that its next turn does not fit."""
+    """One finished turn of a rollout, or the news that the rollout ends before its next one: it does not fit (`Finish.CONTEXT`), or the chat template does
+    not render it as it is (`Finish.TEMPLATE`).
+    """
 
     rollout: Rollout
     turn: int
     prompt: tuple[int, ...]
+    """Empty for `Finish.TEMPLATE`."""
     ids: tuple[int, ...]
-    """As sampled, end-of-turn token included; empty for `Finish.CONTEXT`."""
+    """As sampled, end-of-turn token included; empty where the rollout ends."""
     text: str
     finish: Finish
     residual: np.ndarray[Any, Any] | None
@@ -67,6 +70,8 @@ class Reply:
     """The reasoning's text."""
     means: Mapping[Part, np.ndarray[Any, Any]] = field(default_factory=dict)
     """Of a reply with segments: (layers, width) float32 of `REASONING` and of `ALL`, where there are such tokens."""
+    problem: str | None = None
+    """For `Finish.TEMPLATE`, what is wrong with the prompt."""
 
     def measured(self, means: Means) -> Reply:
         """The same reply with its residual means."""
@@ -81,9 +86,17 @@ class Incident:
     detail: str
 
 
-def too_long(job: Job, max_new_tokens: int, context: int) -> bool:
-    """Whether a job's next prompt and a full reply no longer fit."""
-    return len(job.dialogue.prompt) + max_new_tokens > context
+def cannot_go_on(job: Job, max_new_tokens: int, context: int) -> Finish | None:
+    """How a rollout ends before its next turn, None where it goes on: `TEMPLATE` without a prompt, `CONTEXT` where the prompt and a full reply do not fit."""
+    if job.dialogue.problem is not None:
+        return Finish.TEMPLATE
+    return Finish.CONTEXT if len(job.dialogue.prompt) + max_new_tokens > context else None
+
+
+def last_reply(job: Job, finish: Finish) -> Reply:
+    """The news that a rollout ends before its next turn."""
+    prompt = () if finish is Finish.TEMPLATE else tuple(job.dialogue.prompt)
+    return Reply(job.rollout, job.turn, prompt, (), "", finish, None, problem=job.dialogue.problem)
 
 
 def finish_of(ids: Sequence[int], max_new_tokens: int, end_ids: frozenset[int]) -> Finish:

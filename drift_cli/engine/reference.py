@@ -21,13 +21,24 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from drift_cli.engine.attention import last_logits
-from drift_cli.engine.contract import Incident, Job, Reply, Stopped, finish_of, is_out_of_memory, no_memory, not_finite, too_long
+from drift_cli.engine.contract import (
+    Incident,
+    Job,
+    Reply,
+    Stopped,
+    cannot_go_on,
+    finish_of,
+    is_out_of_memory,
+    last_reply,
+    no_memory,
+    not_finite,
+)
 from drift_cli.engine.decoding import Decoding, decoding, generate, left_padded
 from drift_cli.engine.kernels import repeatable
 from drift_cli.engine.sampling import draw, split_key, uniforms
 from drift_cli.models import LoadedModel
 from drift_cli.probe import Means, pool, pool_parts
-from drift_cli.spec import Finish, Sampling, Segment
+from drift_cli.spec import Sampling, Segment
 
 
 @dataclass(frozen=True)
@@ -116,11 +127,12 @@ class ReferenceEngine:
         open_jobs = [job for job in group if not job.ended]
         while open_jobs:
             turn = min(job.turn for job in open_jobs)
+            for job in [job for job in open_jobs if job.turn == turn]:
+                finish = cannot_go_on(job, self.max_new_tokens, self.model.card.context)
+                if finish is not None:
+                    job.ended = True
+                    yield last_reply(job, finish)
             rows = [row for job in group if (row := self._row(job, turn)) is not None]
-            for row in [row for row in rows if not self._fits(row)]:
-                rows.remove(row)
-                row.job.ended = True
-                yield Reply(row.job.rollout, turn, row.prompt, (), "", Finish.CONTEXT, None)
             for reply, row in self._answer(rows, stop, report):
                 if row.ghost:
                     _compare(row, reply, report)
@@ -138,9 +150,6 @@ class ReferenceEngine:
         if job.last is not None and job.turn == turn + 1:
             return _Row(job, turn, job.dialogue.past[-1][0], ghost=True)
         return None
-
-    def _fits(self, row: _Row) -> bool:
-        return row.ghost or not too_long(row.job, self.max_new_tokens, self.model.card.context)
 
     def _answer(self, rows: list[_Row], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[tuple[Reply, _Row]]:
         """Generate and measure rows, `batch` at a time; out of memory halves `batch` and goes on with what is left."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from drift_cli.chat import common_prefix
-from drift_cli.engine.contract import Incident, Job, Reply, Stopped, finish_of, is_out_of_memory, no_memory, too_long
+from drift_cli.engine.contract import Incident, Job, Reply, Stopped, cannot_go_on, finish_of, is_out_of_memory, last_reply, no_memory
 from drift_cli.engine.rotary import ends_with_context
 from drift_cli.engine.slots import Draw, NoRoom, Residual, Slots
 from drift_cli.models import LoadedModel
@@ -148,8 +148,8 @@ class _Schedule:
                 job = self.waiting[0]
                 if job.ended:
                     self.waiting.popleft()
-                elif too_long(job, self.engine.max_new_tokens, self.engine.model.card.context):
-                    self._end_for_context(self.waiting.popleft())
+                elif (finish := self._finish_before(job)) is not None:
+                    self._end(self.waiting.popleft(), finish)
                 elif not self._start(row, job):
                     return
 
@@ -161,7 +161,7 @@ class _Schedule:
         except NoRoom:
             self.slots.free(row)
             if not self.live:
-                self._end_for_context(self.waiting.popleft())
+                self._end(self.waiting.popleft(), Finish.CONTEXT)
                 return True
             self.crowded = True
             return False
@@ -195,7 +195,7 @@ class _Schedule:
         if len(self.live) > 1:
             self._suspend(row)
             return
-        self._end_for_context(self.live.pop(row).job)
+        self._end(self.live.pop(row).job, Finish.CONTEXT)
         self.slots.free(row)
 
     def _suspend(self, row: int) -> None:
@@ -229,17 +229,18 @@ class _Schedule:
         job.dialogue.advance(ids)
         turn, (prompt, content) = moment.turn, job.dialogue.past[-1]
         over, full = job.turn > job.dialogue.total, False
+        ended = over or job.dialogue.problem is not None
         finish = finish_of(ids, self.engine.max_new_tokens, self.engine.model.card.end_ids)
         text, reasoning, segments = moment.text(ids), moment.reasoning(ids), moment.segments(ids)
         try:
             self._asked()
-            residual = self._turn(row, prompt, content, None if over else self._following(job), segments)
+            residual = self._turn(row, prompt, content, None if ended else self._following(job), segments)
         except NoRoom:
             if len(self.live) > 1:
                 job.dialogue.restore(moment)
                 self._suspend(row)
                 return
-            residual, full = self._measured_alone(row, prompt, content, segments), not over
+            residual, full = self._measured_alone(row, prompt, content, segments), not ended
         except (RuntimeError, Stopped):
             job.dialogue.restore(moment)
             raise
@@ -259,13 +260,13 @@ class _Schedule:
 
     def _next(self, row: int, job: Job, *, over: bool, full: bool) -> None:
         job.ended = over
-        fits = not over and not full and not too_long(job, self.engine.max_new_tokens, self.engine.model.card.context)
-        if fits:
+        finish = None if over else Finish.CONTEXT if full else self._finish_before(job)
+        if not over and finish is None:
             self.live[row] = _Live(job)
             self._begin(row, job)
             return
-        if not over:
-            self._end_for_context(job)
+        if finish is not None:
+            self._end(job, finish)
         del self.live[row]
         self.slots.free(row)
         self.crowded = False
@@ -286,9 +287,12 @@ class _Schedule:
             self.slots.encode(row, following[keep:], keep, 0)
         return residual
 
-    def _end_for_context(self, job: Job) -> None:
+    def _finish_before(self, job: Job) -> Finish | None:
+        return cannot_go_on(job, self.engine.max_new_tokens, self.engine.model.card.context)
+
+    def _end(self, job: Job, finish: Finish) -> None:
         job.ended = True
-        self.done.append((Reply(job.rollout, job.turn, tuple(job.dialogue.prompt), (), "", Finish.CONTEXT, None), None))
+        self.done.append((last_reply(job, finish), None))
 
     def _remembering(self, work: Callable[[], None]) -> None:
         """Do `work`. Out of memory halves the slots; what was in the middle of a reply is encoded again from its last finished turn."""

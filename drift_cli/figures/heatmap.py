@@ -38,6 +38,7 @@ HATCHES = {
     Flag.LENGTH: "\\\\\\\\",
     Flag.CONTEXT: "||||",
     Flag.NO_ANSWER: "oo",
+    Flag.TEMPLATE: "----",
 }
 _SAYS = {
     Flag.RECITING: "recites the system prompt",
@@ -46,6 +47,7 @@ _SAYS = {
     Flag.LENGTH: "cut at the length limit",
     Flag.CONTEXT: "no reply: out of context",
     Flag.NO_ANSWER: "no answer, reasoning only",
+    Flag.TEMPLATE: "no reply: no prompt from the chat template",
 }
 
 

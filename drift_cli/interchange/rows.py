@@ -28,7 +28,7 @@ class Row:
     turn: int
     user: str
     reply: str | None
-    """None where the rollout ended here for want of context."""
+    """None where the rollout ended here: out of context, or without a prompt from the chat template."""
     finish: str
     prompt_length: int | None
     reply_tokens: int | None
@@ -51,7 +51,7 @@ def axes_of(run: Run, names: Sequence[str] | None) -> tuple[AxisEntry, ...]:
 
 
 def rows(run: Run, axes: Sequence[AxisEntry], *, residuals: bool = False, part: Part = Part.ANSWER) -> Iterator[Row]:
-    """Every committed turn, cells in the manifest's order, then by sample and turn; a turn that did not fit the context is a row without a reply.
+    """Every committed turn, cells in the manifest's order, then by sample and turn; the turn before which a rollout ended early is a row without a reply.
 
     Projections and residual means are of `part`, where replies have segments.
     """
@@ -68,7 +68,7 @@ def rows(run: Run, axes: Sequence[AxisEntry], *, residuals: bool = False, part: 
             found = {name: float(projections[place, turn.index - 1]) for name, projections in later.items()}
             known = {name: None if math.isnan(value) else value for name, value in found.items()}
             yield _row(record, turn, users[turn.index - 1], axes, known, part, ends)
-        if record.end is not None and record.end.finish is Finish.CONTEXT:
+        if record.end is not None and record.end.finish is not Finish.COMPLETE:
             nothing = (None,) * len(axes)
             end = record.end
             yield Row(state.rollout, end.turn, users[end.turn - 1], None, end.finish.value, end.prompt_length, None, nothing, None)

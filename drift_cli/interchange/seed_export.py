@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def export_seed(run: Run, axis: str | None, folder: Path) -> list[Path]:
     """Write one file to each cell, named after its condition, and after transcript and temperature too where the condition alone does not tell.
 
-    A rollout that ended for want of context has fewer messages, and as many projections as replies. A reply without an answer has null for its projection.
+    A rollout that ended early has fewer messages, and as many projections as replies. A reply without an answer has null for its projection.
 
     Args:
         run: the run; all of its rollouts must have ended.
@@ -49,7 +49,7 @@ def export_seed(run: Run, axis: str | None, folder: Path) -> list[Path]:
 
 
 def _check_ended(run: Run) -> None:
-    """Imported rollouts end where their file did; ours end when their last turn is committed, or the context is full."""
+    """Imported rollouts end where their file did; ours end when their last turn is committed, or there is no prompt for the next one."""
     for state in run.states():
         if state.end is None and run.manifest.imported is None:
             raise StoreError(

@@ -159,9 +159,11 @@ def _placement(dialogues: Sequence[list[_Message]], prompt: str | None, where: s
 
 
 def _users(dialogue: Sequence[_Message], prompt: str | None, placement: Placement) -> tuple[str, ...]:
-    """A conversation's user turns, without the prompt that the placement appends to them."""
+    """A conversation's user turns, without the prompt that the placement puts into them."""
+    prefix = f"{prompt}\n\n" if prompt is not None and placement is Placement.FIRST_USER else ""
     suffix = f"\n\n{prompt}" if prompt is not None and placement is Placement.USER_SUFFIX else ""
-    return tuple(message["content"].removesuffix(suffix) for message in dialogue if message["role"] == "user")
+    users = [message["content"].removesuffix(suffix) for message in dialogue if message["role"] == "user"]
+    return tuple([user.removeprefix(prefix) for user in users[:1]] + users[1:])
 
 
 def _built(dialogue: Sequence[_Message], prompt: str | None, placement: Placement) -> list[_Message]:

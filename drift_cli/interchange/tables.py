@@ -3,7 +3,7 @@
 | column | |
 | --- | --- |
 | run, transcript, condition, temperature, sample, turn | which turn; samples from 0, turns from 1 |
-| user, reply, finish | the texts and why the reply ended; a turn that did not fit the context has finish `context` and no reply |
+| user, reply, finish | the texts and why the reply ended; a turn before which the rollout ended has finish `context` or `template` and no reply |
 | prompt_length, reply_tokens | in tokens; the reply's end-of-turn token counts. Missing in imported runs |
 | reasoning, answer_tokens, reasoning_tokens | only where replies may have segments: the reasoning's text (`reply` is the answer's), and tokens without markup |
 | segment | only there: the part that projections and residual means are of |

@@ -36,6 +36,7 @@ FLAGS = {
     Flag.REPEATED: "repeats itself",
     Flag.RECITING: "recites the system prompt",
     Flag.CONTEXT: "out of context",
+    Flag.TEMPLATE: "no prompt from the chat template",
 }
 """A reply cut at the length limit has that as its finish reason."""
 SEGMENT_FLAGS = {Flag.NO_ANSWER: "no answer within the limit", Flag.REASONING_CUT: "reasoning cut at the limit"}
@@ -173,6 +174,8 @@ def _end(record: RolloutRecord, planned: int) -> tuple[str, int | None]:
         return f"unfinished: {len(record.turns)} of {planned} turns", len(record.turns) + 1
     if record.end.finish is Finish.CONTEXT:
         return f"out of context before turn {record.end.turn}", record.end.turn
+    if record.end.finish is Finish.TEMPLATE:
+        return f"no prompt from the chat template for turn {record.end.turn}", record.end.turn
     return "complete", None
 
 

@@ -39,16 +39,16 @@ _RESIDUAL = ("offset", "shape", "crc")
 _MEANS = (Part.REASONING, Part.ALL)
 """Parts of a reply with segments whose residual means stand behind the answer's, in this order."""
 _REPLY = {finish.value: finish for finish in (Finish.STOP, Finish.LENGTH)}
-_ENDS = {finish.value: finish for finish in (Finish.COMPLETE, Finish.CONTEXT)}
+_ENDS = {finish.value: finish for finish in (Finish.COMPLETE, Finish.CONTEXT, Finish.TEMPLATE)}
 
 
 @dataclass(frozen=True)
 class End:
-    """How a rollout ended: every turn answered (`COMPLETE`), or the next one does not fit (`CONTEXT`)."""
+    """How a rollout ended: every turn answered (`COMPLETE`), the next one does not fit (`CONTEXT`), or the chat template has no prompt for it (`TEMPLATE`)."""
 
     finish: Finish
     turn: int
-    """The last turn answered; for `CONTEXT` the turn that did not fit."""
+    """The last turn answered; for `CONTEXT` and `TEMPLATE` the turn that has no reply."""
     prompt_length: int | None
     """For `CONTEXT`, the tokens of the prompt that did not fit."""
 
@@ -181,7 +181,7 @@ def read_state(line: bytes) -> tuple[int, End | None]:
     content, _ = read(line)
     if isinstance(content, TurnLine):
         return content.turn.index, None
-    return content.end.turn - (content.end.finish is Finish.CONTEXT), content.end
+    return content.end.turn - (content.end.finish is not Finish.COMPLETE), content.end
 
 
 def _seal(covered: bytes) -> bytes:

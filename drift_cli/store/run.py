@@ -45,7 +45,7 @@ class RolloutState:
 
     @property
     def ended(self) -> bool:
-        """Nothing is left to do: complete, or out of context."""
+        """Nothing is left to do: complete, out of context, or without a prompt from the chat template."""
         return self.end is not None
 
 

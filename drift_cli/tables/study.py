@@ -60,6 +60,7 @@ def _flagged(cell: CellSummary) -> str:
         "repeated": counts.repeated,
         "reciting": counts.reciting,
         "context": counts.context,
+        "template": counts.template,
         "cut": counts.length,
     }
     said = [f"{count} {kind}" for kind, count in kinds.items() if count]

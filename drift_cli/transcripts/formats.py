@@ -129,16 +129,21 @@ def _seed(value: dict[str, Any], name: str, where: str) -> Script:
     chosen = [message for message in parsed[longest] if alone or message.role != "assistant"]
     script = script_of(clean_name(source) if isinstance(source, str) and source else name, chosen, places[longest])
     if all(message.role != "system" for message in chosen):
-        script = _without_suffix(script, value.get("system_prompt"))
+        script = _without_prompt(script, value.get("system_prompt"))
     if alone:
         return script
     notice = f"The file holds {len(parsed)} conversations: their user turns were taken, their replies were not."
     return replace(script, notices=(*script.notices, notice))
 
 
-def _without_suffix(script: Script, prompt: Any) -> Script:
-    """Undo the placement `user-suffix`, in which the file's system prompt ends every user turn."""
-    suffix = f"\n\n{prompt}"
+def _without_prompt(script: Script, prompt: Any) -> Script:
+    """Undo the placements `user-suffix`, in which the file's system prompt ends every user turn, and `first-user`, in which it begins the first one."""
+    prefix, suffix = f"{prompt}\n\n", f"\n\n{prompt}"
+    if isinstance(prompt, str) and script.users and script.users[0].text.startswith(prefix):
+        first, *rest = script.users
+        bare = replace(first, text=said(first.text.removeprefix(prefix), first.place))
+        notice = "The system prompt at the beginning of the first user turn was taken off."
+        return replace(script, users=(bare, *rest), notices=(*script.notices, notice))
     if not isinstance(prompt, str) or not all(message.text.endswith(suffix) for message in script.users):
         return script
     users = tuple(replace(message, text=said(message.text.removesuffix(suffix), message.place)) for message in script.users)
