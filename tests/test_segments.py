@@ -154,7 +154,8 @@ def test_statistics_measure_the_answer_unless_asked_otherwise_and_say_so(run: Ru
         assert (plain["flagged"]["no_answer"], plain["flagged"]["reasoning_cut"]) == (1, 1)
         assert plain["flagged"]["no_answer_share"] == pytest.approx(1 / (SAMPLES * TURNS))
         assert document["scope"].startswith("Measured: ")
-        shown = drift("stats", "--segment", part.value, "--per-turn").out
+        shown = drift("stats", "--segment", part.value, "--full", "--per-turn").out
+        assert f"projection of {part.words} on made" in drift("stats", "--segment", part.value).out
         for title in (
             "projection on made, layer 2",
             "Differences of rollout means",

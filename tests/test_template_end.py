@@ -167,7 +167,7 @@ def test_the_end_is_told_recorded_counted_and_shown(tmp_path: Path, monkeypatch:
     shown = [row for row in rows(place.run, ()) if row.finish == "template"]
     assert [(row.rollout, row.reply, row.prompt_length) for row in shown] == [(state.rollout, None, None) for state in early]
     assert _end(place.run.record(first.rollout), 4) == (f"no prompt from the chat template for turn {first.end.turn}", first.end.turn)
-    first_table = drift("stats", place.run.paths.run_id).out.split("\n\n  ")[1]
+    first_table = drift("stats", place.run.paths.run_id, "--full").out
     assert sum(map(int, re.findall(r"(\d+) template", first_table))) == len(early)
     assert drift("runs", "verify", place.run.paths.run_id).code == 0
     # There is nothing to go on with.

@@ -14,11 +14,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from drift_cli.chat import Chat, Dialogue
+from drift_cli.chat import Chat, Dialogue, Message, messages, text_of
+from drift_cli.chat.parts import Parts
 from drift_cli.chat.template import TemplateChat
 from drift_cli.engine.contract import Job, Reply
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Part, Segment, SegmentKind, spans
+from drift_cli.spec import Condition, Part, Segment, SegmentKind, spans
 
 
 def _mixed(token: int) -> int:
@@ -40,6 +41,15 @@ def split(ids: Sequence[int]) -> tuple[Segment, ...]:
     )
 
 
+def parts(chat: Chat, ids: Sequence[int], segments: tuple[Segment, ...]) -> Parts:
+    """What a chat format that finds these segments says of a reply."""
+    whole = text_of(chat.tokenizer, ids)
+    if not segments:
+        return Parts(whole, whole=whole)
+    said = {part: "".join(text_of(chat.tokenizer, ids[a:b]) for a, b in spans(segments, part)) for part in (Part.ANSWER, Part.REASONING)}
+    return Parts(said[Part.ANSWER], said[Part.REASONING] or None, segments, whole=whole)
+
+
 class ThinkingChat(TemplateChat):
     """The model's template, with `split` for its replies."""
 
@@ -47,8 +57,15 @@ class ThinkingChat(TemplateChat):
     def segmented(self) -> bool:
         return True
 
-    def segments(self, ids: Sequence[int]) -> tuple[Segment, ...]:
-        return split(ids)
+    def parts(self, ids: Sequence[int], prompt: Sequence[int]) -> Parts:
+        return parts(self, ids, split(ids))
+
+    def conversation(self, users: Sequence[str], replies: Sequence[Parts], condition: Condition) -> list[Message]:
+        """History has whole replies, as it has where nobody knows of parts."""
+        return messages(users, [reply.whole for reply in replies], condition)
+
+    def _misplaced(self, *given: object) -> None:
+        """Nothing is: whole replies are in no part's place."""
 
 
 class ForgettingChat(ThinkingChat):
@@ -74,13 +91,13 @@ def _with(dialogue: Dialogue, chat: Chat) -> Dialogue:
 def think(patch: pytest.MonkeyPatch, segments: Callable[[Sequence[int]], tuple[Segment, ...]] = split) -> None:
     """Every model's own template has segments from now on."""
     patch.setattr(TemplateChat, "segmented", property(lambda chat: True))
-    patch.setattr(TemplateChat, "segments", lambda chat, ids: segments(ids))
+    patch.setattr(TemplateChat, "parts", lambda chat, ids, prompt: parts(chat, ids, segments(ids)))
 
 
 def think_no_more(patch: pytest.MonkeyPatch) -> None:
     """No model's template has segments from now on: an earlier drift, or one that does not know them."""
     patch.setattr(TemplateChat, "segmented", property(lambda chat: False))
-    patch.setattr(TemplateChat, "segments", lambda chat, ids: ())
+    patch.setattr(TemplateChat, "parts", lambda chat, ids, prompt: parts(chat, ids, ()))
 
 
 def means_of(reply: Reply) -> dict[Part, NDArray[Any]]:

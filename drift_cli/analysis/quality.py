@@ -21,8 +21,8 @@ class Quality:
     planned: int
     begun: int
     complete: int
-    context: int
-    """Rollouts that ended for want of context."""
+    early: int
+    """Rollouts that ended before their last turn: for want of context, or of a prompt from the chat template."""
     distinct: int
     """Begun rollouts that are not word for word another one."""
     replies: int
@@ -51,7 +51,7 @@ def quality(table: RunTable, cell: Cell, mine: Sample) -> Quality:
         planned=int(rows.sum()),
         begun=int((turns > 0).sum()),
         complete=int(((turns == planned) & (planned > 0)).sum()),
-        context=int(table.flags.context[rows].any(axis=1).sum()),
+        early=int((table.flags.context | table.flags.template)[rows].any(axis=1).sum()),
         distinct=mine.started,
         replies=int(there.sum()),
         cut=count(table.flags.length),

@@ -33,7 +33,7 @@ from drift_cli.analysis.scale import PersonaScale
 from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import Group, RunTable
-from drift_cli.spec import Cell
+from drift_cli.spec import Cell, Part
 
 PLACEBO = "placebo"
 """A condition with this in its name is one: a prompt of the same length and placement that says nothing to the point."""
@@ -115,6 +115,8 @@ class Answer:
     """Where the axis knows its personas."""
     breaks: tuple[Breaks, ...] = ()
     """Rollouts that break, where there is a threshold."""
+    segment: Part | None = None
+    """The part of each reply that is measured; None where replies have no segments."""
     axis_errors: tuple[AxisError, ...] = ()
     """What the axis's own uncertainty adds to the intervals, where it can be known."""
 
@@ -150,11 +152,12 @@ def answer(
         run=table.run_id,
         axis=table.axis,
         layer=table.layer,
+        segment=table.segment,
         baseline=study.baseline,
         primary=options.primary,
         level=options.level,
         margin=options.equivalence,
-        finished=all(one.complete + one.context == one.planned for one in begun),
+        finished=all(one.complete + one.early == one.planned for one in begun),
         has_placebo=any(PLACEBO in name.lower() for name in table.conditions),
         judgements=tuple(judgements),
         correlations=tuple(correlations(table, group) for group in table.groups),

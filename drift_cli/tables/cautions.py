@@ -26,7 +26,12 @@ def cautions(answer: Answer) -> Iterator[str]:
     yield from _controls(answer)
     yield from _broken(answer)
     yield from _groups(answer, name)
-    yield from _counted(answer, name, "flagged (empty, repeating, reciting the prompt)", lambda q: q.flagged.suspect - q.flagged.context)
+    yield from _counted(
+        answer,
+        name,
+        "flagged (empty, repeating, reciting the prompt)",
+        lambda q: q.flagged.suspect - q.flagged.context - q.flagged.template,
+    )
     yield from _counted(answer, name, "word for word an earlier reply of their rollout", lambda q: q.repeated)
     yield from _counted(answer, name, "of one or two words", lambda q: q.near_empty)
     yield from _counted(answer, name, "with marks of a chat template or role labels", lambda q: q.template)
@@ -41,7 +46,7 @@ def _incomplete(answer: Answer, name: Namer) -> Iterator[str]:
     for one in answer.judgements:
         worst = None if one.level is None else one.level.worst
         if one.level is not None and worst is not None:
-            early = f", {one.quality.context} rollouts out of context" if one.quality.context else ""
+            early = f", {one.quality.early} rollouts ended early" if one.quality.early else ""
             bounds = f"[{signed(worst.low)},{HARD}{signed(worst.high)}]"
             tipping = (
                 "" if worst.tipping is None else f"; missing replies {number(worst.tipping, 2)} off the others at their turn would undo it"
