@@ -433,6 +433,22 @@ def test_what_a_quantizer_computes_in_is_what_the_run_says(kit: Kit, monkeypatch
         checks.check_dtype("way", network, torch.bfloat16)
 
 
+def test_a_network_that_was_to_be_unpacked_is_an_ordinary_one(kit: Kit) -> None:
+    """transformers 5.17 goes on rounding the activations of compressed-tensors models; a GPU may keep FP8 weights packed."""
+    from drift_cli.models import checks
+
+    network = models.load(models.describe(str(kit.base)), dtype="float32", device="cpu").network
+    checks.check_unpacked("way", network)
+    module = network.model.layers[1].mlp.up_proj
+    module.quantization_scheme = object()
+    with pytest.raises(DriftError, match=r"leaves model.layers.1.mlp.up_proj quantized"):
+        checks.check_unpacked("way", network)
+    del module.quantization_scheme
+    module.weight = torch.nn.Parameter(module.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(DriftError, match=r"leaves model.layers.1.mlp.up_proj.weight quantized"):
+        checks.check_unpacked("way", network)
+
+
 def test_mxfp4_experts_mean_what_their_blocks_say(kit: Kit) -> None:
     from transformers import GptOssConfig, GptOssForCausalLM
 
