@@ -375,7 +375,10 @@ def _endless(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("way", REFUSED)
-def test_a_way_that_cannot_be_right_is_refused_by_name(way: str, kit: Kit, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_way_that_cannot_be_right_is_refused_by_name(
+    way: str, kit: Kit, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.quantized, "_is_there", lambda module: module == "accelerate")  # whatever is installed here
     make, said = REFUSED[way]
     message = refusal(make(kit))
     assert message is not None, "it was loaded"
