@@ -59,6 +59,17 @@ def check_places(run_id: str, settings: Settings) -> None:
             )
 
 
+def relocate(run: Run, experiment: Experiment) -> None:
+    """Record where model and adapter are now, where the run knows a place that is gone."""
+    for key in ("model", "adapter"):
+        known, now = run.manifest.settings.get(key), experiment.manifest.settings.get(key)
+        if known is None or now is None or known == now:
+            continue
+        place = Path(str(known.value))
+        if place.is_absolute() and not place.exists():
+            run.place(**{key: now})
+
+
 def find_run(store: Store, experiment: Experiment, settings: Settings) -> tuple[Experiment, Run | None]:
     """The run that an experiment is, and the experiment as that run calls it; None and what is to be said where it is a new one.
 

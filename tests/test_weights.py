@@ -115,6 +115,7 @@ def test_a_way_that_says_the_same_gives_the_same_logits(
     way: str, kit: Kit, wanted: torch.Tensor, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = RIGHT[way](kit)
+    capfd.readouterr()  # what saving it says
     assert torch.equal(logits(folder), wanted)
     card = models.describe(str(folder))
     assert chat_for(card.tokenizer, "template").format == chat_for(models.describe(str(kit.base)).tokenizer, "template").format
@@ -151,6 +152,7 @@ def test_fp8_weights_mean_what_their_scales_say(kit: Kit, capfd: pytest.CaptureF
     packed, meant = fp8(kit.tensors)
     folder = kit.edited(lambda _: packed, quantization_config=FP8)
     plain = kit.edited(lambda _: meant)
+    capfd.readouterr()
     for dtype in ("float32", "bfloat16"):
         assert torch.equal(logits(folder, dtype), logits(plain, dtype))
     card = models.describe(str(folder))
@@ -380,7 +382,9 @@ def test_a_way_that_cannot_be_right_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr(models.quantized, "_is_there", lambda module: module == "accelerate")  # whatever is installed here
     make, said = REFUSED[way]
-    message = refusal(make(kit))
+    folder = make(kit)
+    capfd.readouterr()  # what saving it says
+    message = refusal(folder)
     assert message is not None, "it was loaded"
     assert re.search(said, message, re.DOTALL), message
     assert "\n" in message, "nothing is said about what to do"
