@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from drift_cli.errors import DriftError, StoreError
 from drift_cli.models import ModelCard, sampled_digest
-from drift_cli.spec import RunSpec
+from drift_cli.spec import RunSpec, brief
 from drift_cli.store.manifest import Manifest, spec_differences
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def as_recorded(card: ModelCard, spec: RunSpec) -> tuple[ModelCard, str | None]:
         said = "this run was begun by an earlier version, which looked at samples of large weight files only: only those are known to be the same"
         return replace(card, name=spec.model, revision=spec.revision), said
     if card.folder is None and card.name == spec.model and not _COMMIT.fullmatch(spec.revision):
-        said = f"this run recorded no commit of {card.name}: what its revision {spec.revision} is now is used ({card.revision[:12]})"
+        said = f"this run recorded no commit of {card.name}: what its revision {spec.revision} is now is used ({brief(card.revision)})"
         return replace(card, revision=spec.revision), said
     return card, None
 
@@ -57,6 +57,17 @@ def check_places(run_id: str, settings: Settings) -> None:
                 f"the {key} of run {run_id} is not at {place} any more",
                 mend=f"Say where it is now: drift resume {run_id} --{key} FOLDER. (What is in it counts, not what it is called.)",
             )
+
+
+def relocate(run: Run, experiment: Experiment) -> None:
+    """Record where model and adapter are now, where the run knows a place that is gone."""
+    for key in ("model", "adapter"):
+        known, now = run.manifest.settings.get(key), experiment.manifest.settings.get(key)
+        if known is None or now is None or known == now:
+            continue
+        place = Path(str(known.value))
+        if place.is_absolute() and not place.exists():
+            run.place(**{key: now})
 
 
 def find_run(store: Store, experiment: Experiment, settings: Settings) -> tuple[Experiment, Run | None]:

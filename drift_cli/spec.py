@@ -37,6 +37,11 @@ def checked_name(kind: str, name: str) -> str:
     return name
 
 
+def brief(revision: str) -> str:
+    """A revision as it is shown where there is little room: 12 digits."""
+    return revision.removeprefix(CONTENT)[:12]
+
+
 def digest_of(value: Any) -> str:
     """SHA-256 (hex) of a JSON value in canonical form: sorted keys, no spaces, UTF-8."""
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()

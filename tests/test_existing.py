@@ -20,6 +20,7 @@ from saved_models import Kit, patch
 from test_adapters import made
 
 from drift_cli import models
+from drift_cli.axes import Axis, save
 from drift_cli.models import sources
 from drift_cli.spec import ChatFormat, RunSpec, Sampling
 from drift_cli.store.paths import Store
@@ -103,8 +104,6 @@ def test_another_model_in_the_new_place_is_refused(model: Path) -> None:
 
 
 def test_an_axis_goes_with_a_model_whatever_its_folder_is_called(model: Path, tiny_models: dict[str, Path]) -> None:
-    from drift_cli.axes import Axis, save
-
     vectors = torch.nn.functional.normalize(torch.randn(1, 32, generator=torch.Generator().manual_seed(0))).numpy()
     made_on = models.describe(str(model))
     save(Axis("mine", (2,), vectors, model=made_on.name, revision=made_on.identity), Path("data/axes/mine.safetensors"))
@@ -113,6 +112,9 @@ def test_an_axis_goes_with_a_model_whatever_its_folder_is_called(model: Path, ti
     other = tiny.save("llama", Path("third-name").absolute(), num_hidden_layers=4)
     refused = drift("generate", *SHORT, "--model", str(other), "--axis", "mine", code=2).err
     assert "axis mine was built on first-name, not on third-name" in refused
+    patch(moved.rename(model) / "config.json", rms_norm_eps=1e-5)
+    refused = drift("generate", *SHORT, "--model", str(model), "--axis", "mine", code=2).err
+    assert f"axis mine was built on other weights of that name ({made_on.identity}), not on first-name" in refused
 
 
 # Earlier versions
@@ -340,11 +342,23 @@ def test_a_run_with_an_adapter_goes_on_where_the_adapter_is_now(kit: Kit) -> Non
     assert drift("runs", "verify", "--weights", "--json", code=1).json["ok"] is False
 
 
-def test_an_axis_of_the_base_model_is_not_one_of_the_adapted_model_by_its_content(kit: Kit) -> None:
-    adapter, _ = made(kit)
-    plain, adapted = models.describe(str(kit.base)), models.describe(str(adapter))
-    assert plain.revision == adapted.revision
-    assert plain.identity != adapted.identity
+def test_which_weights_an_axis_was_made_on_is_told_by_digests_where_they_are_known_else_by_names() -> None:
+    def foreign(made_on: tuple[str, str | None], used_on: tuple[str, str | None]) -> bool:
+        vectors = torch.nn.functional.normalize(torch.ones(1, 4)).numpy()
+        return Axis("x", (1,), vectors, model=made_on[0], revision=made_on[1]).foreign_to(*used_on) is not None
+
+    a, b, adapter = "tree1:" + "a" * 64, "tree1:" + "b" * 64, "tree1:" + "c" * 64
+    sampled, commit = "d" * 64, "e" * 40
+    assert not foreign(("one", a), ("two", a))
+    assert foreign(("one", a), ("one", b))
+    assert foreign(("one", a), ("one", f"{a}+{adapter}"))  # the base model's axis, on the adapted model
+    assert foreign(("one", commit), ("one", f"{commit}+{adapter}"))
+    assert not foreign(("one", f"{a}+{adapter}"), ("two", f"{a}+{adapter}"))
+    assert not foreign(("org/one", commit), ("one", a))
+    assert not foreign(("one", sampled), ("one", a))
+    assert not foreign(("org/one", commit), ("org/one", "f" * 40))  # a commit may change the model's page only
+    assert not foreign(("one", None), ("one", a))
+    assert foreign(("one", None), ("two", a))
 
 
 def test_a_gguf_file_runs_and_says_what_it_is(kit: Kit) -> None:

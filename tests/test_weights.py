@@ -115,6 +115,7 @@ def test_a_way_that_says_the_same_gives_the_same_logits(
     way: str, kit: Kit, wanted: torch.Tensor, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = RIGHT[way](kit)
+    capfd.readouterr()  # what saving it says
     assert torch.equal(logits(folder), wanted)
     card = models.describe(str(folder))
     assert chat_for(card.tokenizer, "template").format == chat_for(models.describe(str(kit.base)).tokenizer, "template").format
@@ -151,6 +152,7 @@ def test_fp8_weights_mean_what_their_scales_say(kit: Kit, capfd: pytest.CaptureF
     packed, meant = fp8(kit.tensors)
     folder = kit.edited(lambda _: packed, quantization_config=FP8)
     plain = kit.edited(lambda _: meant)
+    capfd.readouterr()
     for dtype in ("float32", "bfloat16"):
         assert torch.equal(logits(folder, dtype), logits(plain, dtype))
     card = models.describe(str(folder))
@@ -375,9 +377,14 @@ def _endless(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("way", REFUSED)
-def test_a_way_that_cannot_be_right_is_refused_by_name(way: str, kit: Kit, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_way_that_cannot_be_right_is_refused_by_name(
+    way: str, kit: Kit, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.quantized, "_is_there", lambda module: module == "accelerate")  # whatever is installed here
     make, said = REFUSED[way]
-    message = refusal(make(kit))
+    folder = make(kit)
+    capfd.readouterr()  # what saving it says
+    message = refusal(folder)
     assert message is not None, "it was loaded"
     assert re.search(said, message, re.DOTALL), message
     assert "\n" in message, "nothing is said about what to do"
@@ -431,6 +438,22 @@ def test_what_a_quantizer_computes_in_is_what_the_run_says(kit: Kit, monkeypatch
     checks.check_dtype("way", network, torch.float16)
     with pytest.raises(DriftError, match="computes in float16 only\nUse --dtype float16"):
         checks.check_dtype("way", network, torch.bfloat16)
+
+
+def test_a_network_that_was_to_be_unpacked_is_an_ordinary_one(kit: Kit) -> None:
+    """transformers 5.17 goes on rounding the activations of compressed-tensors models; a GPU may keep FP8 weights packed."""
+    from drift_cli.models import checks
+
+    network = models.load(models.describe(str(kit.base)), dtype="float32", device="cpu").network
+    checks.check_unpacked("way", network)
+    module = network.model.layers[1].mlp.up_proj
+    module.quantization_scheme = object()
+    with pytest.raises(DriftError, match=r"leaves model.layers.1.mlp.up_proj quantized"):
+        checks.check_unpacked("way", network)
+    del module.quantization_scheme
+    module.weight = torch.nn.Parameter(module.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(DriftError, match=r"leaves model.layers.1.mlp.up_proj.weight quantized"):
+        checks.check_unpacked("way", network)
 
 
 def test_mxfp4_experts_mean_what_their_blocks_say(kit: Kit) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.errors import DriftError, UsageError
-from drift_cli.spec import checked_name
+from drift_cli.spec import CONTENT, checked_name
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,40 @@ class Axis:
     def check_model(self, model: str, width: int, layers: int, *, revision: str | None = None) -> None:
         """Refuse to measure another model than the one the axis was made on.
 
-        One with the axis's own `revision` is that model, whatever its folder is called now.
+        `revision` is the model's identity (`ModelCard.identity`): see `foreign_to`.
         """
+        other = self.foreign_to(model, revision)
         if self.width != width:
             raise UsageError(
                 f"axis {self.name} has width {self.width}, but {model} has width {width}", mend="Use an axis that was built on this model."
             )
-        if self.model is not None and short(self.model) != short(model) and (revision is None or revision != self.revision):
-            raise UsageError(
-                f"axis {self.name} was built on {self.model}, not on {model}", mend="Use an axis that was built on this model."
-            )
+        if other is not None:
+            raise UsageError(f"axis {self.name} was built on {other}, not on {model}", mend="Use an axis that was built on this model.")
         beyond = [layer for layer in self.layers if layer > layers]
         if beyond:
             raise UsageError(f"axis {self.name} has layer {beyond[0]}, but {model} has layers 0 to {layers}")
+
+    def foreign_to(self, model: str, revision: str | None) -> str | None:
+        """The model that the axis was made on, where that is known and another one than this.
+
+        Digests of content decide where both are known, whatever the folders are called; else names do.
+        """
+        same = _same_weights(self.revision, revision)
+        if self.model is None or same or (same is None and short(self.model) == short(model)):
+            return None
+        return self.model if short(self.model) != short(model) else f"other weights of that name ({self.revision})"
+
+
+def _same_weights(one: str | None, other: str | None) -> bool | None:
+    """Whether two identities are of the same weights; None where that cannot be known: one is not recorded, or not a digest of content."""
+    if one is None or other is None:
+        return None
+    if one == other:
+        return True
+    (one_base, _, one_adapter), (other_base, _, other_adapter) = one.partition("+"), other.partition("+")
+    if one_adapter != other_adapter or (one_base.startswith(CONTENT) and other_base.startswith(CONTENT)):
+        return False
+    return None
 
 
 def short(model: str) -> str:

@@ -12,6 +12,7 @@ from drift_cli.commands import axis_build
 from drift_cli.commands.options import DisplayOption, JsonOption, make_display
 from drift_cli.display import Mode, Table
 from drift_cli.errors import UsageError
+from drift_cli.spec import brief
 
 if TYPE_CHECKING:
     from drift_cli.axes import Axis, Diagnostics
@@ -146,7 +147,7 @@ def axis_tables(made: Axis, layer: int | None = None) -> list[Table]:
     rows = [
         ["layers", f"{ranges(made.layers)} (hidden_states; 0 is the embeddings)"],
         ["width", str(made.width)],
-        ["model", (made.model or "not recorded") + (f", revision {made.revision[:12]}" if made.revision else "")],
+        ["model", (made.model or "not recorded") + (f", revision {brief(made.revision)}" if made.revision else "")],
         ["source", made.source],
         ["digest", made.digest[:16]],
     ]

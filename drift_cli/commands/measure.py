@@ -224,6 +224,8 @@ def _alone(display: Display, model: str | None, reading: Reading) -> None:
         raise UsageError("no axis was given", mend="Name one with --axis (`drift axis show` lists them).")
     axis = find(settings["axis"], axes_folder())
     card = card_of(settings, display.note)
+    for notice in card.notices():
+        display.note(notice)
     axis.check_model(card.name, card.width, card.layers, revision=card.identity)
     device = models.choose_device(settings["device"])
     layer = _layer(axis, settings["layer"])

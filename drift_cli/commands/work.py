@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -83,26 +82,14 @@ class Work:
     def open(self, experiment: Experiment) -> Run:
         """Create the run or add to it; whatever contradicts the run on disk is refused here, before any weight is read."""
         from drift_cli.axes import save
+        from drift_cli.existing import relocate
         from drift_cli.store.run import Run
 
         run = Run.create(self.store, experiment.manifest)
-        self._relocate(run, experiment)
+        relocate(run, experiment)
         if experiment.axis is not None and not run.paths.axis(experiment.axis.name).exists():
             save(experiment.axis, run.paths.axis(experiment.axis.name))
         return run
-
-    def _relocate(self, run: Run, experiment: Experiment) -> None:
-        """Record where model and adapter are now, where the run knows a place that is gone."""
-        for key in ("model", "adapter"):
-            known, now = run.manifest.settings.get(key), experiment.manifest.settings.get(key)
-            if (
-                known is not None
-                and now is not None
-                and known != now
-                and Path(str(known.value)).is_absolute()
-                and not Path(str(known.value)).exists()
-            ):
-                run.place(**{key: now})
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
         from drift_cli.runner import Outcome

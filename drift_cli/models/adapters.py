@@ -52,7 +52,8 @@ class Adapter:
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and no full weights."""
     names = list_files(folder)
-    return ADAPTER_CONFIG in names and not {WEIGHTS, INDEX} & set(names) and not any(name.endswith(".gguf") for name in names)
+    full = {WEIGHTS, INDEX} & set(names) or any(name.endswith(".gguf") or name.startswith("pytorch_model") for name in names)
+    return ADAPTER_CONFIG in names and not full
 
 
 def find_adapter(folder: Path, say: Say | None = None, *, remembered: bool = True) -> Adapter:

@@ -17,6 +17,7 @@ from drift_cli.models.files import Checkpoint
 from drift_cli.models.identity import Say
 from drift_cli.models.network import text_config
 from drift_cli.models.quantized import Quantization
+from drift_cli.spec import brief
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -87,7 +88,7 @@ class ModelCard:
         adapter = self.adapter
         if adapter is None:
             return
-        yield f"adapter {adapter.name} ({adapter.digest.partition(':')[2][:12]}) is merged into the weights of {self.name}"
+        yield f"adapter {adapter.name} ({brief(adapter.digest)}) is merged into the weights of {self.name}"
         if adapter.base is not None and Path(adapter.base).name != Path(self.folder or self.name).name:
             yield f"adapter {adapter.name} says that it was trained on {adapter.base}"
         if adapter.tokenizer:

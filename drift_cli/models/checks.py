@@ -98,6 +98,16 @@ def check_dtype(name: str, network: PreTrainedModel, dtype: torch.dtype) -> None
         raise DriftError(f"{name} is quantized and computes in {spelled} only", mend=f"Use --dtype {spelled}.")
 
 
+def check_unpacked(name: str, network: PreTrainedModel) -> None:
+    """Refuse a network that was to be unpacked and is not an ordinary one: some releases of transformers go on rounding activations."""
+    packed = [key for key, parameter in network.named_parameters() if parameter.element_size() < 2 or not parameter.is_floating_point()]
+    packed += [key for key, module in network.named_modules() if getattr(module, "quantization_scheme", None) is not None]
+    if packed:
+        raise _wrong(
+            name, f"this transformers leaves {packed[0]} quantized where it was to be unpacked", "pip install --upgrade transformers"
+        )
+
+
 def _check_tied(name: str, network: PreTrainedModel) -> None:
     """Refuse files that hold a head of its own where the configuration ties it to the embeddings: one of the two is wrong."""
     text = network.config.get_text_config()

@@ -20,6 +20,8 @@ from typing import Any
 from drift_cli.errors import DriftError
 
 CONFIG = "config.json"
+GGUF = "model.gguf"
+"""What a GGUF file is called in a view."""
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -80,8 +82,7 @@ def gguf_file(path: Path) -> Checkpoint:
         raise DriftError(
             f"{path} is one of several parts of a model, which transformers cannot read", mend="Join them first: llama-gguf-split --merge"
         )
-    name = "model.gguf"
-    return Checkpoint(path.resolve().parent, {name: path.resolve()}, (name,), gguf=True)
+    return Checkpoint(path.resolve().parent, {GGUF: path.resolve()}, (GGUF,), gguf=True)
 
 
 def tokenizer_files(names: Iterable[str]) -> list[str]:

@@ -7,13 +7,17 @@ would be wrong numbers. For the same reason the numbers in the file are counted,
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drift_cli.errors import DriftError
+from drift_cli.models.files import GGUF as NAME
+from drift_cli.models.files import gguf_file
 from drift_cli.models.gguf_header import Header, check_size, read_header
 from drift_cli.models.gguf_vocabulary import tokenizer_from
 from drift_cli.models.library import Reading
@@ -21,8 +25,6 @@ from drift_cli.models.library import Reading
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-NAME = "model.gguf"
-"""What the file is called in a view."""
 _SAFETENSORS = "Use the model's safetensors version."
 _REFLECTED = {
     # What a file says of its architecture → where a configuration has it.
@@ -57,13 +59,9 @@ def check_installed(path: Path) -> None:
         )
 
 
-def describe_gguf(path: Path, view: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, tuple[int, ...], str]:
-    """A file's configuration, tokenizer, tokens that end a reply, and its type in words (`GGUF Q4_1`). No tensor is read.
-
-    `view` is a folder that holds the file as `model.gguf`.
-    """
+def describe_gguf(path: Path) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, tuple[int, ...], str]:
+    """A file's configuration, tokenizer, tokens that end a reply, and its type in words (`GGUF Q4_1`). No tensor is read."""
     from gguf import GGML_QUANT_SIZES
-    from transformers import AutoConfig
 
     header = read_header(path)
     kind = header.metadata.get("general.type", "model")
@@ -71,11 +69,20 @@ def describe_gguf(path: Path, view: Path) -> tuple[PretrainedConfig, PreTrainedT
         raise DriftError(f"{path} holds no whole model ({kind}, {header.metadata.get('split.count', 1)} parts)", mend=_SAFETENSORS)
     check_size(path, header, {int(kind): size for kind, size in GGML_QUANT_SIZES.items()})
     tokenizer = tokenizer_from(path, header.metadata)
-    with Reading(f"model {path.name}", _SAFETENSORS):
-        config = AutoConfig.from_pretrained(view, gguf_file=NAME)
+    facts = path.stat()
+    config = copy.deepcopy(_config(path, facts.st_size, facts.st_mtime_ns))
     _check_said(path, header, config)
     ends = [header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     return config, tokenizer, tuple(end for end in ends if isinstance(end, int)), f"GGUF {_type(header)}"
+
+
+@lru_cache(maxsize=1)
+def _config(path: Path, size: int, changed: int) -> PretrainedConfig:
+    """The configuration that transformers makes of a file. Its reader takes seconds for a large vocabulary, and some commands describe a model twice."""
+    from transformers import AutoConfig
+
+    with gguf_file(path).view() as view, Reading(f"model {path.name}", _SAFETENSORS):
+        return AutoConfig.from_pretrained(view, gguf_file=NAME)
 
 
 def _type(header: Header) -> str:

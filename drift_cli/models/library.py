@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,8 @@ from drift_cli.errors import DriftError
 _LOUD = ("transformers", "huggingface_hub", "peft", "accelerate", "gguf", "bitsandbytes", "optimum", "kernels")
 """Libraries whose log lines would mix with ours."""
 
+_VIEW = re.compile(r"\S*drift-model-\w+")
+"""A temporary folder that a model is read from; nobody has seen its name."""
 LOCAL_MEND = "Check that the folder is whole, or save the model again with save_pretrained."
 REMOTE_CODE = "Models that need trust_remote_code are not supported: drift runs no code that comes with a model."
 
@@ -165,6 +168,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message (and the next where it ends in a colon), with its type where that alone says little (`KeyError: 'x'`)."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    line = _VIEW.sub("the model's folder", " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1]))
     telling = isinstance(error, OSError | ValueError | RuntimeError | ImportError) and line
     return line if telling else f"{type(error).__name__}: {line}" if line else type(error).__name__

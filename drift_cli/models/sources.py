@@ -92,11 +92,11 @@ def _gguf(checkpoint: Checkpoint, name: str, adapter: Adapter | None, say: Say |
 
     (path,) = checkpoint.files.values()
     check_installed(path)
-    with checkpoint.view() as view:
-        config, tokenizer, ends, kind = describe_gguf(path, Path(view))
-        if adapter is not None and adapter.tokenizer:
-            config.save_pretrained(view)
-            tokenizer = _tokenizer_of(name, adapter, Path(view, CONFIG))
+    config, tokenizer, ends, kind = describe_gguf(path)
+    if adapter is not None and adapter.tokenizer:
+        with tempfile.TemporaryDirectory(prefix="drift-model-") as place:
+            config.save_pretrained(place)
+            tokenizer = _tokenizer_of(name, adapter, Path(place, CONFIG))
     _check_shape(name, config, tokenizer)
     generation = GenerationConfig(eos_token_id=list(ends) or None)
     quantization = Quantization("gguf", f"{kind}, unpacked", unpacked=True)

@@ -7,6 +7,7 @@ it has put every parameter into the dtype asked for, but for those whose makers 
 from __future__ import annotations
 
 import copy
+import logging
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -101,8 +102,12 @@ def _read(card: ModelCard, kind: torch.dtype, device: str, spread: Mapping[str, 
         check_count(card.name, card.checkpoint.files[card.checkpoint.weights[0]], loaded)
     if card.quantization is None:
         checks.check_stored(card.name, loaded, _stored(card))
-    elif as_they_are:
+    elif as_they_are and card.quantization is not None:
+        # Some of these packages log a line at every product of matrices.
+        logging.getLogger(card.quantization.method).setLevel(logging.ERROR)
         checks.check_dtype(card.name, loaded, kind)
+    else:
+        checks.check_unpacked(card.name, loaded)
     if card.adapter is not None:
         loaded, merged = merge_adapter(loaded, card.adapter)
         notes.append(merged)

@@ -24,7 +24,7 @@ from drift_cli.display import Table
 from drift_cli.figures.curves import Bands, curves
 from drift_cli.figures.palette import DARK, PAPER
 from drift_cli.report.verdict import Sentence
-from drift_cli.spec import Cell, Finish, Part, Rollout, Turn
+from drift_cli.spec import Cell, Finish, Part, Rollout, Turn, brief
 from drift_cli.store.traces import TokenTrace
 
 if TYPE_CHECKING:
@@ -97,7 +97,11 @@ def _flags(table: RunTable) -> dict[Flag, str]:
 def _facts(run: Run, table: RunTable) -> Iterator[tuple[str, str]]:
     spec, model = run.manifest.spec, run.manifest.model
     yield "run", table.run_id
-    yield "model", f"{spec.model} ({spec.revision[:12]}, {spec.dtype})"
+    yield "model", f"{spec.model} ({brief(spec.revision)}, {spec.dtype})"
+    if model is not None and model.quantization:
+        yield "quantization", model.quantization
+    if model is not None and spec.adapter:
+        yield "adapter", f"{model.adapter} ({brief(spec.adapter)}), merged into the weights"
     if model is not None and model.note:
         yield "note", model.note
     for entry in (*run.manifest.axes, *run.manifest.measured):

@@ -1,4 +1,4 @@
-"""JSON to values, strictly: what is read is exactly what a writer of ours could have meant, or `Malformed` says what is not.
+"""JSON to values and back, strictly: what is read is exactly what a writer of ours could have meant, or `Malformed` says what is not.
 
 No duplicate keys, no NaN, no lone surrogates, no unknown keys, no value of another type. `decode` makes frozen dataclasses from their annotations.
 """
@@ -18,6 +18,8 @@ import orjson
 from drift_cli.errors import DriftError
 
 T = TypeVar("T")
+OPTIONAL = {"optional": True}
+"""Metadata of a dataclass's field that came after the first files were written: it is left out where it has its default, so that those stay what they are."""
 
 
 class Malformed(ValueError):
@@ -57,6 +59,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
     keys = {key for key, _ in pairs}
     if len(keys) < len(pairs):
         raise Malformed("a key stands twice in one object")
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as JSON values, without optional fields at their defaults; fields in their order, the keys of mappings sorted."""
+    if is_dataclass(value):
+        there = [f for f in fields(value) if not (f.metadata.get("optional") and getattr(value, f.name) == f.default)]
+        return {f.name: plain(getattr(value, f.name)) for f in there}
+    if isinstance(value, Mapping):
+        return {key: plain(value[key]) for key in sorted(value)}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def decode(kind: type[T], value: object, at: str = "") -> T:

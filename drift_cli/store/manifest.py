@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,12 @@ import orjson
 
 from drift_cli.errors import StoreError
 from drift_cli.spec import Cell, Condition, RunSpec, Transcript
-from drift_cli.store.decode import Malformed, decode, parse
+from drift_cli.store.decode import OPTIONAL, Malformed, decode, parse, plain
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.files import read_inside
 from drift_cli.store.paths import RunPaths
 
 FORMAT = 1
-_OPTIONAL = {"optional": True}
-"""Metadata of a field that came after the first runs: it is left out of run.json where it has its default, so that those stay what they are."""
 _SEAL = re.compile(rb'\{\n  "digest": "([^"\n]*)",\n')
 _LIMIT = 256 << 20
 """Bytes: a manifest holds the transcripts' texts, not more."""
@@ -46,9 +44,9 @@ class ModelFacts:
     end_ids: tuple[int, ...]
     """Tokens that end a reply."""
     note: str | None
-    quantization: str | None = field(default=None, metadata=_OPTIONAL)
+    quantization: str | None = field(default=None, metadata=OPTIONAL)
     """How its weights were stored: `GGUF Q4_1, unpacked`, `GPTQ, 4 bits`. Part of the run's identity as part of the model's files."""
-    adapter: str | None = field(default=None, metadata=_OPTIONAL)
+    adapter: str | None = field(default=None, metadata=OPTIONAL)
     """The name of the folder of the LoRA adapter that was merged into them; its digest is in the spec."""
 
 
@@ -110,7 +108,7 @@ class Manifest:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     epochs: tuple[Epoch, ...] = ()
     imported: Imported | None = None
-    segments: bool = field(default=False, metadata=_OPTIONAL)
+    segments: bool = field(default=False, metadata=OPTIONAL)
     """Whether replies may have reasoning apart from their answer. In run.json only where they may."""
     format: int = FORMAT
 
@@ -122,7 +120,7 @@ class Manifest:
     def to_json(self) -> bytes:
         """The content of run.json, sealed. Raises `StoreError` where a text or value cannot be JSON."""
         try:
-            body = orjson.dumps(_plain(self), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+            body = orjson.dumps(plain(self), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         except orjson.JSONEncodeError as error:
             raise StoreError(f"the manifest of run {self.spec.id} cannot be written as JSON: {error}") from error
         return b'{\n  "digest": "%s",\n' % hashlib.sha256(body).hexdigest().encode() + body[2:]
@@ -143,16 +141,6 @@ class Manifest:
                 f"{where}: {error}",
                 mend="Restore run.json from a copy, or undo the edit that damaged it. (An edit on purpose takes the digest's line out.)",
             ) from error
-
-
-def _plain(value: Any) -> Any:
-    """A dataclass as JSON values, without optional fields at their defaults; fields in their order, the keys of mappings sorted."""
-    if is_dataclass(value):
-        there = [f for f in fields(value) if not (f.metadata.get("optional") and getattr(value, f.name) == f.default)]
-        return {f.name: _plain(getattr(value, f.name)) for f in there}
-    if isinstance(value, Mapping):
-        return {key: _plain(value[key]) for key in sorted(value)}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _unsealed(data: bytes) -> bytes:
