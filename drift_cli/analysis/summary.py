@@ -112,6 +112,11 @@ def summarize(table: RunTable, *, ddof: int = 1, level: float = LEVEL) -> Summar
 
 def scope(table: RunTable) -> str:
     """The sentence that says what the table's numbers can be generalized to."""
+    said = _scope(table)
+    return said if table.caution is None else f"{said} {table.caution}"
+
+
+def _scope(table: RunTable) -> str:
     transcripts = tuple(dict.fromkeys(cell.transcript for cell in table.cells))
     if len(transcripts) == 1:
         return f"One transcript ({transcripts[0]}): intervals and p values cover sampling noise on this script only, not other scripts."

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from drift_cli.analysis.entries import caution, choose_axis
 from drift_cli.analysis.flags import Flags, Recital, flag_reply, recitals
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.spec import Cell, Finish
 
 if TYPE_CHECKING:
     from drift_cli.store.log import RolloutRecord
-    from drift_cli.store.manifest import AxisEntry, Manifest
+    from drift_cli.store.manifest import AxisEntry
     from drift_cli.store.run import RolloutState, Run
 
 FloatArray = NDArray[np.float64]
@@ -64,6 +65,8 @@ class RunTable:
     """Whether sample s of every condition shared its random numbers, so that samples can be paired."""
     first: int = 1
     """Number of the first column's turn."""
+    caution: str | None = None
+    """What has to be said wherever these projections are shown: that the axis is another model's."""
 
     @classmethod
     def from_arrays(
@@ -196,6 +199,7 @@ def _blank(run: Run, entry: AxisEntry, states: Sequence[RolloutState]) -> RunTab
         planned=planned,
         flags=Flags.none(shape),
         common_noise=not run.manifest.spec.sampling.independent_noise,
+        caution=caution(run.manifest, entry),
     )
 
 
@@ -207,22 +211,6 @@ def _fill(table: RunTable, row: int, record: RolloutRecord, prompts: Sequence[Re
             table.flags.of(flag)[row, column] = True
     if record.end is not None and record.end.finish == Finish.CONTEXT:
         table.flags.context[row, record.end.turn - 1] = True
-
-
-def choose_axis(manifest: Manifest, name: str | None, run_id: str) -> AxisEntry:
-    """The run's axis of that name; its only one for None. `StoreError` names the choices and how to add one."""
-    entries = {entry.name: entry for entry in (*manifest.axes, *manifest.measured)}
-    add = f"drift measure {run_id} --axis FILE"
-    if not entries:
-        raise StoreError(f"run {run_id} has no axis, so there are no projections", mend=f"Project its stored residuals on one: {add}")
-    names = ", ".join(entries)
-    if name is None:
-        if len(entries) > 1:
-            raise StoreError(f"run {run_id} has {len(entries)} axes: {names}", mend=f"Say which, with --axis NAME (add another: {add})")
-        return next(iter(entries.values()))
-    if name not in entries:
-        raise StoreError(f"run {run_id} has no axis {name!r}", mend=f"It has: {names}. Add another: {add}")
-    return entries[name]
 
 
 def _projector(run: Run, entry: AxisEntry) -> Projector:

@@ -28,6 +28,10 @@ RunArgument = Annotated[
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 BatchOption = Annotated[int | None, typer.Option("--batch", help="Rollouts generated together: slots, or rows of a batch.")]
 EngineOption = Annotated[str | None, typer.Option("--engine", help="auto, slots (fast) or reference (plain; runs every model).")]
+ForeignOption = Annotated[
+    bool | None,
+    typer.Option("--foreign-axis", help="Accept an axis that was built on another model of the same width.", show_default=False),
+]
 MeasuredAxisOption = Annotated[
     str | None, typer.Option("--axis", help="Which of the run's axes (default: the only one).", show_default=False)
 ]

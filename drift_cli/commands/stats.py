@@ -61,6 +61,7 @@ def stats(
     The unit is the rollout: every number is over rollouts, and one transcript supports claims about sampling noise only. Differences come from Welch's t
     test on rollout means unless --test says otherwise; turns are tested together, by permuting whole rollouts.
     """
+    from drift_cli.analysis.entries import unnamed
     from drift_cli.analysis.results import Correction, Flagged, Options, Test
     from drift_cli.analysis.table import load
 
@@ -77,10 +78,12 @@ def stats(
     )
     wanted, written = _choice(Flagged, "--flagged", flagged), _format(format_, output)
     widths = _widths(half_width or [], power)
-    opened = open_run(store, run)
+    opened, shown = open_run(store, run), make_display(display, as_json)
     table = load(opened, axis)
+    if axis is None and (said := unnamed(opened.manifest, table.axis)) is not None:
+        shown.note(said)
     result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened)
-    _show(make_display(display, as_json), result, written, output, per_turn)
+    _show(shown, result, written, output, per_turn)
 
 
 @dataclass(frozen=True)
