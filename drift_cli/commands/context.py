@@ -21,7 +21,7 @@ def foreseen(experiment: Experiment) -> Sequence[Fit]:
     return fits(experiment.manifest, experiment.chat, experiment.card.context)
 
 
-def refuse_hopeless(experiment: Experiment, found: Sequence[Fit]) -> None:
+def refuse_without_a_turn(experiment: Experiment, found: Sequence[Fit]) -> None:
     """Raise `DriftError` where no cell can have a single turn."""
     context, reply = experiment.card.context, experiment.manifest.spec.max_new_tokens
     if not found or any(fit.certain != 1 for fit in found):
@@ -38,7 +38,7 @@ def refuse_hopeless(experiment: Experiment, found: Sequence[Fit]) -> None:
 def warn_of_context(display: Display, experiment: Experiment) -> None:
     """Say which cells will, or may, outgrow the model's context. Raises `DriftError` where none can have a single turn."""
     found = foreseen(experiment)
-    refuse_hopeless(experiment, found)
+    refuse_without_a_turn(experiment, found)
     for fit in found:
         if fit.certain == 1:
             display.note(

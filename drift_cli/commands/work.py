@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from drift_cli.commands.context import foreseen, refuse_hopeless, warn_of_context
+from drift_cli.commands.context import foreseen, refuse_without_a_turn, warn_of_context
 from drift_cli.config import Settings
 from drift_cli.display import Display, Table, duration
 from drift_cli.errors import EXIT_INTERRUPTED, UsageError
@@ -66,7 +66,7 @@ class Work:
         self.warn_of_lacking(experiment)
         if dry_run:
             self._foretell(experiment, existing, settings)
-            refuse_hopeless(experiment, foreseen(experiment))
+            refuse_without_a_turn(experiment, foreseen(experiment))
             return None
         warn_of_context(self.display, experiment)
         run = self.open(experiment)
