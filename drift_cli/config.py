@@ -6,7 +6,6 @@ counts, and the manifest records which one that was.
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -15,12 +14,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from drift_cli.errors import UsageError
+from drift_cli.errors import UsageError, did_you_mean
 from drift_cli.settings import KEYS
 from drift_cli.spec import Condition, Placement
 
 CONFIG_FILE = "drift.toml"
-PRESETS = ("demo", "olmo3-003b")
+PRESETS = ("demo", "olmo3-003b", "smollm2")
+_CONDITION = ("placement", "system")
+"""What a condition's table may hold."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ def home() -> Path:
     return Path(os.environ.get("DRIFT_HOME") or ".")
 
 
+def axes_folder() -> Path:
+    """Where axes lie that were built or imported: `data/axes` at home."""
+    return home() / "data" / "axes"
+
+
 def store_folder(asked: Path | None = None) -> Path:
     """The store: `--store`, else `DRIFT_STORE`, else `checkpoints/` at home."""
     if asked is not None:
@@ -64,7 +70,7 @@ def store_folder(asked: Path | None = None) -> Path:
 def preset_text(name: str) -> str:
     """A preset as the text of its drift.toml; `UsageError` lists the names."""
     if name not in PRESETS:
-        raise UsageError(f"preset {name!r} does not exist", mend=f"There are: {', '.join(PRESETS)}.")
+        raise UsageError(f"preset {name!r} does not exist", mend=f"{did_you_mean(name, PRESETS)}There are: {', '.join(PRESETS)}.")
     return resources.files("drift_cli.presets").joinpath(f"{name}.toml").read_text(encoding="utf-8")
 
 
@@ -110,7 +116,21 @@ def resolve(
         values[key] = entry.default if source is None else source.values[key]
         origins[key] = "default" if source is None else source.origin(key)
     values["preset"] = preset
+    _settle_revision(layers, values, origins)
     return Settings(values, origins, _choose(layers, list(chosen), ad_hoc))
+
+
+def _settle_revision(layers: list[_Layer], values: dict[str, Any], origins: dict[str, str]) -> None:
+    """A revision is of the model that it is named with: one that a weaker source names for a model of its own does not count."""
+    place = {key: next((n for n, layer in enumerate(layers) if key in layer.values), None) for key in ("model", "revision")}
+    of_model, of_revision = place["model"], place["revision"]
+    if (
+        of_model is not None
+        and of_revision is not None
+        and of_revision > of_model
+        and layers[of_revision].values.get("model") != values["model"]
+    ):
+        values["revision"], origins["revision"] = KEYS["revision"].default, "default"
 
 
 def _flag(key: str) -> str:
@@ -133,8 +153,7 @@ def _read_all(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
     read = {}
     for key, value in pairs:
         if key not in KEYS:
-            close = difflib.get_close_matches(key, [*KEYS, "conditions"], 1)
-            hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(KEYS)}, conditions."
+            hint = did_you_mean(key, [*KEYS, "conditions"]).rstrip() or f"Known: {', '.join(KEYS)}, conditions."
             raise UsageError(f"{where}: setting {key!r} does not exist", mend=hint)
         try:
             read[key] = KEYS[key].read(value)
@@ -169,8 +188,11 @@ def _toml_layer(text: str, where: str, origin: str) -> _Layer:
 
 
 def _condition(name: str, entry: Any, where: str) -> Condition:
-    if not isinstance(entry, dict) or not set(entry) <= {"system", "placement"}:
-        raise UsageError(f"{where}: [conditions.{name}] may hold only `system` (text) and `placement`")
+    allowed = f"{where}: [conditions.{name}] may hold only `system` (text) and `placement`"
+    if not isinstance(entry, dict):
+        raise UsageError(allowed)
+    for key in (key for key in entry if key not in _CONDITION):
+        raise UsageError(f"{allowed}, not {key!r}", mend=did_you_mean(key, _CONDITION).rstrip() or None)
     system = entry.get("system")
     if system is not None and (not isinstance(system, str) or not system.strip()):
         raise UsageError(f"{where}: [conditions.{name}] system must be a text; leave it out for none")
@@ -196,7 +218,7 @@ def _choose(layers: list[_Layer], chosen: list[str], ad_hoc: Condition | None) -
         if name not in known:
             raise UsageError(
                 f"condition {name!r} is not defined",
-                mend=f'Defined: {", ".join(known)}. Define it in drift.toml, or here: --condition {name} --system "…".',
+                mend=f'{did_you_mean(name, known)}Defined: {", ".join(known)}. Define it in drift.toml, or here: --condition {name} --system "…".',
             )
     if chosen:
         return tuple(known[name] for name in dict.fromkeys(chosen))

@@ -6,6 +6,9 @@ outermost edge is a defect and is shown with one.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 75
@@ -31,6 +34,12 @@ class UsageError(DriftError):
 
 class StoreError(DriftError):
     """A file of the store is damaged, in use, or belongs to something else."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`Did you mean 'simple'? ` where one of the known names is close to `name`, else nothing: the beginning of a `mend`."""
+    close = difflib.get_close_matches(name, list(known), 1, cutoff=0.7)
+    return f"Did you mean {close[0]!r}? " if close else ""
 
 
 def mend_damage(run_id: str) -> str:

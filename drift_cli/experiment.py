@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,21 +11,23 @@ from typing import TYPE_CHECKING, Any
 from drift_cli import axes as axis_files
 from drift_cli import models, transcripts
 from drift_cli.axes import Axis
+from drift_cli.axes.layer import by_depth
+from drift_cli.axes.missing import axes_for, commands_for
+from drift_cli.axes.use import Subject, Use, named, use
 from drift_cli.chat import Chat, chat_for
-from drift_cli.config import Settings, home
+from drift_cli.config import Settings, axes_folder
 from drift_cli.engine.contract import ENGINES
 from drift_cli.errors import UsageError
 from drift_cli.existing import as_recorded, check_places
 from drift_cli.models import ModelCard
 from drift_cli.models.identity import Say
-from drift_cli.spec import Cell, Condition, RunSpec, Sampling, Transcript
-from drift_cli.store.manifest import AxisEntry, CellPlan, Manifest, ModelFacts, Setting, merge
+from drift_cli.settings import KEYS
+from drift_cli.spec import Cell, Condition, RunSpec, Sampling, Transcript, plain_name
+from drift_cli.store.manifest import CellPlan, Manifest, ModelFacts, Setting, merge
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run
-
-_DEPTH = 0.65
-"""Where `layers = "auto"` looks when no axis says: this share of the way up, as the experiment of the preset olmo3-003b did (21 of 32)."""
+    from drift_cli.transcripts import Loaded
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,8 @@ class Experiment:
     device: str
     notices: tuple[str, ...]
     """What was decided for the user, one sentence each."""
-
-
-def axes_folder() -> Path:
-    """Where imported axes live: `data/axes` at home."""
-    return home() / "data" / "axes"
+    lacking: tuple[str, ...] = ()
+    """What statistics, pictures and the report will lack, and what to do about it, one sentence each."""
 
 
 def card_of(settings: Settings, say: Say | None = None) -> ModelCard:
@@ -58,8 +56,10 @@ def prepare(settings: Settings, scripts: Sequence[Transcript] | None = None, say
     `scripts` are transcripts that come from no file; where given, the settings name none. `say` is told what takes long.
     """
     _check(settings)
+    settings = with_layer(settings)
     card = card_of(settings, say)
-    scripts = tuple(_by_name(_load_transcripts(settings) if scripts is None else scripts).values())
+    loaded = _load_transcripts(settings) if scripts is None else ()
+    scripts = tuple(_by_name([one.transcript for one in loaded] if scripts is None else scripts).values())
     plans = tuple(
         CellPlan(Cell(script.name, condition.name, temperature), settings["samples"])
         for script in scripts
@@ -67,7 +67,21 @@ def prepare(settings: Settings, scripts: Sequence[Transcript] | None = None, say
         for temperature in settings["temperatures"]
     )
     axis = None if settings["axis"] is None else axis_files.find(settings["axis"], axes_folder())
-    return _assemble(settings, card, scripts, settings.conditions, plans, axis)
+    made = _assemble(settings, card, scripts, settings.conditions, plans, axis)
+    said = tuple(f"transcript {one.transcript.name}: {notice}" for one in loaded for notice in one.notices)
+    return replace(made, notices=(*said, *made.notices))
+
+
+def with_layer(settings: Settings) -> Settings:
+    """The settings with the layer that an axis such as `demo@3` names."""
+    if settings["axis"] is None:
+        return settings
+    axis, layer = named(settings["axis"], settings["layer"])
+    if axis == settings["axis"]:
+        return settings
+    return replace(
+        settings, values={**settings.values, "axis": axis, "layer": layer}, origins={**settings.origins, "layer": settings.origin("axis")}
+    )
 
 
 def _check(settings: Settings) -> None:
@@ -99,15 +113,16 @@ def reopen(run: Run, settings: Settings, say: Say | None = None) -> Experiment:
     card, notice = as_recorded(found, manifest.spec)
     axis = axis_files.load(run.paths.axis(manifest.axes[0].name)) if manifest.axes else None
     conditions = tuple(manifest.conditions.values())
-    made = _assemble(settings, card, tuple(manifest.transcripts.values()), conditions, manifest.cells, axis, name=manifest.spec.name)
+    layer = manifest.axes[0].layer if manifest.axes else None
+    made = _assemble(
+        settings, card, tuple(manifest.transcripts.values()), conditions, manifest.cells, axis, name=manifest.spec.name, kept=layer
+    )
     merge(manifest, made.manifest)
     return made if notice is None else replace(made, notices=(notice, *made.notices))
 
 
 def settings_of(manifest: Manifest) -> Settings:
     """A run's settings as its manifest recorded them."""
-    from drift_cli.settings import KEYS
-
     values: dict[str, Any] = {}
     for key, entry in KEYS.items():
         recorded = manifest.settings.get(key)
@@ -124,6 +139,7 @@ def _assemble(
     plans: tuple[CellPlan, ...],
     axis: Axis | None,
     name: str | None = None,
+    kept: int | None = None,
 ) -> Experiment:
     chat = chat_for(card.tokenizer, settings["chat"], date=settings["chat_date"], options=settings["chat_options"])
     for condition in conditions:
@@ -131,10 +147,11 @@ def _assemble(
             chat.check(condition, script)
     card = _with_end(card, chat)
     device = models.choose_device(settings["device"])
-    layer, layers = _layers(settings, card, axis)
+    used = None
     if axis is not None:
-        axis.check_model(card.name, card.width, card.layers, revision=card.identity)
-        axis.at(layer)
+        subject = Subject(card.name, card.identity, card.width, card.layers)
+        used = use(axis, subject, settings["layer"], foreign=settings["foreign_axis"], kept=kept)
+    layers = _layers(settings, card, used)
     spec = RunSpec(
         name=name or settings["name"] or plain_name((card.name if card.adapter is None else card.adapter.name).rsplit("/", 1)[-1]),
         model=card.name,
@@ -153,13 +170,14 @@ def _assemble(
         conditions={c.name: c for c in conditions},
         transcripts=_by_name(scripts),
         cells=plans,
-        axes=() if axis is None else (AxisEntry(axis.name, layer, axis.digest, axis.note),),
+        axes=() if used is None else (used.entry,),
         model=_facts(card),
         template_adds=adds,
-        settings=_recorded(settings, card, spec),
+        settings=_recorded(settings, card, spec, used),
         segments=chat.segmented,
     )
-    return Experiment(manifest, card, chat, axis, device, _notices(card, adds, axis, layer, settings))
+    said = (*_notices(card, adds), *(used.notices() if used is not None else ()))
+    return Experiment(manifest, card, chat, axis, device, said, _lacking(manifest) if used is None else ())
 
 
 def _with_end(card: ModelCard, chat: Chat) -> ModelCard:
@@ -173,20 +191,18 @@ def _sampling(settings: Settings, card: ModelCard) -> Sampling:
     return Sampling(**given, independent_noise=settings["independent_noise"])
 
 
-def _layers(settings: Settings, card: ModelCard, axis: Axis | None) -> tuple[int, tuple[int, ...]]:
-    """The layer that is projected, and the layers whose residual means are stored."""
-    layer = settings["layer"]
-    if layer is None:
-        layer = axis.layers[0] if axis is not None and len(axis.layers) == 1 else round(_DEPTH * card.layers)
+def _layers(settings: Settings, card: ModelCard, used: Use | None) -> tuple[int, ...]:
+    """The layers whose residual means are stored, the one that is projected among them."""
+    layer = used.chosen.layer if used is not None else settings["layer"] if settings["layer"] is not None else by_depth(card.layers)
     asked = settings["layers"]
     layers = {"auto": (layer,), "all": tuple(range(card.layers + 1))}.get(asked) if isinstance(asked, str) else tuple(asked)
     assert layers is not None
-    if axis is not None and layer not in layers:
+    if used is not None and layer not in layers:
         layers = (*layers, layer)
     beyond = [found for found in (*layers, layer) if not 0 <= found <= card.layers]
     if beyond:
         raise UsageError(f"layer {beyond[0]} does not exist in {card.name}", mend=f"It has layers 0 (embeddings) to {card.layers}.")
-    return layer, layers
+    return layers
 
 
 def _facts(card: ModelCard) -> ModelFacts:
@@ -212,19 +228,20 @@ def _by_name(scripts: Sequence[Transcript]) -> Mapping[str, Transcript]:
     return named
 
 
-def _load_transcripts(settings: Settings) -> tuple[Transcript, ...]:
+def _load_transcripts(settings: Settings) -> tuple[Loaded, ...]:
     if not settings["transcripts"]:
         names = ", ".join(transcripts.builtin_names())
         raise UsageError("no transcript was given", mend=f"Name a file, or one of drift's own ({names}): --transcript NAME")
-    return tuple(transcripts.load(source, strip_private=settings["strip_private"]) for source in settings["transcripts"])
+    how = {"strip_private": settings["strip_private"], "turns": settings["turns"]}
+    return tuple(transcripts.read(source, **how) for source in settings["transcripts"])
 
 
-def _recorded(settings: Settings, card: ModelCard, spec: RunSpec) -> dict[str, Setting]:
-    """Every setting as the manifest keeps it; what the model decided is recorded as the model's."""
+def _recorded(settings: Settings, card: ModelCard, spec: RunSpec, used: Use | None) -> dict[str, Setting]:
+    """Every setting as the manifest keeps it; what the model or the axis decided is recorded as theirs."""
     made = {}
     for key, value in settings.values.items():
-        if key == "adapter" and value is None:
-            continue  # runs without one are recorded as they were before there were any
+        if not KEYS[key].recorded and value == KEYS[key].default:
+            continue
         made[key] = Setting(list(value) if isinstance(value, tuple) else value, settings.origin(key))
     if card.folder is not None or card.adapter is not None:
         made["model"] = Setting(str(card.folder or card.name), settings.origin("model"))
@@ -234,10 +251,12 @@ def _recorded(settings: Settings, card: ModelCard, spec: RunSpec) -> dict[str, S
         own = getattr(card, key)
         if settings[key] is None:
             made[key] = Setting(getattr(spec.sampling, key), "default" if own is None else "the model's generation_config")
+    if used is not None and used.was_chosen:
+        made["layer"] = Setting(used.chosen.layer, used.chosen.why)
     return made
 
 
-def _notices(card: ModelCard, adds: Mapping[str, str], axis: Axis | None, layer: int, settings: Settings) -> tuple[str, ...]:
+def _notices(card: ModelCard, adds: Mapping[str, str]) -> tuple[str, ...]:
     said = list(card.notices())
     if card.ignored:
         said.append(
@@ -246,21 +265,22 @@ def _notices(card: ModelCard, adds: Mapping[str, str], axis: Axis | None, layer:
     for text in dict.fromkeys(adds.values()):
         names = ", ".join(name for name, added in adds.items() if added == text)
         said.append(f"the chat template adds a prompt of its own in {names}: {_short(text)}")
-    if axis is None:
-        said.append(f"no axis was given: residual means are stored, and `drift measure --axis A` projects them later (layer {layer})")
-    elif settings["layer"] is None and len(axis.layers) > 1:
+    return tuple(said)
+
+
+def _lacking(manifest: Manifest) -> tuple[str, ...]:
+    """What becomes of a run without an axis."""
+    layers, here = manifest.layers, axes_for(manifest.spec.model, axes_folder())
+    use_now = f" (for this model there is: {', '.join(here)}; --axis {here[0]} projects on it from the beginning)" if here else ""
+    said = [
+        f"no axis{use_now}: `drift stats`, `plot` and `report` will have nothing to show of this run before this is done: {commands_for(manifest)}"
+    ]
+    if len(layers) == 1:
         said.append(
-            f"axis {axis.name} has {len(axis.layers)} layers: projecting at layer {layer}, {_DEPTH * 100:.0f} % of the way up (--layer chooses)"
+            f"residual means of layer {layers[0]} alone are stored, so that no other layer can be measured later: --layers all stores every layer"
         )
-    if axis is not None and axis.note:
-        said.append(f"axis {axis.name}: {axis.note}")
     return tuple(said)
 
 
 def _short(text: str, length: int = 90) -> str:
     return repr(text if len(text) <= length else text[: length - 1] + "…")
-
-
-def plain_name(text: str) -> str:
-    """A name made from any text: lower case, and only what may stand in a file name."""
-    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:60] or "run"

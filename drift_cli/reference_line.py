@@ -7,6 +7,7 @@ and nulls is read as well.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from drift_cli.errors import DriftError, UsageError
-from drift_cli.spec import Condition, Transcript
+from drift_cli.passages import Passage, Reply, depends_on_length, passages
+from drift_cli.spec import Condition, Segment, SegmentKind, Transcript
 
 if TYPE_CHECKING:
     from drift_cli.axes import Axis
     from drift_cli.chat import Chat
-    from drift_cli.models import LoadedModel
+    from drift_cli.models import LoadedModel, ModelCard
 
 
 @dataclass(frozen=True)
@@ -70,32 +72,127 @@ def read(path: Path) -> ReferenceLine:
     )
 
 
-def measure_replies(script: Transcript, chat: Chat, model: LoadedModel, axis: Axis, layer: int) -> ReferenceLine:
-    """Project every reply of a transcript, each in the conversation before it, without a system prompt.
+@dataclass(frozen=True)
+class Reading:
+    """What of a finished conversation can be measured, known before any weight is read."""
 
-    Replies beyond the model's context are left out (None) and named in the note: nothing is truncated.
+    script: Transcript
+    passages: tuple[Passage, ...]
+    """What is to be encoded."""
+    beyond: tuple[int, ...]
+    """Turns that do not fit the context."""
+    empty: tuple[int, ...]
+    """Turns whose reply has no token of an answer."""
+    context: int
+    """The model's, in tokens."""
+    apart: bool = False
+    """Each reply has a forward pass of its own, as the model's rotary embeddings depend on the conversation's length."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to encode."""
+        return sum(len(passage.ids) - passage.kept for passage in self.passages)
+
+    @property
+    def note(self) -> str | None:
+        """Which turns have no value, and why, in words."""
+        said = []
+        if self.beyond:
+            said.append(f"{_turns(self.beyond)} {'does' if len(self.beyond) == 1 else 'do'} not fit the context of {self.context} tokens")
+        if self.empty:
+            said.append(f"{_turns(self.empty)} {'has' if len(self.empty) == 1 else 'have'} no token of an answer")
+        return "; ".join(said) or None
+
+
+def _turns(numbers: Sequence[int]) -> str:
+    """`turn 3`, `turns 3 to 5`, `turns 3, 5`."""
+    if len(numbers) == 1:
+        return f"turn {numbers[0]}"
+    whole = tuple(numbers) == tuple(range(numbers[0], numbers[-1] + 1))
+    return f"turns {numbers[0]} to {numbers[-1]}" if whole else f"turns {', '.join(map(str, numbers))}"
+
+
+def plan(script: Transcript, chat: Chat, card: ModelCard) -> Reading:
+    """Find out what of a transcript's replies can be measured, each in the conversation before it, without a system prompt.
+
+    Raises:
+        UsageError: the transcript has no replies, or none that can be measured.
     """
-    from drift_cli.chat import Dialogue
-    from drift_cli.engine.reference import measure
-    from drift_cli.probe import project
-
     if script.replies is None:
         raise UsageError(f"transcript {script.name} has no replies to measure", mend="Give a finished conversation, with both sides.")
-    dialogue = Dialogue(chat, script.users, Condition("reference"), model.card.end_ids)
-    projections: list[float | None] = []
-    beyond = []
-    for turn, reply in enumerate(script.replies, 1):
+    replies, beyond, empty = _placed(script, chat, card)
+    longest = max((len(reply.prompt) + len(reply.ids) for reply in replies), default=0)
+    apart = depends_on_length(card.config, longest)
+    found = Reading(script, tuple(passages(replies, apart=apart)), tuple(beyond), tuple(empty), card.context, apart)
+    if not replies:
+        raise UsageError(
+            f"no reply of transcript {script.name} can be measured: {found.note}",
+            mend="Use a model with a longer context, or another transcript.",
+        )
+    return found
+
+
+def _placed(script: Transcript, chat: Chat, card: ModelCard) -> tuple[list[Reply], list[int], list[int]]:
+    """The replies that can be measured, the turns that do not fit the context, and those without a token."""
+    from drift_cli.chat import Dialogue
+
+    dialogue = Dialogue(chat, script.users, Condition("reference"), card.end_ids)
+    replies, beyond, empty = [], [], []
+    for turn, text in enumerate(script.replies or (), 1):
+        ids = [int(i) for i in card.tokenizer.encode(text, add_special_tokens=False)]
+        content = tuple(dialogue.content(ids))
+        parts = _answer(dialogue.segments(ids), len(content))
+        if len(dialogue.prompt) + len(ids) > card.context:
+            beyond.append(turn)
+        elif not parts:
+            empty.append(turn)
+        else:
+            replies.append(Reply(turn, tuple(dialogue.prompt), content, parts))
         if dialogue.problem is not None:
             raise DriftError(f"the reply to turn {turn} of {script.name} cannot be measured: {dialogue.problem}")
-        ids = [int(i) for i in model.card.tokenizer.encode(reply, add_special_tokens=False)]
-        if len(dialogue.prompt) + len(ids) > model.card.context:
-            beyond.append(turn)
-        if beyond or not ids:
-            projections.append(None)
-        else:
-            residual = measure(model, [*dialogue.prompt, *ids], len(dialogue.prompt), len(ids), [layer])
-            projections.append(project(residual[0], axis.at(layer)))
-        if not beyond:
-            dialogue.advance(ids, given=True)
-    note = f"turns from {beyond[0]} on do not fit the context of {model.card.context} tokens" if beyond else None
-    return ReferenceLine(script.name, axis.name, axis.digest, layer, model.card.name, model.card.identity, tuple(projections), note)
+        dialogue.advance(ids, given=True)
+    return replies, beyond, empty
+
+
+def _answer(segments: Sequence[Segment], length: int) -> tuple[tuple[int, int], ...]:
+    """The parts of a reply of `length` tokens that are measured: its answer, which is all of it where it has no segments."""
+    if not segments:
+        return ((0, length),) if length else ()
+    return tuple((part.start, part.stop) for part in segments if part.kind is SegmentKind.ANSWER and part.stop > part.start)
+
+
+def measure_replies(
+    script: Transcript,
+    chat: Chat,
+    model: LoadedModel,
+    axis: Axis,
+    layer: int,
+    *,
+    reading: Reading | None = None,
+    step: Callable[[int], object] = lambda done: None,
+) -> ReferenceLine:
+    """Project every reply of a transcript, each in the conversation before it, without a system prompt. Every token is encoded once, where model and template
+    allow it.
+
+    Replies beyond the model's context are left out (None) and named in the note: nothing is truncated.
+
+    Args:
+        script: a finished conversation.
+        chat: the model's chat format.
+        model: the model that reads it.
+        axis: what is projected on.
+        layer: at which of its layers.
+        reading: what `plan` found, where it was asked before.
+        step: told how many tokens have been encoded so far.
+
+    Raises:
+        UsageError: as `plan`.
+    """
+    from drift_cli.engine.prefill import Prefill
+    from drift_cli.probe import project
+
+    found = reading or plan(script, chat, model.card)
+    prefill, direction = Prefill(model, [layer], step, whole=found.apart), axis.at(layer)
+    values = {turn: project(means[0], direction) for turn, means in prefill.means(found.passages)}
+    projections = tuple(values.get(turn) for turn in range(1, len(script.users) + 1))
+    return ReferenceLine(script.name, axis.name, axis.digest, layer, model.card.name, model.card.identity, projections, found.note)

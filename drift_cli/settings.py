@@ -89,6 +89,8 @@ class Key:
 
     read: Callable[[Any], Any]
     default: Any
+    recorded: bool = True
+    """False for a setting that came after the first runs: a manifest has it only where it is not the default, so that those stay what they are."""
 
 
 KEYS: Mapping[str, Key] = {
@@ -96,7 +98,7 @@ KEYS: Mapping[str, Key] = {
     "preset": Key(_text, None),
     "model": Key(_text, "demo"),
     "revision": Key(_text, None),
-    "adapter": Key(_text, None),
+    "adapter": Key(_text, None, recorded=False),
     "dtype": Key(_text, "auto"),
     "device": Key(_text, "auto"),
     "chat": Key(_text, "template"),
@@ -104,6 +106,7 @@ KEYS: Mapping[str, Key] = {
     "chat_options": Key(_options, "{}"),
     "transcripts": Key(_texts, ()),
     "strip_private": Key(_switch, False),
+    "turns": Key(_whole, None, recorded=False),
     "temperatures": Key(_numbers, (0.7,)),
     "samples": Key(_whole, 16),
     "seed": Key(_whole, 0),
@@ -115,6 +118,7 @@ KEYS: Mapping[str, Key] = {
     "layers": Key(_layers, "auto"),
     "axis": Key(_text, None),
     "layer": Key(_whole, None),
+    "foreign_axis": Key(_switch, False, recorded=False),
     "engine": Key(_text, "auto"),
     "batch": Key(_whole, None),
 }

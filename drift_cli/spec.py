@@ -42,6 +42,30 @@ def brief(revision: str) -> str:
     return revision.removeprefix(CONTENT)[:12]
 
 
+def plain_name(text: str) -> str:
+    """A name made from any text: lower case, and only what may stand in a file name."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:60] or "run"
+
+
+def shortened_name(transcript: str, turns: int) -> str:
+    """What the first `turns` user turns of a transcript are called, so that they and the whole can be in one run: `lonely-6`."""
+    suffix = f"-{turns}"
+    return transcript[: 80 - len(suffix)] + suffix
+
+
+def at_layer(axis: str, layer: int) -> str:
+    """What a run calls an axis that it has at another layer already: `demo@3`. No axis can have such a name of its own."""
+    return f"{axis}@{layer}"
+
+
+def split_layer(name: str) -> tuple[str, int | None]:
+    """The axis and the layer of `demo@3`; `demo` names no layer. `UsageError` where what stands behind the @ is no layer."""
+    axis, sign, layer = name.partition("@")
+    if sign and not (layer.isascii() and layer.isdecimal()):
+        raise UsageError(f"{name!r} names no layer of an axis", mend="Write the axis and the layer, such as demo@3.")
+    return axis, int(layer) if sign else None
+
+
 def digest_of(value: Any) -> str:
     """SHA-256 (hex) of a JSON value in canonical form: sorted keys, no spaces, UTF-8."""
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -388,7 +388,9 @@ def test_ambiguous_axis_is_refused_with_the_names(tmp_path):
 
 def test_run_without_an_axis_is_refused_with_the_command(tmp_path):
     run = _run(tmp_path, {Rollout(A, 0): [_turn(1, projections={})]}, axes=())
-    with pytest.raises(StoreError, match=rf"has no axis.*\n.*drift measure {run.paths.run_id} --axis FILE"):
+    with pytest.raises(
+        StoreError, match=rf"has no axis.*\n.*drift axis build --model model --name model && drift measure {run.paths.run_id} --axis model"
+    ):
         load(run)
 
 

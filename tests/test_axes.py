@@ -33,7 +33,7 @@ def test_persona_vectors_become_assistant_minus_others_with_unit_norm(tmp_path: 
 def test_layers_of_block_outputs_are_moved_up_by_one_and_it_is_recorded(tmp_path: Path) -> None:
     tensor = torch.randn(6, 8, generator=torch.Generator().manual_seed(2))
     torch.save(tensor, tmp_path / "axis.pt")
-    axis = import_torch(tmp_path / "axis.pt", name="a")
+    axis = import_torch(tmp_path / "axis.pt", name="a", convention="blocks")
     assert axis.layers == (1, 2, 3, 4, 5, 6)
     assert "1 added to every layer" in axis.source
     assert np.allclose(axis.at(4), (tensor[3] / tensor[3].norm()).numpy(), atol=1e-6)
@@ -43,7 +43,7 @@ def test_layers_of_block_outputs_are_moved_up_by_one_and_it_is_recorded(tmp_path
 
 def test_files_round_trip(tmp_path: Path) -> None:
     torch.save(_personas(3, 8), tmp_path / "p.pt")
-    axis = import_torch(tmp_path / "p.pt", name="a", model="org/model")
+    axis = import_torch(tmp_path / "p.pt", name="a", model="org/model", convention="hidden-states")
     save(axis, tmp_path / "a.safetensors")
     again = load(tmp_path / "a.safetensors")
     assert again.digest == axis.digest

@@ -49,7 +49,8 @@ def test_a_real_model_does_not_take_over_the_demos_settings() -> None:
 def test_the_preset_of_the_original_experiment() -> None:
     settings = resolve({"preset": "olmo3-003b"}, environment={})
     assert (settings["samples"], settings["temperatures"], settings["seed"], settings["max_new_tokens"]) == (16, (0.5,), 42, 512)
-    assert settings["layers"] == (21,)
+    assert settings["layers"] == "all"
+    assert (settings["axis"], settings["layer"]) == (None, None)
     assert settings["model"] == "allenai/Olmo-3-7B-Instruct"
     simple = next(c for c in settings.conditions if c.name == "simple")
     assert simple == Condition("simple", "Reminder: You are a helpful assistant.", Placement.EVERY_TURN)

@@ -402,7 +402,7 @@ def test_every_torch_file_is_imported_or_refused_in_little_memory(name: str, tmp
     def work(say: Any, listen: Any) -> None:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 2**36
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, resource.RLIM_INFINITY))
-        reads(lambda: axes.import_torch(path, name="x"))
+        reads(lambda: axes.import_torch(path, name="x", convention="blocks"))
 
     assert fork(work).wait() == 0
     assert not Path("touched").exists()
@@ -413,11 +413,11 @@ def test_every_torch_file_is_imported_or_refused_in_little_memory(name: str, tmp
 def test_bytes_that_are_no_torch_file_are_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "v_layer3.pt"
     path.write_bytes(data)
-    reads(lambda: axes.import_torch(path, name="x"))
+    reads(lambda: axes.import_torch(path, name="x", convention="blocks"))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", data)
         archive.writestr("archive/version", "3")
-    reads(lambda: axes.import_torch(path, name="x"))
+    reads(lambda: axes.import_torch(path, name="x", convention="blocks"))
     assert not Path("touched").exists()
 
 

@@ -166,7 +166,8 @@ def test_statistics_measure_the_answer_unless_asked_otherwise_and_say_so(run: Ru
             assert f"{title}, {part.words}\n" in shown
         assert f"segment {part.value}, data" in shown
         assert "2 of 48 replies (4.2 %) have no answer within the limit" in shown.replace("\n", " ")
-    with_note = " ".join(drift("stats").out.split())
+    assert "no answer within the limit" in " ".join(drift("stats").out.split())
+    with_note = " ".join(drift("stats", "--full").out.split())
     assert "1 of 24 replies have no answer within the limit: those turns are missing." in with_note
     assert "1 without answer (4 %)" in with_note
 

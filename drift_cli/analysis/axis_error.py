@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
+from drift_cli.analysis.entries import choose_axis
 from drift_cli.analysis.measures import LEAST_TURNS, weights
 from drift_cli.analysis.results import Comparison, Measure
 from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import plain
-from drift_cli.analysis.table import FloatArray, RunTable, choose_axis
+from drift_cli.analysis.table import FloatArray, RunTable
 
 if TYPE_CHECKING:
     from drift_cli.axes import Axis

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_cli.analysis.table import FloatArray, RunTable, choose_axis
+from drift_cli.analysis.entries import choose_axis
+from drift_cli.analysis.table import FloatArray, RunTable
 from drift_cli.errors import StoreError
 from drift_cli.spec import Part
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drift_cli.analysis.table import RunTable, choose_axis
+from drift_cli.analysis.entries import choose_axis
+from drift_cli.analysis.table import RunTable
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run

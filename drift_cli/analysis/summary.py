@@ -113,13 +113,15 @@ def summarize(table: RunTable, *, ddof: int = 1, level: float = LEVEL) -> Summar
 
 def scope(table: RunTable) -> str:
     """The sentence that says what the table's numbers can be generalized to, after one on what is measured of replies that have segments."""
-    said = segments.sentence(table.segment)
+    said = segments.sentence(table.segment) + _scope(table)
+    return said if table.caution is None else f"{said} {table.caution}"
+
+
+def _scope(table: RunTable) -> str:
     transcripts = tuple(dict.fromkeys(cell.transcript for cell in table.cells))
     if len(transcripts) == 1:
-        return (
-            f"{said}One transcript ({transcripts[0]}): intervals and p values cover sampling noise on this script only, not other scripts."
-        )
-    return f"{said}{len(transcripts)} transcripts, each by itself: intervals and p values cover sampling noise on that script only, not other scripts."
+        return f"One transcript ({transcripts[0]}): intervals and p values cover sampling noise on this script only, not other scripts."
+    return f"{len(transcripts)} transcripts, each by itself: intervals and p values cover sampling noise on that script only, not other scripts."
 
 
 def moments(values: FloatArray, *, ddof: int = 1, level: float = LEVEL) -> Moments:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.analysis import segments
+from drift_cli.analysis.entries import caution, choose_axis
 from drift_cli.analysis.flags import Flag, Flags, Recital, recitals
 from drift_cli.analysis.replies import Replies
 from drift_cli.errors import StoreError, UsageError
@@ -22,7 +23,7 @@ from drift_cli.spec import Cell, Finish, Part
 
 if TYPE_CHECKING:
     from drift_cli.store.log import RolloutRecord
-    from drift_cli.store.manifest import AxisEntry, Manifest
+    from drift_cli.store.manifest import AxisEntry
     from drift_cli.store.run import RolloutState, Run
 
 FloatArray = NDArray[np.float64]
@@ -70,6 +71,8 @@ class RunTable:
     """The part of each reply that is measured; None where the run's replies have no segments."""
     replies: Replies | None = field(default=None, repr=False)
     """What is known of the replies' texts; None where nothing is."""
+    caution: str | None = None
+    """What has to be said wherever these projections are shown: that the axis is another model's."""
 
     @classmethod
     def from_arrays(
@@ -203,6 +206,7 @@ def _blank(run: Run, entry: AxisEntry, states: Sequence[RolloutState]) -> RunTab
         flags=Flags.none(shape),
         replies=Replies.none(shape),
         common_noise=not run.manifest.spec.sampling.independent_noise,
+        caution=caution(run.manifest, entry),
     )
 
 
@@ -216,22 +220,6 @@ def _fill(table: RunTable, row: int, record: RolloutRecord, prompts: Sequence[Re
             table.flags.of(flag)[row, column] = True
     if record.end is not None and record.end.finish is not Finish.COMPLETE:
         table.flags.of(Flag(record.end.finish.value))[row, record.end.turn - 1] = True
-
-
-def choose_axis(manifest: Manifest, name: str | None, run_id: str) -> AxisEntry:
-    """The run's axis of that name; its only one for None. `StoreError` names the choices and how to add one."""
-    entries = {entry.name: entry for entry in (*manifest.axes, *manifest.measured)}
-    add = f"drift measure {run_id} --axis FILE"
-    if not entries:
-        raise StoreError(f"run {run_id} has no axis, so there are no projections", mend=f"Project its stored residuals on one: {add}")
-    names = ", ".join(entries)
-    if name is None:
-        if len(entries) > 1:
-            raise StoreError(f"run {run_id} has {len(entries)} axes: {names}", mend=f"Say which, with --axis NAME (add another: {add})")
-        return next(iter(entries.values()))
-    if name not in entries:
-        raise StoreError(f"run {run_id} has no axis {name!r}", mend=f"It has: {names}. Add another: {add}")
-    return entries[name]
 
 
 def _projector(run: Run, entry: AxisEntry, part: Part) -> Projector:

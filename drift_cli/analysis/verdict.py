@@ -30,10 +30,11 @@ from drift_cli.analysis.measures import Sample, sample
 from drift_cli.analysis.quality import Quality, quality
 from drift_cli.analysis.results import Comparison, Measure
 from drift_cli.analysis.scale import PersonaScale
+from drift_cli.analysis.segments import of_words, remark
 from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import Group, RunTable
-from drift_cli.spec import Cell, Part
+from drift_cli.spec import Cell
 
 PLACEBO = "placebo"
 """A condition with this in its name is one: a prompt of the same length and placement that says nothing to the point."""
@@ -115,8 +116,10 @@ class Answer:
     """Where the axis knows its personas."""
     breaks: tuple[Breaks, ...] = ()
     """Rollouts that break, where there is a threshold."""
-    segment: Part | None = None
-    """The part of each reply that is measured; None where replies have no segments."""
+    measured: str = ""
+    """Which part of each reply is measured, for a title (` of the answer`); nothing where replies have no reasoning apart."""
+    remark: str | None = None
+    """What there is to say of replies that lack that part."""
     axis_errors: tuple[AxisError, ...] = ()
     """What the axis's own uncertainty adds to the intervals, where it can be known."""
 
@@ -152,7 +155,8 @@ def answer(
         run=table.run_id,
         axis=table.axis,
         layer=table.layer,
-        segment=table.segment,
+        measured=of_words(table.segment),
+        remark=remark(table),
         baseline=study.baseline,
         primary=options.primary,
         level=options.level,

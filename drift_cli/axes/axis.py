@@ -70,21 +70,36 @@ class Axis:
         vectors = self.at(layer)[None]
         return replace(self, layers=(layer,), vectors=vectors, means=None if self.means is None else self.means[:, place])
 
-    def check_model(self, model: str, width: int, layers: int, *, revision: str | None = None) -> None:
+    def check_model(self, model: str, width: int, layers: int, *, revision: str | None = None, foreign: bool = False) -> str | None:
         """Refuse to measure another model than the one the axis was made on.
 
-        `revision` is the model's identity (`ModelCard.identity`): see `foreign_to`.
+        Args:
+            model: the model's name; a folder counts by its last part.
+            width: its residual stream's width.
+            layers: its blocks.
+            revision: its revision: an axis of the same revision is of the same model, whatever the folder is called.
+            foreign: accept an axis of another model of the same width.
+
+        Returns:
+            The other model's name where the axis is of another one, else None.
+
+        Raises:
+            UsageError: width, model or layers do not fit.
         """
         other = self.foreign_to(model, revision)
         if self.width != width:
             raise UsageError(
                 f"axis {self.name} has width {self.width}, but {model} has width {width}", mend="Use an axis that was built on this model."
             )
-        if other is not None:
-            raise UsageError(f"axis {self.name} was built on {other}, not on {model}", mend="Use an axis that was built on this model.")
+        if other is not None and not foreign:
+            raise UsageError(
+                f"axis {self.name} was built on {other}, not on {model}",
+                mend="Use an axis that was built on this model, or say --foreign-axis where that is meant (base and instruct model on one axis, say).",
+            )
         beyond = [layer for layer in self.layers if layer > layers]
-        if beyond:
+        if beyond and other is None:
             raise UsageError(f"axis {self.name} has layer {beyond[0]}, but {model} has layers 0 to {layers}")
+        return other
 
     def foreign_to(self, model: str, revision: str | None) -> str | None:
         """The model that the axis was made on, where that is known and another one than this.

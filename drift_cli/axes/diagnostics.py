@@ -8,13 +8,13 @@ does not know.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.axes.axis import Axis
-from drift_cli.axes.contrast import contrast
 
 Array = NDArray[np.float64]
 
@@ -55,7 +55,7 @@ def diagnose(axis: Axis, layer: int) -> Diagnostics | None:
     if axis.means is None:
         return None
     values = axis.means[:, axis.layers.index(layer)].astype(np.float64)
-    sides = np.array([persona in axis.assistants for persona in axis.personas])
+    sides = _sides(axis)
     centred = values - values.mean(0)
     _, singular, rows = np.linalg.svd(centred, full_matrices=False)
     unit = axis.at(layer).astype(np.float64)
@@ -84,10 +84,32 @@ def suggest(found: list[Diagnostics]) -> int | None:
 
     Never layer 0, which knows words only, unless there is no other. None where no layer has such a number.
     """
-    scores = {d.layer: d.left_out.d_prime if d.left_out is not None else d.d_prime for d in found}
-    known = {layer: score for layer, score in scores.items() if score is not None}
+    return _best({d.layer: d.left_out.d_prime if d.left_out is not None else d.d_prime for d in found})
+
+
+def suggested_layer(axis: Axis) -> int | None:
+    """`suggest` without everything else that a sweep finds out; None where the axis does not know its personas."""
+    if axis.means is None:
+        return None
+    scores = {}
+    for place, layer in enumerate(axis.layers):
+        values, sides = axis.means[:, place].astype(np.float64), _sides(axis)
+        left_out = _left_out(axis, values, sides, axis.vectors[place].astype(np.float64))
+        along = (values - values.mean(0)) @ axis.vectors[place].astype(np.float64)
+        scores[layer] = left_out.d_prime if left_out is not None else separation(along[sides], along[~sides])
+    return _best(scores)
+
+
+def _best(scores: Mapping[int, float | None]) -> int | None:
+    """The layer of the largest score. Never layer 0, which knows words only, unless there is no other."""
+    known = {layer: score for layer, score in scores.items() if score is not None and np.isfinite(score)}
     above = {layer: score for layer, score in known.items() if layer > 0} or known
     return max(above, key=lambda layer: above[layer]) if above else None
+
+
+def _sides(axis: Axis) -> NDArray[np.bool_]:
+    """(personas,), True for the assistant's."""
+    return np.array([persona in axis.assistants for persona in axis.personas])
 
 
 def separation(a: Array, b: Array) -> float | None:
@@ -102,14 +124,13 @@ def _left_out(axis: Axis, values: Array, sides: NDArray[np.bool_], unit: Array) 
     """`values` (personas, width), `sides` (personas,), `unit` (width,)."""
     if min(sides.sum(), (~sides).sum()) < 3:
         return None
-    cosines, along = np.empty(len(values)), np.empty(len(values))
-    for index in range(len(values)):
-        others = np.arange(len(values)) != index
-        rest, those = values[others], sides[others]
-        made = contrast(rest, those)
-        made /= np.linalg.norm(made)
-        middle = (rest[those].mean(0) + rest[~those].mean(0)) / 2
-        cosines[index], along[index] = made @ unit, (values[index] - middle) @ made
+    # Without persona i only its own side's mean changes: to (sum - value) / (n - 1).
+    means = {side: values[sides == side].mean(0) for side in (True, False)}
+    without = {side: means[side] + (means[side] - values) / ((sides == side).sum() - 1) for side in (True, False)}
+    ours, theirs = (np.where((sides == side)[:, None], without[side], means[side]) for side in (True, False))
+    made = ours - theirs
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    cosines, along = made @ unit, np.einsum("pw,pw->p", values - (ours + theirs) / 2, made)
     d_prime = separation(along[sides], along[~sides])
     if d_prime is None:
         return None

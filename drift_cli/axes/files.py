@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from drift_cli.axes.axis import Axis
-from drift_cli.errors import DriftError, UsageError
+from drift_cli.errors import DriftError, UsageError, did_you_mean
 from drift_cli.spec import checked_name
 
 FORMAT = "drift-axis-1"
@@ -77,15 +77,21 @@ def load(path: Path) -> Axis:
                 **fields, name=header["name"], source=header["source"], vectors=file.get_tensor("axis").astype(np.float32), means=means
             )
     except FileNotFoundError:
+        close = did_you_mean(path.stem, [DEMO, *names(path.parent)])
         raise DriftError(
             f"axis file {path} does not exist",
-            mend="`drift axis build` or `drift axis import FILE` makes one; `drift axis show` lists them.",
+            mend=f"{close}`drift axis build` or `drift axis import FILE` makes one; `drift axis show` lists them.",
         ) from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise DriftError(f"axis file {path} cannot be read: {error}", mend="Import it again with `drift axis import`.") from error
     if axis.digest != header.get("digest"):
         raise DriftError(f"axis file {path} is damaged: its digest does not match its vectors", mend="Import it again.")
     return axis
+
+
+def names(folder: Path) -> list[str]:
+    """Names of the axes in a folder, sorted."""
+    return sorted(path.stem for path in folder.glob("*.safetensors"))
 
 
 def find(name: str, folder: Path) -> Axis:

@@ -10,8 +10,8 @@ import typer
 
 from drift_cli.commands import axis_build
 from drift_cli.commands.options import DisplayOption, JsonOption, make_display
-from drift_cli.display import Mode, Table
-from drift_cli.errors import UsageError
+from drift_cli.display import Display, Mode, Table
+from drift_cli.errors import DriftError, UsageError
 from drift_cli.spec import brief
 
 if TYPE_CHECKING:
@@ -30,26 +30,69 @@ def import_(
         int | None, typer.Option(help="The layer of single vectors, as the file numbers it (default: from the file's name).")
     ] = None,
     convention: Annotated[
-        str | None, typer.Option(help="How the file numbers layers: hidden-states, or block-outputs (assistant-axis; 1 is added).")
+        str | None,
+        typer.Option(
+            help="How the file numbers layers: hidden-states (0 is the embeddings) or blocks (0 is the first block's output; assistant-axis). "
+            "Default: as the number of --model's blocks tells.",
+            show_default=False,
+        ),
     ] = None,
     assistant: Annotated[list[str] | None, typer.Option(help="A persona on the assistant's side; repeat for several.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model it was made on, so that no other is measured with it.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model it was made on: tells how layers are numbered, and keeps others from being measured with it."),
+    ] = None,
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
     """Bring in an axis and save it under data/axes. Tensors only: nothing in the file is executed."""
     from drift_cli.axes import import_torch, save
-    from drift_cli.experiment import axes_folder, plain_name
+    from drift_cli.axes.torch_files import convention_of
+    from drift_cli.config import axes_folder
+    from drift_cli.spec import plain_name
 
-    if convention not in (None, "hidden-states", "block-outputs"):
-        raise UsageError(f"convention {convention!r} is unknown", mend="Use hidden-states or block-outputs.")
+    shown = make_display(display, as_json)
     made = import_torch(
-        file, name=name or plain_name(file.stem), layer=layer, convention=convention, assistants=tuple(assistant or ()), model=model
+        file,
+        name=name or plain_name(file.stem),
+        layer=layer,
+        convention=(chosen := convention_of(convention)),
+        assistants=tuple(assistant or ()),
+        model=model,
+        blocks=lambda: _blocks(shown, model, needed=chosen is None),
     )
     path = axes_folder() / f"{made.name}.safetensors"
     save(made, path)
-    shown = make_display(display, as_json)
     shown.result({**axis_facts(made), "file": str(path)}, *axis_tables(made), f"written to {path}; use it with --axis {made.name}")
+
+
+def _blocks(shown: Display, model: str | None, *, needed: bool) -> int | None:
+    """The number of a model's blocks; None where it cannot be told. Unless it is needed, only what is on this machine is asked."""
+    from drift_cli import models
+
+    if model is None:
+        return None
+    here = model == models.DEMO or Path(model).expanduser().is_dir()
+    if not here and (built := _built_on(model)) is not None:
+        shown.note(f"{model} has {built.layers[-1]} blocks, as axis {built.name} tells, which was built on it")
+        return built.layers[-1]
+    if not (here or needed):
+        return None
+    try:
+        return models.describe(model).layers
+    except DriftError as error:
+        shown.note(f"the number of blocks of {model} is not known here: {error.what}")
+        return None
+
+
+def _built_on(model: str) -> Axis | None:
+    """An axis that `drift axis build` made of a model: it has all of its layers."""
+    from drift_cli.axes.files import find
+    from drift_cli.axes.missing import axes_for
+    from drift_cli.config import axes_folder
+
+    found = (find(name, axes_folder()) for name in axes_for(model, axes_folder()))
+    return next((made for made in found if made.personas_digest is not None), None)
 
 
 @axis.command("export")
@@ -66,7 +109,7 @@ def export(
     """Write an axis as a torch file that other tools read."""
     from drift_cli.axes import find
     from drift_cli.axes.torch_files import export_torch
-    from drift_cli.experiment import axes_folder
+    from drift_cli.config import axes_folder
 
     if kind not in KINDS:
         raise UsageError(f"kind {kind!r} is unknown", mend=f"Use {' or '.join(KINDS)}.")
@@ -99,12 +142,11 @@ def show(
 ) -> None:
     """Show an axis: where it is from, every layer, how personas lie along it; draw that, and suggest a layer."""
     from drift_cli.axes import find
-    from drift_cli.experiment import axes_folder
+    from drift_cli.config import axes_folder
 
     shown = make_display(display, as_json)
     if name is None:
-        names = ["demo", *sorted(path.stem for path in axes_folder().glob("*.safetensors"))]
-        shown.result(names, Table("Axes", ["name"], [[n] for n in names], [f"`drift axis build` and `import` add to {axes_folder()}"]))
+        _list(shown, axes_folder())
         return
     found = find(name, axes_folder())
     if layer is not None:
@@ -112,6 +154,38 @@ def show(
     pictures = _draw(found, layer, output)
     document = {**axis_facts(found, layer), "files": [str(path) for path in pictures]}
     shown.result(document, *axis_tables(found, layer), *(f"picture: {path}" for path in pictures))
+
+
+def _list(shown: Display, folder: Path) -> None:
+    """Every axis that a name finds, one to a line; a damaged file is listed as such and hides no other."""
+    from drift_cli.axes.files import DEMO, names
+
+    listed = [_listed(name, folder) for name in [DEMO, *names(folder)]]
+    rows = [[str(facts["name"]), *("" if facts[key] is None else str(facts[key]) for key in _COLUMNS)] for facts in listed]
+    notes = [f"`drift axis build` and `import` add to {folder}; `drift axis show NAME` shows one"]
+    shown.result(listed, Table("Axes", ["name", "model", "layers", "width>", "suggested layer>", "date"], rows, notes))
+
+
+_COLUMNS = ("model", "layers", "width", "suggested_layer", "date")
+
+
+def _listed(name: str, folder: Path) -> dict[str, Any]:
+    """What the list says of an axis. The date is its file's."""
+    from datetime import datetime
+
+    from drift_cli.axes.axis import ranges
+    from drift_cli.axes.diagnostics import suggested_layer
+    from drift_cli.axes.files import DEMO, find
+
+    try:
+        made = find(name, folder)
+    except DriftError as error:
+        return {"name": name, **dict.fromkeys(_COLUMNS), "layers": f"damaged: {error.what}"}
+    path = folder / f"{name}.safetensors"
+    date = "built in" if name == DEMO else f"{datetime.fromtimestamp(path.stat().st_mtime).astimezone():%Y-%m-%d}"
+    suggested = made.layers[0] if len(made.layers) == 1 else suggested_layer(made)
+    values = (made.model, ranges(made.layers).removeprefix("layers ").removeprefix("layer "), made.width, suggested, date)
+    return {"name": name, **dict(zip(_COLUMNS, values, strict=True))}
 
 
 def axis_facts(made: Axis, layer: int | None = None) -> dict[str, Any]:
@@ -143,11 +217,13 @@ def axis_tables(made: Axis, layer: int | None = None) -> list[Table]:
     """An axis for reading: its header, every layer, and the order of personas at `layer`, else at the suggested one."""
     from drift_cli.axes.axis import ranges
     from drift_cli.axes.diagnostics import suggest, sweep
+    from drift_cli.axes.layer import said
 
     rows = [
         ["layers", f"{ranges(made.layers)} (hidden_states; 0 is the embeddings)"],
         ["width", str(made.width)],
         ["model", (made.model or "not recorded") + (f", revision {brief(made.revision)}" if made.revision else "")],
+        ["used at", said(made)],
         ["source", made.source],
         ["digest", made.digest[:16]],
     ]

@@ -26,10 +26,19 @@ from drift_cli.commands.work import Work
 from drift_cli.config import Settings, resolve
 from drift_cli.display import Mode, duration
 from drift_cli.errors import UsageError
+from drift_cli.settings import KEYS
 from drift_cli.spec import Condition, Placement, Transcript
 
+MODELS_OWN = ("model", "revision", "adapter", "dtype", "device", "chat", "chat_date", "chat_options", "preset", "engine", "batch")
+"""Settings that a build takes from wherever experiments have them: which model it is, how it is spoken to, and on what it runs."""
+_SHAPING = ("revision", "adapter", "dtype", "chat", "chat_date", "chat_options")
+_FILTERS = ("top_p", "top_k", "min_p", "independent_noise")
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from drift_cli.axes.personas import Personas
+    from drift_cli.experiment import Experiment
     from drift_cli.runner import Outcome
     from drift_cli.store.run import Run
 
@@ -65,7 +74,7 @@ def build(
     from drift_cli.axes.build import made_from, transcripts
     from drift_cli.axes.personas import read
     from drift_cli.commands.axis import axis_facts, axis_tables
-    from drift_cli.experiment import axes_folder
+    from drift_cli.config import axes_folder
 
     asked = read(personas)
     flags: dict[str, object] = {
@@ -85,20 +94,23 @@ def build(
     settled = _settled(settings, asked, own)
     # A name that was given stands for one run; one made of the model's name may stand for several.
     settled = settled if name is None else replace(settled, origins={**settled.origins, "name": "flag --name"})
+    for line in _inherited(settings, settled):
+        shown.note(line)
     run = work.start(settled, transcripts(asked), dry_run=dry_run)
     if run is None:
         return
     made = made_from(run, asked, samples, title)
     path = output or axes_folder() / f"{made.name}.safetensors"
     save(made, path)
-    use = f"written to {path}; use it with --axis {title if output is None else path}"
+    named = title if output is None else path
+    use = f'written to {path}; use it with --axis {named}, or in drift.toml: axis = "{named}"'
     shown.result({**axis_facts(made), "run": run.paths.run_id, "file": str(path)}, *axis_tables(made), use)
 
 
 def _title(name: str | None, model: str, output: Path | None) -> str:
     """The axis's name. The built-in axis's own is taken, unless the file goes where no name is looked for."""
     from drift_cli.axes import DEMO
-    from drift_cli.experiment import plain_name
+    from drift_cli.spec import plain_name
 
     if name == DEMO and output is None:
         raise UsageError(f"axis name {DEMO!r} is the built-in axis's", mend="Choose another --name.")
@@ -109,9 +121,19 @@ def _settled(settings: Settings, asked: Personas, own: dict[str, object]) -> Set
     """The settings of the run: what the model needs as resolved, everything else as `drift axis build` has it, whatever drift.toml says of experiments."""
     from drift_cli.axes.build import conditions
 
-    own = {**own, "layers": "all", "axis": None, "layer": None, "transcripts": ()}
+    own = {**{key: entry.default for key, entry in KEYS.items() if key not in MODELS_OWN}, **own, "layers": "all"}
     origins = {**settings.origins, **dict.fromkeys(own, "drift axis build")}
     return Settings({**settings.values, **own}, origins, conditions(asked, _placement(settings)))
+
+
+def _inherited(settings: Settings, settled: Settings) -> list[str]:
+    """What drift.toml, the environment or a preset say that shapes the replies: what is taken of it, and which sampling filters are not."""
+    given = {key: settings.origin(key) for key in KEYS if settings.origin(key) != "default" and not settings.origin(key).startswith("flag")}
+    taken = [f"{key} {settled[key]} ({given[key]})" for key in _SHAPING if key in given]
+    left = [f"{key} {settings[key]} ({given[key]})" for key in _FILTERS if key in given and settings[key] != settled[key]]
+    lines = [f"as for your experiments: {', '.join(taken)}"] if taken else []
+    said = "not used for an axis, whose personas are sampled as the model's own generation_config asks"
+    return lines + ([f"{said}: {', '.join(left)}"] if left else [])
 
 
 def _placement(settings: Settings) -> Placement:
@@ -135,6 +157,10 @@ class Building(Work):
     def resume_command(self, run: Run) -> str:
         """The same line: `drift resume` would finish the replies and make no axis of them."""
         return shlex.join(["drift", *sys.argv[1:]])
+
+    def lacking(self, experiment: Experiment) -> Sequence[str]:
+        """Nothing: the axis is what is made here."""
+        return ()
 
     def finished(self, run: Run, outcome: Outcome) -> None:
         """A line in place of a table of hundreds of cells."""

@@ -25,7 +25,7 @@ def demo(store: StoreOption = None, display: DisplayOption = Mode.AUTO) -> None:
     stats(run.paths.run_id, per_turn=False, store=store, display=display)
     for path in draw(Picture(run), ["trajectory"], None, ("png", "svg"), shown):
         shown.result({}, f"picture: {path}")
-    shown.result({}, "next: drift runs show, or point the same commands at a real model: drift init --preset olmo3-003b")
+    shown.result({}, "next: drift runs show, or point the same commands at a real model: drift init --preset smollm2")
 
 
 def register(app: typer.Typer) -> None:

@@ -39,6 +39,7 @@ def foretell(display: Display, store: Store, experiment: Experiment, existing: R
         f"on {experiment.device} ({manifest.spec.dtype}, {batch} at a time, engine {engine})",
         f"memory: weights {_size(weight_bytes)}, keys and values of {together} rollouts up to {_size(kept)}{_room(experiment.device, weight_bytes + kept)}",
         f"residual means {'up to ' if manifest.segments else ''}{_size(residuals)} on disk; context {experiment.card.context} tokens",
+        *(f"WARNING: {sentence}" for sentence in experiment.lacking),
     ]
     document = {
         "run": manifest.spec.id,
@@ -50,6 +51,7 @@ def foretell(display: Display, store: Store, experiment: Experiment, existing: R
         "kv_bytes_at_most": kept,
         "residual_bytes": residuals,
         "context": experiment.card.context,
+        "lacking": list(experiment.lacking),
         "cells": [
             {
                 "cell": str(fit.cell),
@@ -98,7 +100,9 @@ def _room(device: str, needed: int) -> str:
 def _row(fit: Fit, states: list[RolloutState]) -> list[str]:
     mine = [state for state in states if state.rollout.cell == fit.cell]
     left = sum(state.total - state.done for state in mine if not state.ended)
-    if fit.certain is not None:
+    if fit.certain == 1:
+        room = "NO TURN FITS"
+    elif fit.certain is not None:
         room = f"ends before turn {fit.certain}"
     elif fit.possible is not None:
         room = f"may end before turn {fit.possible} if replies are long"

@@ -30,7 +30,8 @@ def init(
         raise DriftError(f"{path} exists already", mend="Edit it, or replace it with --force.")
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, text.encode())
-    make_display(display, as_json).result({"file": str(path), "preset": preset}, f"{path} written; edit it, then: drift generate --dry-run")
+    then = "drift generate --dry-run" if preset == "demo" else "drift axis build   drift generate --axis NAME --dry-run"
+    make_display(display, as_json).result({"file": str(path), "preset": preset}, f"{path} written; edit it, then: {then}")
 
 
 def register(app: typer.Typer) -> None:

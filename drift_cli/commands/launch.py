@@ -14,6 +14,7 @@ import typer
 from typer import Option
 
 from drift_cli.commands import clusters
+from drift_cli.commands.context import warn_of_context
 from drift_cli.commands.generate import generate, settings_from
 from drift_cli.commands.options import (
     BatchOption,
@@ -38,7 +39,6 @@ from drift_cli.store.workers import LEASE, check_lease, forget_workers
 
 if TYPE_CHECKING:
     from drift_cli.config import Settings
-    from drift_cli.experiment import Experiment
     from drift_cli.runner import Outcome
     from drift_cli.store.paths import RunPaths
     from drift_cli.store.run import Run
@@ -144,8 +144,8 @@ class Launching(Work):
 
     def prepared(self, rest: Sequence[str], own: dict[str, Any], *, dry_run: bool) -> tuple[str, Run | None]:
         """The run that the rest of the line names or describes, made unless this is a dry run; and its id."""
-        from drift_cli.existing import find_run
-        from drift_cli.experiment import prepare, reopen, settings_of
+        from drift_cli.continued import prepare_for
+        from drift_cli.experiment import reopen, settings_of
         from drift_cli.store.run import Run
 
         if rest and not rest[0].startswith("-"):
@@ -160,15 +160,12 @@ class Launching(Work):
         else:
             settings = self._as_workers_see_it(settings_from({**_parsed(rest), **own}))
             self.display.note(f"model: {settings['model']} ({why(settings)})")
-            experiment, _ = find_run(self.store, prepare(settings, say=self.display.note), settings)
+            experiment, _ = prepare_for(self.store, settings, say=self.display.note)
         for notice in experiment.notices:
             self.display.note(notice)
-        return experiment.manifest.spec.id, None if dry_run else self._made(experiment)
-
-    def _made(self, experiment: Experiment) -> Run:
-        run = self.open(experiment)
-        self.warn_of_context(experiment)
-        return run
+        self.warn_of_lacking(experiment)
+        warn_of_context(self.display, experiment)
+        return experiment.manifest.spec.id, None if dry_run else self.open(experiment)
 
     def _as_workers_see_it(self, settings: Settings) -> Settings:
         """Settings that mean here what they mean on a worker's machine: this one may be without GPUs where workers have some, or have some they do not use."""

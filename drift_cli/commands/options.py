@@ -36,6 +36,10 @@ ModelPlaceOption = Annotated[
 AdapterPlaceOption = Annotated[
     str | None, typer.Option("--adapter", help="Where the run's adapter is now, if it was moved or renamed.", show_default=False)
 ]
+ForeignOption = Annotated[
+    bool | None,
+    typer.Option("--foreign-axis", help="Accept an axis that was built on another model of the same width.", show_default=False),
+]
 MeasuredAxisOption = Annotated[
     str | None, typer.Option("--axis", help="Which of the run's axes (default: the only one).", show_default=False)
 ]

@@ -74,7 +74,6 @@ def gather(picture: Picture) -> Contents:
     """Everything the report says of a run."""
     from drift_cli.analysis.axis_error import axis_errors
     from drift_cli.analysis.scale import persona_scale
-    from drift_cli.analysis.segments import remark
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.tokens import load_traces
     from drift_cli.analysis.verdict import answer
@@ -102,10 +101,7 @@ def gather(picture: Picture) -> Contents:
         references=references(run, table, picture.reference) or {},
         verdict=verdict(
             answer(table, study, controls, persona_scale(run, table), axis_errors=axis_errors(run, table, study)),
-            (
-                *(() if model is None or model.note is None else (f"{run.manifest.spec.model}: {model.note}.",)),
-                *filter(None, [remark(table)]),
-            ),
+            () if model is None or model.note is None else (f"{run.manifest.spec.model}: {model.note}.",),
         ),
         tables=short,
         folded=folded,

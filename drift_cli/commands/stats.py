@@ -82,6 +82,7 @@ def stats(
     The unit is the rollout: every number is over rollouts, and one transcript supports claims about sampling noise only. Differences come from Welch's t
     test on rollout means unless --test says otherwise; pairs and turns are tested together, by flipping signs of whole rollouts within each condition.
     """
+    from drift_cli.analysis.entries import unnamed
     from drift_cli.analysis.results import Correction, Flagged, Options, Test
     from drift_cli.analysis.table import load
 
@@ -99,10 +100,12 @@ def stats(
     )
     wanted, written, part = _choice(Flagged, "--flagged", flagged), _format(format_, output), part_of(segment)
     widths = _widths(half_width or [], power)
-    opened = open_run(store, run)
+    opened, shown = open_run(store, run), make_display(display, as_json)
     table = load(opened, axis, part)
+    if axis is None and (said := unnamed(opened.manifest, table.axis)) is not None:
+        shown.note(said)
     result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened, break_at)
-    _show(make_display(display, as_json), result, written, output, Wanted(full, measures, per_turn))
+    _show(shown, result, written, output, Wanted(full, measures, per_turn))
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def trace_with(display: Display, run: Run, experiment: Experiment, model: Loaded
 
 
 def _entry(run: Run, axis: str | None) -> AxisEntry:
-    from drift_cli.analysis.table import choose_axis
+    from drift_cli.analysis.entries import choose_axis
 
     if run.manifest.model is None:
         raise UsageError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from drift_cli.commands.context import foreseen, refuse_without_a_turn, warn_of_context
 from drift_cli.config import Settings
 from drift_cli.display import Display, Table, duration
 from drift_cli.errors import EXIT_INTERRUPTED, UsageError
@@ -47,10 +48,9 @@ class Work:
         """
         self.display.note(f"model: {settings['model']} ({why(settings)})")
         with Stop() as stop:
-            from drift_cli.existing import find_run
-            from drift_cli.experiment import prepare
+            from drift_cli.continued import prepare_for
 
-            experiment, existing = find_run(self.store, prepare(settings, scripts, self.display.note), settings)
+            experiment, existing = prepare_for(self.store, settings, scripts, self.display.note)
             return self._carry_out(experiment, existing, settings, stop, dry_run)
 
     def go_on(self, run: Run, settings: Settings, *, dry_run: bool = False) -> Run | None:
@@ -64,11 +64,13 @@ class Work:
     def _carry_out(self, experiment: Experiment, existing: Run | None, settings: Settings, stop: Stop, dry_run: bool) -> Run | None:
         for notice in experiment.notices:
             self.display.note(notice)
+        self.warn_of_lacking(experiment)
         if dry_run:
             self._foretell(experiment, existing, settings)
+            refuse_without_a_turn(experiment, foreseen(experiment))
             return None
+        warn_of_context(self.display, experiment)
         run = self.open(experiment)
-        self.warn_of_context(experiment)
         outcome = self._run(run, experiment, settings, stop)
         if outcome.interrupted:
             self.stopped(run, stop, outcome)
@@ -264,6 +266,8 @@ class Work:
 
     def finished(self, run: Run, outcome: Outcome) -> None:
         """Say what became of a run that is done."""
+        from drift_cli.axes.missing import next_step
+
         states = run.states()
         rows, cells = [], []
         for plan in run.manifest.cells:
@@ -279,31 +283,31 @@ class Work:
         notes = [
             f"{outcome.turns} turns made in {duration(outcome.seconds)}",
             *([] if self.display.as_json else said_of(run)),
-            f"next: drift stats {run.paths.run_id}   drift plot {run.paths.run_id}",
         ]
+        empty = [str(cell["cell"]) for cell in cells if not cell["turns"] and cell["ended_for_context"]]
+        if empty:
+            notes.append(f"WARNING: no turn could be made of {', '.join(empty)}: the first prompt and a full reply do not fit the context")
+        notes.append(next_step(run.manifest))
         table = Table(f"Run {run.paths.run_id}", ["cell", "complete>", "turns>", "ended early for"], rows, notes)
         self.display.result({"run": run.paths.run_id, "turns": outcome.turns, "seconds": round(outcome.seconds, 3), "cells": cells}, table)
 
-    def warn_of_context(self, experiment: Experiment) -> None:
-        """Say which cells will, or may, outgrow the model's context."""
-        from drift_cli.estimate import fits
+    def warn_of_lacking(self, experiment: Experiment) -> None:
+        """Say, before anything is computed, what will be missing for statistics and pictures."""
+        for sentence in self.lacking(experiment):
+            self.display.note(f"WARNING: {sentence}", kind="warning")
 
-        for fit in fits(experiment.manifest, experiment.chat, experiment.card.context):
-            if fit.certain is not None:
-                self.display.note(
-                    f"{fit.cell} will end before turn {fit.certain}: the context of {experiment.card.context} tokens is too short"
-                )
-            elif fit.possible is not None:
-                self.display.note(
-                    f"{fit.cell} may end before turn {fit.possible} if replies are long: context {experiment.card.context} tokens"
-                )
+    def lacking(self, experiment: Experiment) -> Sequence[str]:
+        """What statistics and pictures will lack, one sentence each."""
+        return experiment.lacking
 
     def _foretell(self, experiment: Experiment, existing: Run | None, settings: Settings) -> None:
         from drift_cli.commands.foretell import foretell
         from drift_cli.engine.choice import rows
 
         batch = rows(settings["batch"], experiment.device)
-        foretell(self.display, self.store, experiment, existing, settings["engine"], batch)
+        foretell(
+            self.display, self.store, replace(experiment, lacking=tuple(self.lacking(experiment))), existing, settings["engine"], batch
+        )
 
 
 @dataclass(frozen=True)

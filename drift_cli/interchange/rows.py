@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from drift_cli.analysis.entries import choose_axis
 from drift_cli.analysis.segments import measured
-from drift_cli.analysis.table import choose_axis, load
+from drift_cli.analysis.table import load
 from drift_cli.spec import Finish, Part, Rollout, Segment, SegmentKind, Turn, spans
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drift_cli.analysis.table import choose_axis
+from drift_cli.analysis.entries import choose_axis
 from drift_cli.errors import StoreError
 from drift_cli.interchange.conversations import conversation
 from drift_cli.interchange.rows import Row, rows

@@ -107,6 +107,8 @@ def _facts(run: Run, table: RunTable) -> Iterator[tuple[str, str]]:
     for entry in (*run.manifest.axes, *run.manifest.measured):
         if entry.name == table.axis and entry.note:
             yield "axis", entry.note
+    if table.caution is not None:
+        yield "axis of another model", table.caution
     sampling = spec.sampling
     yield (
         "sampling",

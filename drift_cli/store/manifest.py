@@ -17,13 +17,14 @@ from typing import Any
 import orjson
 
 from drift_cli.errors import StoreError
-from drift_cli.spec import Cell, Condition, RunSpec, Transcript
+from drift_cli.spec import Cell, Condition, RunSpec, Transcript, at_layer
 from drift_cli.store.decode import OPTIONAL, Malformed, decode, parse, plain
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.files import read_inside
 from drift_cli.store.paths import RunPaths
 
 FORMAT = 1
+"""Metadata of a field that came after the first runs: it is left out of run.json where it has its default, so that those stay what they are."""
 _SEAL = re.compile(rb'\{\n  "digest": "([^"\n]*)",\n')
 _LIMIT = 256 << 20
 """Bytes: a manifest holds the transcripts' texts, not more."""
@@ -63,10 +64,18 @@ class AxisEntry:
     """An axis at one layer (`hidden_states` index)."""
 
     name: str
+    """The axis's; where the run has the axis at another layer already, `axis@layer`."""
     layer: int
     digest: str
     """SHA-256 of its layers and vectors."""
     note: str | None = None
+    foreign: str | None = field(default=None, metadata=OPTIONAL)
+    """The model it was built on, where that is another than the run's and this was asked for."""
+
+    @property
+    def axis(self) -> str:
+        """The name of the axis, whatever the layer."""
+        return self.name.partition("@")[0]
 
 
 @dataclass(frozen=True)
@@ -182,6 +191,9 @@ def checked(manifest: Manifest) -> Manifest:
     _refuse_twins((plan.cell for plan in manifest.cells), "cells")
     _refuse_twins((entry.name for entry in (*manifest.axes, *manifest.measured)), "axes")
     _refuse_twins(manifest.layers, "layers")
+    for entry in (*manifest.axes, *manifest.measured):
+        if "@" in entry.name and entry.name != at_layer(entry.axis, entry.layer):
+            raise Malformed(f"{entry.name!r} is at layer {entry.layer}", "axes")
     for place, entry in enumerate(manifest.axes):
         if manifest.layers and entry.layer not in manifest.layers:
             raise Malformed(f"layer {entry.layer} is not among the stored layers", f"axes[{place}].layer")
@@ -207,9 +219,7 @@ def merge(old: Manifest, new: Manifest) -> Manifest:
     found = [*_differences(old, new)]
     if found:
         lines = "".join(f"\n  {field}: stored {stored}, asked {asked}" for field, stored, asked in found)
-        raise StoreError(
-            f"run {old.spec.id} is not what is asked for:{lines}", mend="Use another --name for a new run, or put it back as stored."
-        )
+        raise StoreError(f"run {old.spec.id} is not what is asked for:{lines}", mend=_mend(old, new, [field for field, _, _ in found]))
     samples = {plan.cell: plan.samples for plan in old.cells}
     for plan in new.cells:
         samples[plan.cell] = max(plan.samples, samples.get(plan.cell, 0))
@@ -224,6 +234,22 @@ def merge(old: Manifest, new: Manifest) -> Manifest:
         settings={**new.settings, **old.settings},
         epochs=_epochs(old.epochs, new.epochs),
         imported=_imported(old.imported, new.imported),
+    )
+
+
+def _mend(old: Manifest, new: Manifest, differing: list[str]) -> str:
+    """What to do instead. Another axis, or the same at another layer, needs neither a new run nor the model where the layer is stored."""
+    general = "Use another --name for a new run, or put it back as stored."
+    if "axes" not in differing or not set(differing) <= {"axes", "layers"} or len(new.axes) != 1 or not old.layers:
+        return general
+    (entry,) = new.axes
+    if any(known.axis == entry.name and known.digest != entry.digest for known in (*old.axes, *old.measured)):
+        return general
+    layer = entry.layer if entry.layer in old.layers else old.layers[0]
+    rest = "" if layer == entry.layer else f" (it stores no residual means of layer {entry.layer})"
+    return (
+        "A run keeps the axis that it was begun with; a new run needs another --name. But what is stored can be measured on another axis or at another "
+        f"layer without the model: drift measure {old.spec.id} --axis {entry.name} --layer {layer}{rest}"
     )
 
 

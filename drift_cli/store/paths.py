@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drift_cli.errors import UsageError
-from drift_cli.spec import Cell, Rollout, checked_name
+from drift_cli.spec import Cell, Rollout, at_layer, checked_name, split_layer
 from drift_cli.store.files import failed
 
 # A run's name (80 at most), a hyphen and 8 hex digits.
@@ -84,16 +84,16 @@ class RunPaths:
         return self.root / "events.jsonl"
 
     def axis(self, name: str) -> Path:
-        """The run's own copy of an axis."""
-        return self.root / "axes" / f"{checked_name('axis', name)}.safetensors"
+        """The run's own copy of an axis, which has all its layers: `demo@3` is in the same file as `demo`."""
+        return self.root / "axes" / f"{checked_name('axis', split_layer(name)[0])}.safetensors"
 
     def controls(self, axis: str) -> Path:
         """The control axes of one of its axes."""
-        return self.root / "controls" / f"{checked_name('axis', axis)}.safetensors"
+        return self.root / "controls" / f"{_entry(axis)}.safetensors"
 
     def reference(self, transcript: str, axis: str) -> Path:
         """The reference line: projections of somebody else's replies."""
-        return self.root / "reference" / f"{checked_name('transcript', transcript)}.{checked_name('axis', axis)}.json"
+        return self.root / "reference" / f"{checked_name('transcript', transcript)}.{_entry(axis)}.json"
 
     @property
     def traces_root(self) -> Path:
@@ -103,7 +103,7 @@ class RunPaths:
     def traces(self, rollout: Rollout, axis: str) -> Path:
         """A rollout's token traces on an axis."""
         cell = self.cell(rollout.cell).relative_to(self.rollouts_root)
-        return self.traces_root / checked_name("axis", axis) / cell / sample_name(rollout.sample, "traces")
+        return self.traces_root / _entry(axis) / cell / sample_name(rollout.sample, "traces")
 
     @property
     def quarantine(self) -> Path:
@@ -203,6 +203,13 @@ class RunPaths:
             return Rollout(Cell(parts[1], parts[2], float(parts[3].removeprefix("T"))), sample) if len(parts) == 5 else None
         except (UsageError, ValueError):
             return None
+
+
+def _entry(name: str) -> str:
+    """The name of one of a run's axes, `demo` or `demo@3`, if it can stand in a file name; `UsageError` otherwise."""
+    axis, layer = split_layer(name)
+    checked_name("axis", axis)
+    return axis if layer is None else at_layer(axis, layer)
 
 
 def sample_name(sample: int, suffix: str) -> str:

@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from drift_cli.analysis.results import Comparison, Measure
-from drift_cli.analysis.segments import of_words
 from drift_cli.analysis.summary import percent
 from drift_cli.analysis.verdict import Answer, Judgement, Verdict
 from drift_cli.display import Table
@@ -55,7 +54,7 @@ def _title(answer: Answer) -> str:
     layer = "" if answer.layer is None else f", layer {answer.layer}"
     measure = "rollout mean" if answer.primary is Measure.MEAN else answer.primary.value
     state = "" if answer.finished else " (unfinished)"
-    return f"Run {answer.run}{state}: projection{of_words(answer.segment)} on {answer.axis}{layer}. Primary: {measure}, against {answer.baseline}."
+    return f"Run {answer.run}{state}: projection{answer.measured} on {answer.axis}{layer}. Primary: {measure}, against {answer.baseline}."
 
 
 _MORE = "--full: everything. --measures, --turns-table: parts of it. --json. Rules: docs/statistics.md"

@@ -17,6 +17,8 @@ def cautions(answer: Answer) -> Iterator[str]:
     name = namer(several)
     yield from _incomplete(answer, name)
     yield from _distinct(answer, name)
+    if answer.remark is not None:
+        yield answer.remark
     yield from _placebos(answer, name)
     yield from _baseline(answer, name)
     yield from _counted(answer, name, "cut at the length limit", lambda q: q.cut)

@@ -8,13 +8,13 @@ message by number; nothing is repaired silently. A source's system messages are 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import drift_cli
-from drift_cli.errors import UsageError
-from drift_cli.spec import Transcript
-from drift_cli.transcripts.dialogue import Message
+from drift_cli.errors import UsageError, did_you_mean
+from drift_cli.spec import Transcript, shortened_name
+from drift_cli.transcripts.dialogue import Message, Script
 from drift_cli.transcripts.document import read_document
 from drift_cli.transcripts.formats import find_script
 from drift_cli.transcripts.private import private_tag, without_private
@@ -30,27 +30,42 @@ class Loaded:
     notices: tuple[str, ...] = ()
 
 
-def load(source: str | Path, *, strip_private: bool = False) -> Transcript:
+def load(source: str | Path, *, strip_private: bool = False, turns: int | None = None) -> Transcript:
     """The transcript alone: see `read`."""
-    return read(source, strip_private=strip_private).transcript
+    return read(source, strip_private=strip_private, turns=turns).transcript
 
 
-def read(source: str | Path, *, strip_private: bool = False) -> Loaded:
+def read(source: str | Path, *, strip_private: bool = False, turns: int | None = None) -> Loaded:
     """Read a transcript.
 
     Args:
         source: a path, or the name of one of drift's own. It is a path if it has a separator or names an existing file.
         strip_private: remove auditors' private tags (`<INTERNAL_STATE>…</INTERNAL_STATE>`) from user turns instead of refusing them.
+        turns: only the first so many user turns, as a transcript of its own called `<name>-<turns>`; a script without more stays as it is.
 
     Raises:
         UsageError: there is no such transcript, or it cannot be read as it is meant.
     """
     path = _find(source)
+    if turns is not None and turns < 1:
+        raise UsageError(f"turns is {turns}", mend="Use at least 1.")
     script = find_script(read_document(path), path)
+    name = script.name
+    if turns is not None and turns < len(script.users):
+        script, name = script.first(turns), shortened_name(name, turns)
+    script = _with_all_replies(script)
     users = tuple(_public(message, strip_private) for message in script.users)
     changed = sum(text != message.text for text, message in zip(users, script.users, strict=True))
     notices = script.notices if not changed else (*script.notices, f"Private tags were removed from {_count(changed, 'user turn')}.")
-    return Loaded(Transcript(script.name, users, script.replies), notices)
+    return Loaded(Transcript(name, users, script.replies), notices)
+
+
+def _with_all_replies(script: Script) -> Script:
+    """The script without replies where the last user turn has none."""
+    if script.replies is None or len(script.replies) == len(script.users):
+        return script
+    lacking = f"The last user turn has no reply, so no replies were kept: they can serve as a reference up to turn {len(script.replies)} (--turns)."
+    return replace(script, replies=None, notices=(*script.notices, lacking))
 
 
 def builtin_names() -> list[str]:
@@ -78,7 +93,7 @@ def _find(source: str | Path) -> Path:
         return Path(source)
     raise UsageError(
         f"there is no transcript named {text!r}, and no such file",
-        mend=f"Give a path, or one of drift's own: {', '.join(names) or 'none found'}.",
+        mend=f"{did_you_mean(text, names)}Give a path, or one of drift's own: {', '.join(names) or 'none found'}.",
     )
 
 

@@ -6,7 +6,7 @@ A message is `{"role", "content"}`, or `{"from", "value"}` as in ShareGPT. Conte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -40,7 +40,12 @@ class Script:
     name: str
     users: tuple[Message, ...]
     replies: tuple[str, ...] | None = None
+    """A reply to each user turn, or to each but the last."""
     notices: tuple[str, ...] = ()
+
+    def first(self, turns: int) -> Script:
+        """The first `turns` user turns, with their replies."""
+        return replace(self, users=self.users[:turns], replies=None if self.replies is None else self.replies[:turns])
 
 
 def read_messages(items: Any, where: str) -> list[Message]:
@@ -59,7 +64,7 @@ def read_texts(items: Any, where: str, noun: str) -> list[str]:
 
 
 def script_of(name: str, messages: Sequence[Message], where: str) -> Script:
-    """Order messages into a script. Replies are kept only where every user turn has one."""
+    """Order messages into a script."""
     turns = [message for message in messages if message.role != "system"]
     users = tuple(message for message in turns if message.role == "user")
     replies = tuple(message for message in turns if message.role == "assistant")
@@ -72,12 +77,7 @@ def script_of(name: str, messages: Sequence[Message], where: str) -> Script:
         said(message.text, message.place)
     if replies:
         _check_alternation(turns)
-    if replies and len(replies) < len(users):
-        notices.append(
-            "The last user turn has no reply, so no replies were kept: they can serve as a reference only if every turn has one."
-        )
-    complete = len(replies) == len(users)
-    return Script(name, users, tuple(reply.text for reply in replies) if complete else None, tuple(notices))
+    return Script(name, users, tuple(reply.text for reply in replies) or None, tuple(notices))
 
 
 def _check_alternation(turns: Sequence[Message]) -> None:
