@@ -65,7 +65,7 @@ def misplaced(rendered: str, expected: Sequence[Passage]) -> str | None:
         if there == wanted or (passage.optional and not there):
             continue
         if passage.what == PROMPT:
-            return f"it writes the prompt {there} times where {wanted} {'was' if wanted == 1 else 'were'} given"
+            return _miscounted(there, wanted)
         if there > wanted:
             return f"it writes {passage.what} {there} times"
         return f"it {'changes' if passage.text in rendered.casefold() else 'drops'} {passage.what}"
@@ -76,6 +76,10 @@ def misplaced(rendered: str, expected: Sequence[Passage]) -> str | None:
             what = moved.what if PROMPT in (moved.what, passage.what) and moved.what == PROMPT else passage.what
             return f"it moves {what} to another place"
     return None
+
+
+def _miscounted(there: int, wanted: int) -> str:
+    return f"it writes the prompt {there} times where {wanted} {'was' if wanted == 1 else 'were'} given"
 
 
 def fits(rendered: str, marked: str, expected: Sequence[Passage], marks: Sequence[Passage]) -> bool:
@@ -108,7 +112,7 @@ def lost(rendered: str, expected: Sequence[Passage], around: str) -> str | None:
             others = [other.text for other in expected if other.what != PROMPT]
             wanted = sum(other.what == PROMPT for other in expected) + sum(other.count(text) for other in others) + around.count(text)
             if rendered.count(text) > wanted:
-                return f"it writes the prompt {rendered.count(text)} times where {wanted} were given"
+                return _miscounted(rendered.count(text), wanted)
     return None
 
 
