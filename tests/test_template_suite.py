@@ -147,6 +147,11 @@ LATE = {
         "how BAD of me",
         "it drops or changes reply 2",
     ),
+    "a reply for which it hides a user turn that stands elsewhere too": (
+        "{%- if ns.bad and m['content'] == 'Secondly, why?' -%}{%- continue -%}{%- endif -%}",
+        "how BAD to ask: Secondly, why?",
+        "it drops or changes user turn 2",
+    ),
     "a reply that it shortens": (
         "{%- set m = {'role': m['role'], 'content': m['content'][:4000]} -%}",
         "word " * 1000,
