@@ -183,6 +183,29 @@ def test_whether_a_prompt_begins_the_reasoning_is_looked_up_in_that_prompt(users
     assert dialogue.replies == ["Yes.", "No, you."]
 
 
+@pytest.mark.parametrize(
+    ("habit", "before"),
+    [(STAYS, "<think>\nHm\n</think>\n\n"), (RESPONSE, "<|START_RESPONSE|>"), (CHANNELS, "<|c|>final<|m|>"), (LEFT_OUT, "")],
+)
+def test_ids_stay_as_they_were_sampled_where_history_is_the_prompt_the_reply_and_a_tail(habit: str, before: str) -> None:
+    dialogue = start(THINKING[habit])
+    letters = [dialogue.chat.tokenizer.convert_tokens_to_ids(letter) for letter in ("o", "k", "Ġ", "h", "e", "l", "l", "o")]
+    assert ids_of(dialogue, "ok hello") != letters
+    reply, first = [*ids_of(dialogue, before), *letters], list(dialogue.prompt)
+    dialogue.advance([*reply, max(dialogue.end_ids)])
+    assert dialogue.replies == ["ok hello"]
+    assert dialogue.prompt[: len(first) + len(reply)] == [*first, *reply]
+
+
+def test_a_token_that_begins_with_the_space_behind_markup_belongs_to_the_part() -> None:
+    dialogue = start(THINKING[LEFT_OUT])
+    hello, there = (ids_of(dialogue, token) for token in (" hello", " there"))
+    assert (len(hello), len(there)) == (1, 1)
+    opens, closes = ids_of(dialogue, "<think>"), ids_of(dialogue, "</think>")
+    assert dialogue.segments([*opens, *hello, *closes, *there]) == (Segment(REASONING, 1, 2), Segment(ANSWER, 3, 4))
+    assert dialogue.text([*opens, *hello, *closes, *there]) == "there"
+
+
 def test_between_its_channels_a_reply_goes_on() -> None:
     chat = TemplateChat(THINKING[CHANNELS].tokenizer())
     names = {token: chat.tokenizer.convert_tokens_to_ids(token) for token in ("<|e|>", "<|x|>", "<|k|>", "<|b|>")}

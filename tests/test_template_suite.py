@@ -147,11 +147,17 @@ LATE = {
         "how BAD of me",
         "it drops or changes reply 2",
     ),
+    "a reply for which it hides a user turn that stands elsewhere too": (
+        "{%- if ns.bad and m['content'] == 'Secondly, why?' -%}{%- continue -%}{%- endif -%}",
+        "how BAD to ask: Secondly, why?",
+        "it drops or changes user turn 2",
+    ),
     "a reply that it shortens": (
         "{%- set m = {'role': m['role'], 'content': m['content'][:4000]} -%}",
         "word " * 1000,
         "it drops or changes reply 2",
     ),
+    "a reply for which it repeats the prompt": ("", "how BAD of me", "it writes the prompt 2 times where 1 was given"),
     "a reply for which it moves the prompt": (
         "{%- if ns.bad and m['role'] == 'system' -%}{%- continue -%}{%- endif -%}",
         "how BAD of me",
@@ -169,7 +175,7 @@ def test_what_only_some_replies_bring_about_ends_the_rollout_there(name: str) ->
     at_end = "{%- if ns.bad and messages[0]['role'] == 'system' -%}<|b|>system<|m|>{{ messages[0]['content'] }}<|e|>{%- endif -%}"
     chat = chat_of(Habit(name, templates.each(body + templates.SAY, before=before, after=at_end + templates.ASK)))
     condition = Condition("c", SYSTEM)
-    if "order" not in why:
+    if "order" not in why and "repeats" not in name:
         condition = Condition("c")
     chat.check(condition, SCRIPT)
     dialogue = dialogue_of(chat, condition)

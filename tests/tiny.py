@@ -128,10 +128,11 @@ def tokenizer(architecture: Architecture, *, template: str | None = None) -> Pre
     )
 
 
-def save(name: str, folder: Path, *, context: int = 8192, template: str | None = None, **extra: Any) -> Path:
-    """Write a tiny model as `save_pretrained` would: configuration, tokenizer, safetensors."""
+def save(name: str, folder: Path, *, context: int = 8192, template: str | None = None, added: tuple[str, ...] = (), **extra: Any) -> Path:
+    """Write a tiny model as `save_pretrained` would: configuration, tokenizer (with some tokens added), safetensors."""
     architecture = ARCHITECTURES[name]
     made = tokenizer(architecture, template=template)
+    made.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
     torch.manual_seed(7)
     config = architecture.config(
         vocab_size=len(made),

@@ -65,7 +65,7 @@ def misplaced(rendered: str, expected: Sequence[Passage]) -> str | None:
         if there == wanted or (passage.optional and not there):
             continue
         if passage.what == PROMPT:
-            return f"it writes the prompt {there} times where {wanted} {'was' if wanted == 1 else 'were'} given"
+            return _miscounted(there, wanted)
         if there > wanted:
             return f"it writes {passage.what} {there} times"
         return f"it {'changes' if passage.text in rendered.casefold() else 'drops'} {passage.what}"
@@ -73,9 +73,12 @@ def misplaced(rendered: str, expected: Sequence[Passage]) -> str | None:
     for passage, word in zip(kept, found, strict=True):
         if passage.text != word:
             moved = next(other for other in kept if other.text == word)
-            what = moved.what if PROMPT in (moved.what, passage.what) and moved.what == PROMPT else passage.what
-            return f"it moves {what} to another place"
+            return f"it moves {moved.what if moved.what == PROMPT else passage.what} to another place"
     return None
+
+
+def _miscounted(there: int, wanted: int) -> str:
+    return f"it writes the prompt {there} times where {wanted} {'was' if wanted == 1 else 'were'} given"
 
 
 def fits(rendered: str, marked: str, expected: Sequence[Passage], marks: Sequence[Passage]) -> bool:
@@ -94,21 +97,22 @@ def fits(rendered: str, marked: str, expected: Sequence[Passage], marks: Sequenc
 
 
 def lost(rendered: str, expected: Sequence[Passage], around: str) -> str | None:
-    """What of a conversation is not found in a rendering, each text behind the one before it. `around` is what the template writes of its own."""
+    """What of a conversation is not found in a rendering, each text behind the one before it and each as often as there are texts that hold it. `around` is
+    what the template writes of its own.
+    """
     place = 0
-    for passage in (passage for passage in expected if not passage.optional):
+    required = [passage for passage in expected if not passage.optional]
+    for passage in required:
         text = passage.text.strip()
-        found = rendered.find(text, place)
-        if found < 0:
-            return "it changes the order of the texts" if text in rendered else f"it drops or changes {passage.what}"
+        found, there = rendered.find(text, place), rendered.count(text)
+        if found < 0 and there:
+            return "it changes the order of the texts"
+        if there < sum(other.text.count(text) for other in required):
+            return f"it drops or changes {passage.what}"
+        wanted = sum(text == other.text.strip() if other.what == PROMPT else other.text.count(text) for other in expected)
+        if passage.what == PROMPT and there > wanted + around.count(text):
+            return _miscounted(there, wanted)
         place = found + len(text)
-    for passage in expected:
-        if passage.what == PROMPT:
-            text = passage.text.strip()
-            others = [other.text for other in expected if other.what != PROMPT]
-            wanted = sum(other.what == PROMPT for other in expected) + sum(other.count(text) for other in others) + around.count(text)
-            if rendered.count(text) > wanted:
-                return f"it writes the prompt {rendered.count(text)} times where {wanted} were given"
     return None
 
 
