@@ -180,7 +180,7 @@ def test_an_axis_build_takes_no_sampling_from_experiments_and_says_what_it_takes
     ):
         assert left in said
     Path("drift.toml").write_text('chat_options = ["enable_thinking=false"]\ndtype = "float32"\n')
-    said = drift(*line).err
+    said = drift(*(part if part != "x" else "y" for part in line)).err
     assert 'as for your experiments: dtype float32 (drift.toml), chat_options {"enable_thinking": false} (drift.toml)' in said
     assert newest().manifest.spec.chat.options == '{"enable_thinking": false}'
 

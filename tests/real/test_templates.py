@@ -1,14 +1,12 @@
-"""A real chat model's template and tokenizer, where there is one: DRIFT_REAL_MODEL names the folder of SmolLM2-135M-Instruct in safetensors."""
+"""A real chat model's template and tokenizer."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from collections.abc import Mapping
 
 import pytest
 from jobs import never, silent
 
-from drift_cli import models
 from drift_cli.chat import Dialogue
 from drift_cli.chat.template import TemplateChat
 from drift_cli.engine.contract import Job, Reply
@@ -18,17 +16,14 @@ from drift_cli.engine.sampling import noise_key
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Cell, Condition, Finish, Placement, Rollout, Sampling, Transcript
 
-FOLDER = os.environ.get("DRIFT_REAL_MODEL", "")
-pytestmark = pytest.mark.skipif(not Path(FOLDER, "config.json").is_file(), reason="DRIFT_REAL_MODEL names no folder of a model")
-
 USERS = ("Hello! Who are you?", "What is the capital of France?", "Thank you.\n\nAnd of Spain?", "And what is light?", "Goodbye.")
 REPLIES = ("I am an assistant.", " Paris, of course. \n", "Madrid.", "Waves; or particles.")
 SYSTEM = "Answer in one short sentence."
 
 
-@pytest.fixture(scope="module")
-def model() -> LoadedModel:
-    return models.load(models.describe(FOLDER), dtype="float32", device="cpu")
+@pytest.fixture
+def model(networks: Mapping[str, LoadedModel]) -> LoadedModel:
+    return networks["float32"]
 
 
 def messages_of(turn: int, placement: Placement | None) -> list[dict[str, str]]:
