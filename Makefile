@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo test check format lint types tests quick everything workers clusters slurm extras browser real realmodel pictures picture baselines campaign mutants strace simulation clean
+.PHONY: demo test check format lint types tests quick everything breadth workers clusters slurm extras browser real realmodel pictures picture baselines campaign mutants strace simulation clean
 
 demo: $(STAMP)
 	$(BIN)/drift demo
@@ -35,6 +35,10 @@ everything: $(DEV_STAMP) strace slurm extras realmodel
 # What one types while working: no coverage, stop at the first failure.
 quick: $(DEV_STAMP)
 	$(BIN)/python -m pytest -x -q
+
+# Every model type of the installed transformers against the table of verdicts, tests/breadth/table.toml; some ten minutes.
+breadth: $(DEV_STAMP)
+	PYTHONPATH=tests $(BIN)/python -m breadth
 
 # Runs on a real SLURM (two virtual nodes) and a real Ray (two nodes), installed here where they may be; elsewhere those tests are skipped and say so. Minutes,
 # most of them spent waiting.

@@ -24,7 +24,7 @@ from drift_cli.engine.rotary import settles, threshold
 from drift_cli.engine.slots import ATTENTION_KINDS
 from drift_cli.engine.structure import asks_length
 from drift_cli.errors import DriftError
-from drift_cli.models import LoadedModel, text_config
+from drift_cli.models import LoadedModel, layer_configs, text_config
 
 _TOKENS, _MORE, _NEW = 24, 13, 6
 """Tokens of the shorter prompt on which the shortcuts are tried, how many more the longer one has, and how many are generated behind them."""
@@ -123,10 +123,9 @@ def _fault(model: LoadedModel, prompts: Sequence[list[int]], *, cached: bool) ->
 
 def _prompts(model: LoadedModel) -> list[list[int]]:
     """Two conversations of ordinary tokens, both longer than the network's window, as caches may keep no more than that."""
-    config = text_config(model.card.config)
-    window = int(getattr(config, "sliding_window", None) or 0)
-    short = _TOKENS + (window if window <= min(_WIDEST, model.card.context // 2) else 0)
-    vocabulary = int(config.vocab_size)
+    windows = {int(getattr(layer, "sliding_window", None) or 0) for layer in layer_configs(model.card.config)}
+    short = _TOKENS + max((window for window in windows if window <= min(_WIDEST, model.card.context // 2)), default=0)
+    vocabulary = int(text_config(model.card.config).vocab_size)
     draw = torch.Generator().manual_seed(0)
     special = {*model.card.end_ids, *model.card.tokenizer.all_special_ids}
     usual = torch.tensor([token for token in range(min(vocabulary, len(model.card.tokenizer))) if token not in special] or [0])

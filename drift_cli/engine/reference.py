@@ -179,19 +179,27 @@ class ReferenceEngine:
     def _generate(self, rows: Sequence[_Row], stop: Callable[[], bool]) -> list[tuple[int, ...]]:
         """The reply of each row, ids as sampled: up to and including the first end token, or cut where a stop string begins."""
         ids, mask = left_padded(self.model, [row.prompt for row in rows])
-        width, end, limit = ids.shape[1], self.how.threshold, self.max_new_tokens
-        drawn = LogitsProcessorList([_KeyedDraw(rows, self.filters, stop, self.model.device)])
-        stops = StoppingCriteriaList([_StopStrings(rows, width)])
-        # Where the rotary embedding changes behind `end` tokens, the first token that is drawn from a longer conversation begins with a new cache.
-        if end is not None and width <= end < width + limit - 1:
-            ids = self._extended(ids, mask, end + 1 - width, drawn, stops)
+        width = ids.shape[1]
+        drawing = LogitsProcessorList([_KeyedDraw(rows, self.filters, stop, self.model.device)])
+        ending = StoppingCriteriaList([_StopStrings(rows, width)])
+        for tokens in self._stretches(width):
+            ids = self._extended(ids, mask, tokens, drawing, ending)
             if self._ended(rows, ids[:, width:].tolist()):
-                limit = ids.shape[1] - width
-            mask = torch.ones_like(ids)
-        made = ids if ids.shape[1] == width + limit else self._extended(ids, mask, width + limit - ids.shape[1], drawn, stops)
-        return [self._trimmed(row, reply) for row, reply in zip(rows, made[:, width:].tolist(), strict=True)]
+                break
+            mask = torch.ones_like(ids)  # a row whose reply has a second stretch is alone
+        return [self._trimmed(row, reply) for row, reply in zip(rows, ids[:, width:].tolist(), strict=True)]
 
-    def _extended(self, ids: Tensor, mask: Tensor, tokens: int, drawn: LogitsProcessorList, stops: StoppingCriteriaList) -> Tensor:
+    def _stretches(self, prompt: int) -> Iterator[int]:
+        """How many tokens of a reply behind `prompt` tokens are generated with one cache: all of them, but where the rotary embedding changes within the
+        reply, those whose conversation is short, and then the others.
+        """
+        left, end = self.max_new_tokens, self.how.threshold
+        if end is not None and prompt <= end < prompt + left - 1:
+            yield end + 1 - prompt
+            left -= end + 1 - prompt
+        yield left
+
+    def _extended(self, ids: Tensor, mask: Tensor, tokens: int, drawing: LogitsProcessorList, ending: StoppingCriteriaList) -> Tensor:
         """(rows, tokens) ids with up to `tokens` more."""
         config = GenerationConfig(
             do_sample=False,
@@ -201,12 +209,12 @@ class ReferenceEngine:
             use_cache=self.how.uncached is None,
         )
         made: Tensor = generate(
-            self.model, ids, attention_mask=mask, generation_config=config, logits_processor=drawn, stopping_criteria=stops
+            self.model, ids, attention_mask=mask, generation_config=config, logits_processor=drawing, stopping_criteria=ending
         )
         return made
 
     def _ended(self, rows: Sequence[_Row], replies: Sequence[Sequence[int]]) -> bool:
-        """Whether every row's reply has ended before its limit."""
+        """Whether every row's reply has an end."""
         chats = [row.job.dialogue.chat for row in rows]
         ends = self.model.card.end_ids
         return all(not ends.isdisjoint(ids) or chat.stop_length(ids) is not None for chat, ids in zip(chats, replies, strict=True))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drift_cli.models import LoadedModel, text_config
+from drift_cli.models import LoadedModel, layer_configs, text_config
 from drift_cli.probe import Means
 from drift_cli.spec import Rollout, Segment
 
@@ -66,16 +66,27 @@ class Layout:
 
 def layout_from(config: Any) -> Layout:
     """What a network of this configuration keeps of every token, as far as its configuration tells: for estimates, before there is a network."""
-    text = text_config(config)
-    layers = int(text.num_hidden_layers)
-    kinds = (
-        getattr(text, "layer_types", None)
-        or ["sliding_attention" if getattr(text, "use_sliding_window", False) else "full_attention"] * layers
-    )
-    window = int(getattr(text, "sliding_window", None) or 0)
-    heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
-    width = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    return Layout(tuple(window if kind == "sliding_attention" else 0 for kind in kinds), (heads,) * layers, ((width, width),) * layers)
+    layers = layer_configs(config)
+    kinds = getattr(text_config(config), "layer_types", None) or [None] * len(layers)
+    windows = tuple(_window(layer, kind) for layer, kind in zip(layers, kinds, strict=True))
+    heads = tuple(_whole(getattr(layer, "num_key_value_heads", None)) or _queries(layer) for layer in layers)
+    widths = tuple(_whole(getattr(layer, "head_dim", None)) or int(layer.hidden_size) // _queries(layer) for layer in layers)
+    return Layout(windows, heads, tuple((width, width) for width in widths))
+
+
+def _window(layer: Any, kind: str | None) -> int:
+    """The window of a layer, 0 where it sees all. Where a configuration does not name its layers' kinds, a window is all layers', unless it is switched off."""
+    windowed = getattr(layer, "use_sliding_window", True) if kind is None else kind == "sliding_attention"
+    return _whole(getattr(layer, "sliding_window", None)) if windowed else 0
+
+
+def _queries(layer: Any) -> int:
+    return _whole(getattr(layer, "num_attention_heads", None)) or 1
+
+
+def _whole(size: Any) -> int:
+    """A size as a number: the largest where each layer has its own, 0 where there is none."""
+    return max((int(each) for each in size), default=0) if isinstance(size, list | tuple) else int(size or 0)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from drift_cli.models.card import DEMO, ModelCard, describe, make_card
 from drift_cli.models.devices import DTYPES, choose_device, choose_dtype, free_memory
 from drift_cli.models.identity import sampled_digest, tree_digest
-from drift_cli.models.network import auto_class, blocks, text_config
+from drift_cli.models.network import auto_class, blocks, layer_configs, text_config
 from drift_cli.models.residuals import Residuals
 from drift_cli.models.weights import LoadedModel, count_parameters, load
 
@@ -20,6 +20,7 @@ __all__ = [
     "count_parameters",
     "describe",
     "free_memory",
+    "layer_configs",
     "load",
     "make_card",
     "sampled_digest",

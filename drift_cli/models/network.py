@@ -21,6 +21,14 @@ def text_config(config: PretrainedConfig) -> PretrainedConfig:
     return config.get_text_config(decoder=True)
 
 
+def layer_configs(config: PretrainedConfig) -> list[PretrainedConfig]:
+    """The text part's configuration as each layer has it: some give sizes of their own to single layers."""
+    text = text_config(config)
+    if not getattr(text, "is_heterogeneous", False):
+        return [text] * int(text.num_hidden_layers)
+    return [text.per_layer_config[layer] for layer in range(int(text.num_hidden_layers))]
+
+
 def auto_class(config: PretrainedConfig) -> Any:
     """The auto class of transformers that makes a configuration's network.
 

@@ -70,11 +70,13 @@ def look(network: PreTrainedModel, name: str, layers: int, width: int) -> Residu
     """
     import torch
 
-    device = network.get_input_embeddings().weight.device
-    ids = torch.arange(3, 3 + _TOKENS, device=device)[None]
+    if "lsh" in (getattr(network.config, "attn_layers", None) or ()):
+        raise DriftError(f"{name} hashes its tokens at random: no two forward passes give the same numbers", mend="Give another model.")
+    ids = torch.arange(3, 3 + _TOKENS)[None]
     changed = torch.cat([ids[:, :-1], ids[:, -1:] + 1], 1)
     with torch.inference_mode():
         try:
+            ids, changed = (given.to(network.get_input_embeddings().weight.device) for given in (ids, changed))
             with _noted(network) as notes:
                 states = network(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
             others = network(input_ids=changed, output_hidden_states=True, use_cache=False).hidden_states

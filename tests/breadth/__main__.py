@@ -8,7 +8,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from breadth.verdicts import Verdict
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+_PATIENCE = 900
+"""Seconds without any verdict after which a process must have died."""
 
 
 def main() -> int:
@@ -46,9 +47,10 @@ def _verdicts(names: list[str]) -> Iterator[Verdict]:
     """In whatever order they come."""
     from breadth.verdicts import alone
 
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), max_tasks_per_child=20) as pool:
-        for done in as_completed([pool.submit(alone, name) for name in names]):
-            yield done.result()
+    with get_context("spawn").Pool(os.cpu_count(), maxtasksperchild=20) as pool:
+        done = pool.imap_unordered(alone, names)
+        for _ in names:
+            yield done.next(timeout=_PATIENCE)
 
 
 def _kept(each: Verdict, expected: str | None) -> str:
@@ -62,7 +64,7 @@ def _write(verdicts: dict[str, str]) -> None:
 
     head = TABLE.read_text().partition("\n\n")[0]
     lines = [
-        f"{json.dumps(name) if not name.replace('-', '').replace('_', '').isalnum() else name} = {json.dumps(verdicts[name])}"
+        f"{json.dumps(name) if not name.replace('-', '').replace('_', '').isalnum() else name} = {json.dumps(verdicts[name], ensure_ascii=False)}"
         for name in sorted(verdicts)
     ]
     TABLE.write_text(f"{head}\n\n" + "\n".join(lines) + "\n")

@@ -18,12 +18,13 @@ from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM, 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
-from breadth.sizes import CHANGES, LAYERS, TEXT, TOWER, VARIANTS
+from breadth.sizes import LAYERS, TEXT, TOWER
+from breadth.types import CHANGES, VARIANTS
 from drift_cli.errors import DriftError
 from drift_cli.models.network import auto_class
 
 TEXT_PARTS = ("text_config", "thinker_config", "decoder", "talker_config")
-_MOST = 40_000_000
+_MOST = 45_000_000
 """Parameters of the largest network that is built."""
 
 
@@ -56,15 +57,16 @@ def tiny_config(kind: type[PretrainedConfig], sizes: dict[str, Any], changes: di
         made |= {key: vocabulary for key in ("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size") if key in known}
     if "qk_rope_head_dim" in made:  # latent attention: all heads have keys of their own, of which a part is rotated
         made |= {"num_key_value_heads": 4, "head_dim": 8}
+    parts = set(getattr(kind, "sub_configs", None) or {})
+    own = {key: value for key, value in changes.items() if key not in parts}
     if default is not None:
-        made |= _kinds_of_layers(kind, default, made) | _sections(default, made)
-    for name in getattr(kind, "sub_configs", None) or {}:
+        made |= _kinds_of_layers(kind, default, {**made, **own}) | _sections(default, made)
+    for name in parts:
         part = getattr(default, name, None)
         inner = changes.get(name, {})
         if isinstance(part, PretrainedConfig) and inner is not None:
             made[name] = tiny_config(type(part), TEXT if name in TEXT_PARTS else TOWER, inner, vocabulary).to_dict()
-    parts = set(getattr(kind, "sub_configs", None) or {})
-    return kind(**{**made, **{key: value for key, value in changes.items() if key not in parts}})
+    return kind(**{**made, **own})
 
 
 def _sized(kind: type[PretrainedConfig], known: set[str], sizes: dict[str, Any]) -> dict[str, Any]:

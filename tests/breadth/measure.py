@@ -70,7 +70,7 @@ def measure(model: LoadedModel, engine: Engine) -> Measured:
     return Measured(len(replies), worst, tokens, wrong, longest, tuple(incident.kind for incident in incidents))
 
 
-def _forward(model: LoadedModel, ids: Sequence[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def forward(model: LoadedModel, ids: Sequence[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Logits (tokens, vocabulary) and each layer's states (tokens, width), from a copy of the network that has run nothing else."""
     network = copy.deepcopy(model.network)
     with torch.inference_mode():
@@ -84,7 +84,7 @@ def _residual_error(model: LoadedModel, reply: Reply) -> float:
         assert reply.residual is None
         assert not content
         return 0.0
-    _, states = _forward(model, [*reply.prompt, *reply.ids])
+    _, states = forward(model, [*reply.prompt, *reply.ids])
     span = slice(len(reply.prompt), len(reply.prompt) + len(content))
     direct = np.stack([state[span].double().mean(0).numpy() for state in states])
     assert reply.residual.shape == direct.shape
@@ -93,20 +93,21 @@ def _residual_error(model: LoadedModel, reply: Reply) -> float:
 
 def _draws(model: LoadedModel, reply: Reply, key: int) -> list[bool]:
     """Of each token of a reply, whether it is the one that the network's own logits and the rollout's uniforms make."""
-    logits, _ = _forward(model, [*reply.prompt, *reply.ids])
+    logits, _ = forward(model, [*reply.prompt, *reply.ids])
     found = []
     for place, token in enumerate(reply.ids):
-        fine = _fits(logits[len(reply.prompt) + place - 1], reply, place, token, key)
+        fine = fits(logits[len(reply.prompt) + place - 1], reply, place, token, key)
         if (
             not fine
         ):  # a network may compute a token otherwise in a longer conversation: what counts is the conversation that it was drawn in
-            alone, _ = _forward(model, [*reply.prompt, *reply.ids[:place]])
-            fine = _fits(alone[-1], reply, place, token, key)
+            alone, _ = forward(model, [*reply.prompt, *reply.ids[:place]])
+            fine = fits(alone[-1], reply, place, token, key)
         found.append(fine)
     return found
 
 
-def _fits(logits: torch.Tensor, reply: Reply, place: int, token: int, key: int) -> bool:
+def fits(logits: torch.Tensor, reply: Reply, place: int, token: int, key: int) -> bool:
+    """Whether (vocabulary,) logits make this the reply's token at `place`, with the uniform of a rollout whose generator key is `key`."""
     cell = reply.rollout.cell
     likely = filtered(logits[None], torch.tensor([cell.temperature]), FILTERS)[0].double()
     edges: NDArray[np.float64] = np.concatenate([[0.0], (likely.cumsum(0) / likely.sum()).numpy()])

@@ -19,18 +19,17 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from breadth.build import NOT_BUILT, save
 from breadth.measure import FILTERS, TOKENS, Measured, measure
-from breadth.sizes import VARIANTS
+from breadth.types import VARIANTS
 from drift_cli import models
 from drift_cli.engine.choice import choose
 from drift_cli.engine.decoding import decoding
 from drift_cli.engine.reference import ReferenceEngine
-from drift_cli.engine.slots import refusal
+from drift_cli.engine.slots import layout_from, refusal
 from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel
 
@@ -91,8 +90,6 @@ def verdict(name: str, folder: Path) -> Verdict:
 
 def alone(name: str) -> Verdict:
     """The verdict in a folder of its own, within the time that a type may take, whatever happens."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
 
     def late(*_: object) -> None:
         raise TimeoutError
@@ -100,7 +97,7 @@ def alone(name: str) -> Verdict:
     signal.signal(signal.SIGALRM, late)
     signal.alarm(_SECONDS)
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with warnings.catch_warnings(action="ignore"), tempfile.TemporaryDirectory() as folder:
             return verdict(name, Path(folder) / "model")
     except TimeoutError:
         return Verdict(name, f"WRONG: not done in {_SECONDS} seconds")
@@ -112,19 +109,21 @@ def alone(name: str) -> Verdict:
 
 def _measured(name: str, model: LoadedModel) -> Verdict:
     layers = tuple(range(model.card.layers + 1))
+    layout_from(model.card.config)
     engine, said = choose("auto", model, layers=layers, filters=FILTERS, max_new_tokens=TOKENS, batch=_ROWS["slots"])
-    reference = ReferenceEngine(model, layers, FILTERS, TOKENS, _ROWS["reference"])
-    found = {"reference": measure(model, reference)}
-    if engine.name == "slots":
-        found["slots"] = measure(model, engine)
+    reason = "exact" if said is None else f"reference: {_plain(refusal(model) or 'the trial of slots')}"
+    found = {"slots": measure(model, engine)} if said is None else {}
+    try:
+        found["reference"] = measure(model, ReferenceEngine(model, layers, FILTERS, TOKENS, _ROWS["reference"]))
+        how = decoding(model)
+        ways = [way for way, why in (("one at a time", how.alone), ("without a cache", how.uncached)) if why is not None]
+    except DriftError:
+        if said is not None:
+            raise
+        ways = ["not on the reference engine"]
     detail = ", ".join(f"{kind}: {_spelled(result)}" for kind, result in found.items())
     wrong = [kind for kind, result in found.items() if not result.right]
-    if wrong:
-        return Verdict(name, f"WRONG: {' and '.join(wrong)}", detail)
-    how = decoding(model)
-    ways = [way for way, why in (("one at a time", how.alone), ("without a cache", how.uncached)) if why is not None]
-    reason = "exact" if said is None else f"reference: {_plain(refusal(model) or 'the trial of slots')}"
-    return Verdict(name, "; ".join([reason, *ways]), detail)
+    return Verdict(name, f"WRONG: {' and '.join(wrong)}" if wrong else "; ".join([reason, *ways]), detail)
 
 
 def _spelled(result: Measured) -> str:
