@@ -141,16 +141,16 @@ def _placed(script: Transcript, chat: Chat, card: ModelCard) -> tuple[list[Reply
     for turn, text in enumerate(script.replies or (), 1):
         ids = [int(i) for i in card.tokenizer.encode(text, add_special_tokens=False)]
         content = tuple(dialogue.content(ids))
-        parts = _answer(dialogue.segments(ids), len(content))
+        # A reply that was written by somebody else has reasoning where it has the markup of it, and never because this model's prompt begins some.
+        marked = chat.parts(content, ()).reasoning is not None
+        parts = _answer(dialogue.segments(ids) if marked else (), len(content))
         if len(dialogue.prompt) + len(ids) > card.context:
             beyond.append(turn)
         elif not parts:
             empty.append(turn)
         else:
             replies.append(Reply(turn, tuple(dialogue.prompt), content, parts))
-        if dialogue.problem is not None:
-            raise DriftError(f"the reply to turn {turn} of {script.name} cannot be measured: {dialogue.problem}")
-        dialogue.advance(ids, given=True)
+        dialogue.advance(ids, given=not marked)
     return replies, beyond, empty
 
 

@@ -194,7 +194,7 @@ def test_one_axis_is_measured_at_several_layers_with_its_personas() -> None:
     assert table.projections[row] == pytest.approx(direct, rel=1e-5)
     assert not np.allclose(table.projections, load(run, "demo").projections)
     controls = drift("measure", run_id, "--axis", "demo@3", "--controls", "5", "--json").json
-    assert {found["kind"] for found in controls["controls"]} == {"random", "shuffled"}
+    assert {found["kind"] for found in controls["controls"]} == {"random", "shuffled", "covariance"}
     assert (run.paths.root / "controls" / "demo@3.safetensors").exists()
 
 

@@ -72,11 +72,11 @@ def test_a_configuration_that_continues_no_text_is_refused_by_its_type() -> None
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("bert-encoder", "is no causal language model: its earlier tokens see later ones"),
+        ("bert-encoder", "looks at later tokens: it is an encoder"),
         ("deepseek_v4", "hidden states of shape 1 × 8 × 4 × 64"),
         ("prophetnet", "gives 5 hidden states where its configuration's 12 layers make 13"),
         ("kosmos-2", "does not run on text alone"),
-        ("blt", "the configuration of blt has no num_hidden_layers"),
+        ("blt", "its configuration has num_hidden_layers = None"),
     ],
 )
 def test_a_network_whose_hidden_states_cannot_be_measured_is_refused_by_name(name: str, why: str, tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ from drift_cli import models
 from drift_cli.axes import Axis
 from drift_cli.axes.contrast import unit
 from drift_cli.chat import Dialogue, chat_for
-from drift_cli.engine.reference import measure
-from drift_cli.errors import UsageError
+from drift_cli.engine.reference import measure, measure_parts
+from drift_cli.errors import DriftError, UsageError
 from drift_cli.models import LoadedModel
 from drift_cli.probe import project
 from drift_cli.reference_line import measure_replies, read
-from drift_cli.spec import Condition, Transcript
+from drift_cli.spec import Condition, Part, Transcript
 
 USERS = tuple(f"tell me more about that please, {number}, and about the light" for number in range(6))
 PLAIN = tuple(f"the light is quiet, number {number}" for number in range(6))
@@ -46,7 +46,8 @@ def turn_by_turn(script: Transcript, model: LoadedModel, axis: Axis, layer: int)
     for text in script.replies:
         ids = model.card.tokenizer.encode(text, add_special_tokens=False)
         prompt = list(dialogue.prompt)
-        found.append(project(measure(model, [*prompt, *ids], len(prompt), len(ids), [layer])[0], axis.at(layer)))
+        means = measure_parts(model, [*prompt, *ids], len(prompt), len(ids), dialogue.segments(ids), [layer])
+        found.append(project(means[Part.ANSWER][0], axis.at(layer)))
         dialogue.advance(ids)
     return found
 
@@ -223,14 +224,18 @@ def import_axis(width: int = 32, layer: int = 2, name: str = "x") -> None:
     drift("axis", "import", f"{name}_layer{layer}.pt", "--name", name)
 
 
+def no_weights(*given: object, **how: object) -> None:
+    raise DriftError("weights were to be read")
+
+
 def test_turns_that_do_not_fit_are_named_before_the_weights_are_read_and_the_others_are_measured(tmp_path: Path) -> None:
     folder = tiny.save("olmo3", tmp_path / "small", context=200)
     import_axis()
     conversation("talk.json", PLAIN)
-    (folder / "model.safetensors").rename(tmp_path / "weights")
-    refused = drift("measure", "--transcript", "talk.json", "--model", str(folder), "--axis", "x", code=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "load", no_weights)
+        refused = drift("measure", "--transcript", "talk.json", "--model", str(folder), "--axis", "x", code=1)
     assert "turns 4 to 6 do not fit the context of 200 tokens" in refused.err
-    (tmp_path / "weights").rename(folder / "model.safetensors")
     line = drift("measure", "--transcript", "talk.json", "--model", str(folder), "--axis", "x", "--json")
     assert [value is None for value in line.json["projections"]] == [False] * 3 + [True] * 3
     assert line.json["note"] == "turns 4 to 6 do not fit the context of 200 tokens"

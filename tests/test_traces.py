@@ -87,7 +87,7 @@ def test_a_rewritten_history_is_read_as_it_was_at_each_turn(loaded: dict[str, Lo
     direction = np.random.default_rng(1).normal(size=model.card.width).astype(np.float32)
     kept = [((9, 8, 7), (20, 21)), ((9, 8, 7, 20, 21, 3), (30, 31, 32))]
     rewritten = ((9, 8, 7, 20, 3, 3), (40,))  # the template dropped token 21 from the first reply
-    found = list(traces._replies([*kept, rewritten], model, direction, 2))
+    found = list(traces._replies(past := [*kept, rewritten], [ids for _, ids in past], model, direction, 2))
     for (prompt, reply), values in zip([*kept, rewritten], found, strict=True):
         alone = traces._project(model, [*prompt, *reply], direction, 2)[len(prompt) :]
         np.testing.assert_allclose(values, alone, atol=1e-5)

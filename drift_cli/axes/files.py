@@ -90,8 +90,11 @@ def load(path: Path) -> Axis:
 
 
 def names(folder: Path) -> list[str]:
-    """Names of the axes in a folder, sorted."""
-    return sorted(path.stem for path in folder.glob("*.safetensors"))
+    """Names of the axes in a folder, sorted; none where the folder cannot be read."""
+    try:
+        return sorted(path.stem for path in folder.glob("*.safetensors"))
+    except OSError:
+        return []
 
 
 def find(name: str, folder: Path) -> Axis:

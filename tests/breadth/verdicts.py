@@ -110,9 +110,10 @@ def alone(name: str) -> Verdict:
 def _measured(name: str, model: LoadedModel) -> Verdict:
     layers = tuple(range(model.card.layers + 1))
     layout_from(model.card.config)
-    engine, said = choose("auto", model, layers=layers, filters=FILTERS, max_new_tokens=TOKENS, batch=_ROWS["slots"])
+    chosen = choose("auto", model, layers=layers, filters=FILTERS, max_new_tokens=TOKENS, batch=_ROWS["slots"])
+    said = chosen.refused
     reason = "exact" if said is None else f"reference: {_plain(refusal(model) or 'the trial of slots')}"
-    found = {"slots": measure(model, engine)} if said is None else {}
+    found = {"slots": measure(model, chosen.engine)} if said is None else {}
     try:
         found["reference"] = measure(model, ReferenceEngine(model, layers, FILTERS, TOKENS, _ROWS["reference"]))
         how = decoding(model)
