@@ -14,7 +14,7 @@ from breadth.verdicts import alone, known_types, table
 from drift_cli.engine import reference
 from drift_cli.engine.plain import slots as plain_slots
 from drift_cli.engine.sampling import draw
-from drift_cli.probe import pool
+from drift_cli.probe import pool_parts
 
 CHOSEN = {
     "qwen3": "the usual kind",
@@ -54,8 +54,11 @@ def test_the_table_has_a_verdict_of_every_kind_and_no_wrong_number() -> None:
 
 
 @pytest.mark.parametrize(("engine", "place"), [("slots", plain_slots), ("reference", reference)])
-def test_residuals_that_are_a_thousandth_off_are_wrong_numbers(engine: str, place: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(place, "pool", lambda *given: 1.001 * pool(*given))
+def test_residuals_that_are_less_than_a_thousandth_off_are_wrong_numbers(
+    engine: str, place: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Less than what the trial of slots puts down to rounding: the table is the finer sieve.
+    monkeypatch.setattr(place, "pool_parts", lambda *given: {part: 1.0008 * mean for part, mean in pool_parts(*given).items()})
     found = alone("qwen3")
     assert found.text == f"WRONG: {engine}"
     assert not found.agrees(table()["qwen3"])

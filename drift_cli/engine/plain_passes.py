@@ -89,7 +89,7 @@ def _forward(model: LoadedModel, it: Conversation) -> Measured:
     with repeatable():
         out = model.network(input_ids=ids, output_hidden_states=True, use_cache=False, **few)
         logits = out.logits[0] if few else out.logits[0, it.positions]
-        return _measured(logits, [_means(out.hidden_states, reply.start, reply.stop) for reply in it.replies[:1]])
+        return _measured(logits, [_means(model.residuals.of(out.hidden_states), reply.start, reply.stop) for reply in it.replies[:1]])
 
 
 def _positions(model: LoadedModel, positions: Sequence[int]) -> dict[str, Any]:
@@ -117,5 +117,5 @@ def _chunked(model: LoadedModel, it: Conversation) -> Measured:
         cache = getattr(out, name, None)
         kept.append(out.logits[0, [place - first for place in it.positions if first <= place < last]])
         if first == it.prompt:
-            means.append(_means(out.hidden_states, 0, REPLY))
+            means.append(_means(model.residuals.of(out.hidden_states), 0, REPLY))
     return _measured(torch.cat(kept), means)
