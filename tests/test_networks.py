@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from breadth.measure import FILTERS, TOKENS, USERS, fits, forward, jobs
 from breadth.sizes import LAYERS, THRESHOLD
 from cli import drift
 from jobs import never, run, same_bits, silent
-from transformers import MambaConfig, T5Config
+from transformers import AutoModelForCausalLM, MambaConfig, T5Config
 
 from drift_cli import axes, models
 from drift_cli.axes import Axis
@@ -22,11 +24,12 @@ from drift_cli.engine.contract import Incident
 from drift_cli.engine.decoding import decoding
 from drift_cli.engine.reference import ReferenceEngine, measure
 from drift_cli.engine.rollouts import SlotEngine
+from drift_cli.engine.rotary import length_rule
 from drift_cli.engine.slots import layout_from, refusal
 from drift_cli.engine.structure import disagreement
 from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel
-from drift_cli.models.network import auto_class
+from drift_cli.models.network import auto_class, parameters
 from drift_cli.models.residuals import look
 from drift_cli.spec import Finish
 
@@ -67,6 +70,15 @@ def test_blocks_may_be_of_several_classes(name: str, tmp_path: Path) -> None:
 def test_a_configuration_that_continues_no_text_is_refused_by_its_type() -> None:
     with pytest.raises(DriftError, match="no network of model type t5 that continues a text"):
         auto_class(T5Config())
+
+
+def test_a_network_that_needs_a_package_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("the vision part requires the sight library")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", missing)
+    with pytest.raises(DriftError, match=r"model type mamba cannot be made here: the vision part requires the sight library"):
+        parameters(MambaConfig())
 
 
 @pytest.mark.parametrize(
@@ -129,15 +141,18 @@ def _short_run(folder: Path, *more: str) -> tuple[str, str]:
 
 def test_a_last_hidden_state_before_the_final_norm_is_measured_recorded_and_said(tmp_path: Path) -> None:
     folder = save("llama-unnormed", tmp_path / "unnormed")
+    model = models.load(models.describe(str(folder)), dtype="float32", device="cpu")
+    ids = torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        out = model.network.model(input_ids=ids, output_hidden_states=True, use_cache=False)
+    if torch.equal(out.hidden_states[-1], out.last_hidden_state):
+        pytest.skip("the installed transformers gives the last hidden state after the norm whatever the configuration says")
+    assert not model.residuals.normed
     said, shown = _short_run(folder)
     assert "the last layer's residuals are taken before the final norm" in said
     assert "before the final norm" in " ".join(shown.split())
-    model = models.load(models.describe(str(folder)), dtype="float32", device="cpu")
-    assert not model.residuals.normed
-    states = _states(model, list(range(5, 25)))
-    assert not torch.allclose(states[-1], model.network.model.norm(states[-1]))
-    again = drift("resume", Path("checkpoints").iterdir().__next__().name)
-    assert again.code == 0
+    found = measure(model, ids[0].tolist(), 5, 10, [LAYERS])
+    assert np.allclose(found[0], out.hidden_states[-1][0, 5:15].mean(0), rtol=1e-5, atol=1e-5)
 
 
 def test_an_ordinary_model_has_nothing_of_this_in_its_manifest(tiny_models: dict[str, Path]) -> None:
@@ -182,6 +197,23 @@ def test_a_rotary_embedding_that_changes_within_a_reply_gives_tokens_that_depend
             assert fits(logits[-1], reply, place, token, keys[reply.rollout])
 
 
+def test_frequencies_that_change_with_every_token_are_refused_where_the_context_goes_beyond_them(tmp_path: Path) -> None:
+    model = _load("llama-dynamic", tmp_path)
+    assert refusal(model) is None
+    wider = replace(model, card=replace(model.card, context=2 * THRESHOLD))
+    assert refusal(wider) == f"its rotary embedding is another one in conversations of more than {THRESHOLD} tokens"
+    with pytest.raises(DriftError, match=f"changes its rotary embedding with every token beyond {THRESHOLD}"):
+        run(_reference(wider), [])
+
+
+def test_a_kind_of_rotary_embedding_that_is_not_known_is_refused_by_name(loaded: dict[str, LoadedModel]) -> None:
+    model = loaded["qwen3"]
+    config = copy.deepcopy(model.card.config)
+    config.rope_parameters = {**config.rope_parameters, "rope_type": "spiral"}
+    said = length_rule(replace(model, card=replace(model.card, config=config)))
+    assert said == "its rotary embedding is of kind spiral, which slots do not know"
+
+
 def test_a_rollout_resumed_where_the_rotary_embedding_changes_repeats_itself_to_the_bit(tmp_path: Path) -> None:
     model = _load("llama-longrope", tmp_path)
     first = run(_reference(model, batch=1), jobs(model))
@@ -214,7 +246,6 @@ def test_traces_where_the_rotary_embedding_changes_are_those_of_each_turns_own_c
         ("phimoe", "the mask of layer 0 hides token 0 to token 40, where its attention is told of no window"),
         ("llama4_text-full", "its layers ask the cache for its length"),
         ("diffllama", "a layer attends more than once a token"),
-        ("doge", "attention asks for a mask of its own"),
         ("gpt_oss", "attention asks for s_aux"),
         ("mllama", "of its 4 layers attend"),
     ],

@@ -48,11 +48,19 @@ def auto_class(config: PretrainedConfig) -> Any:
 
 
 def parameters(config: PretrainedConfig) -> int:
-    """How many parameters a configuration's network has: it is laid out without memory for its weights."""
+    """How many parameters a configuration's network has: it is laid out without memory for its weights.
+
+    Raises:
+        DriftError: there is no such network, or it needs a package that is not installed.
+    """
     import torch
 
-    with torch.device("meta"):
-        network = auto_class(config).from_config(config)
+    try:
+        with torch.device("meta"):
+            network = auto_class(config).from_config(config)
+    except ImportError as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DriftError(f"a network of model type {config.model_type} cannot be made here: {said}", mend="Install the package.") from error
     return sum(p.numel() for p in network.parameters())
 
 

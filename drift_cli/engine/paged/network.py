@@ -84,7 +84,8 @@ def attend(
 @contextmanager
 def paged(model: LoadedModel, pages: Pages) -> Iterator[None]:
     """The network's attention goes to `pages` within."""
-    layers = [module for module in model.network.modules() if isinstance(getattr(module, "layer_idx", None), int)]
+    text = model.network.get_decoder()  # the parts that see or hear may number layers too
+    layers = [module for module in text.modules() if isinstance(getattr(module, "layer_idx", None), int)]
     for module in layers:
         module.drift_address = pages.addresses[module.layer_idx]
     try:
