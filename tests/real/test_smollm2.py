@@ -211,7 +211,7 @@ def test_from_an_axis_to_an_experiment_and_its_picture(real: str, tmp_path: Path
     drift("plot", "--output", str(tmp_path / "picture.png"), *store)
     assert (tmp_path / "picture.png").stat().st_size > 20_000
     drift("report", "--output", str(tmp_path / "report.html"), *store)
-    assert (tmp_path / "report.html").stat().st_size > 100_000
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     assert drift("runs", "verify", "--json", *store).json
 
 
