@@ -23,6 +23,7 @@ CHOSEN = {
     "qwen3_vl": "the text part of a model that sees, with positions in three parts",
     "gemma3": "another, whose windows and masks its image tokens may change",
     "gemma3n_text-shared": "several residual streams, and layers that share keys",
+    "gemma4_text-shared": "layers that share keys and leave out tokens whose logits nobody asked for",
     "ministral3-tempered": "queries scaled by their position",
     "llama-unnormed": "the last hidden state before the final norm",
     "llama-longrope": "a rotary embedding that changes with the length",
