@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from drift_cli.chat import common_prefix
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    pass
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,3 @@ def passages(replies: Sequence[Reply], *, apart: bool = False) -> list[Passage]:
         made.append(Passage(whole, kept, tuple(group)))
         group = []
     return made
-
-
-def depends_on_length(config: PretrainedConfig, longest: int) -> bool:
-    """Whether a token's rotary embedding depends on how long the conversation around it is, for one of `longest` tokens (longrope, dynamic scaling)."""
-    text = config.get_text_config()
-    found = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    for kind in (found, *(value for value in found.values() if isinstance(value, dict))):
-        name = str(kind.get("rope_type", kind.get("type", "default")))
-        if name == "longrope" or "dynamic" in name:
-            limit = kind.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
-            if limit is None and "dynamic" in name:
-                limit = getattr(text, "max_position_embeddings", None)
-            if longest > int(limit or 0):
-                return True
-    return False

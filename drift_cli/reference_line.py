@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from drift_cli.errors import DriftError, UsageError
-from drift_cli.passages import Passage, Reply, depends_on_length, passages
+from drift_cli.passages import Passage, Reply, passages
 from drift_cli.spec import Condition, Segment, SegmentKind, Transcript
 
 if TYPE_CHECKING:
@@ -118,11 +118,14 @@ def plan(script: Transcript, chat: Chat, card: ModelCard) -> Reading:
     Raises:
         UsageError: the transcript has no replies, or none that can be measured.
     """
+    from drift_cli.engine.rotary import length_threshold
+
     if script.replies is None:
         raise UsageError(f"transcript {script.name} has no replies to measure", mend="Give a finished conversation, with both sides.")
     replies, beyond, empty = _placed(script, chat, card)
     longest = max((len(reply.prompt) + len(reply.ids) for reply in replies), default=0)
-    apart = depends_on_length(card.config, longest)
+    limit = length_threshold(card)
+    apart = limit is not None and longest > limit
     found = Reading(script, tuple(passages(replies, apart=apart)), tuple(beyond), tuple(empty), card.context, apart)
     if not replies:
         raise UsageError(

@@ -15,7 +15,7 @@ from test_adapters import made
 from drift_cli import models
 from drift_cli.errors import DriftError
 from drift_cli.existing import as_recorded
-from drift_cli.models.library import Reading
+from drift_cli.models.reading import Reading
 
 COMMITS = ("1" * 40, "2" * 40)
 

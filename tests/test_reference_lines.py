@@ -149,7 +149,8 @@ def test_a_cache_that_gives_other_residuals_is_not_used(loaded: dict[str, Loaded
 @pytest.mark.parametrize(("kind", "limit"), [("dynamic", 60), ("longrope", 120)])
 def test_rotary_embeddings_that_depend_on_length_give_every_reply_a_forward_pass_of_its_own(kind: str, limit: int, tmp_path: Path) -> None:
     from drift_cli.engine.prefill import Prefill
-    from drift_cli.passages import depends_on_length, passages
+    from drift_cli.engine.rotary import length_threshold
+    from drift_cli.passages import passages
     from drift_cli.reference_line import plan
 
     factors = {"long_factor": [4.0] * 4, "short_factor": [1.0] * 4, "original_max_position_embeddings": limit}
@@ -160,8 +161,7 @@ def test_rotary_embeddings_that_depend_on_length_give_every_reply_a_forward_pass
     card = replace(models.describe(str(folder)), context=4096)
     model, other = (models.load(card, dtype="float32", device="cpu") for _ in range(2))
     script, chat = Transcript("t", USERS, PLAIN), chat_for(card.tokenizer, "template")
-    assert depends_on_length(card.config, 500)
-    assert not depends_on_length(card.config, 50)
+    assert length_threshold(card) == limit
     reading = plan(script, chat, card)
     assert reading.apart
     axis = axis_for(model, 2)

@@ -18,8 +18,6 @@ from drift_cli.errors import EXIT_FAILED
 if TYPE_CHECKING:
     import torch
 
-    from drift_cli.models import ModelCard
-
 
 @dataclass(frozen=True)
 class Check:
@@ -62,7 +60,8 @@ def doctor(
 
 def _model(name: str, dtype: str, device: str) -> list[Check]:
     """What a model is, which engine runs it, and the figures of the trial that says so."""
-    from drift_cli import models
+    from drift_cli import models, transcripts
+    from drift_cli.commands.work import ordinary_text
     from drift_cli.engine.choice import choose, rows
     from drift_cli.engine.rollouts import SlotEngine
     from drift_cli.spec import Sampling
@@ -72,8 +71,16 @@ def _model(name: str, dtype: str, device: str) -> list[Check]:
     loaded = models.load(card, dtype=kind, device=where)
     said = f"{type(loaded.network).__name__}, {loaded.parameters / 1e6:.0f} million parameters, {card.layers} blocks of width {card.width}"
     checks = [Check("network", "ok", f"{said}, context {card.context} tokens, {kind} on {where}")]
-    layers = tuple(range(card.layers + 1))
-    chosen = choose("auto", loaded, layers=layers, filters=Sampling(), max_new_tokens=256, batch=rows(None, where), text=_text(card))
+    layers, text = tuple(range(card.layers + 1)), ordinary_text(card, map(transcripts.load, transcripts.builtin_names()))
+    chosen = choose(
+        "auto",
+        loaded,
+        layers=layers,
+        filters=Sampling(),
+        max_new_tokens=256,
+        batch=rows(None, where),
+        text=text,
+    )
     if chosen.refused is None:
         checks.append(Check("engine", "ok", "slots (fast)"))
     else:
@@ -83,14 +90,6 @@ def _model(name: str, dtype: str, device: str) -> list[Check]:
     if isinstance(chosen.engine, SlotEngine):
         chosen.engine.close()
     return checks
-
-
-def _text(card: ModelCard) -> list[int]:
-    """Token ids of ordinary text: what the users of drift's own transcripts say."""
-    from drift_cli import transcripts
-
-    said = "\n".join(text for name in transcripts.builtin_names() for text in transcripts.load(name).users)
-    return [int(i) for i in card.tokenizer.encode(said, add_special_tokens=False)]
 
 
 def _software() -> list[Check]:

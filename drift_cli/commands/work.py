@@ -18,11 +18,11 @@ from drift_cli.spec import Finish
 from drift_cli.store.workers import WorkerState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from drift_cli.engine.contract import Engine
     from drift_cli.experiment import Experiment
-    from drift_cli.models import LoadedModel
+    from drift_cli.models import LoadedModel, ModelCard
     from drift_cli.runner import Outcome
     from drift_cli.share import Share
     from drift_cli.spec import Transcript
@@ -186,7 +186,7 @@ class Work:
             max_new_tokens=spec.max_new_tokens,
             batch=batch,
             longest=longest(run.manifest, fits(run.manifest, experiment.chat, experiment.card.context), experiment.card.context),
-            text=_ordinary_text(experiment),
+            text=ordinary_text(experiment.card, experiment.manifest.transcripts.values()),
             report=lambda incident: told(self.display, run, incident),
             segmented=experiment.chat.segmented,
         )
@@ -321,10 +321,10 @@ class Part:
     stop: Stop
 
 
-def _ordinary_text(experiment: Experiment) -> list[int]:
-    """Token ids of what the users of an experiment say: text that the model will read anyway."""
-    said = "\n".join(text for script in experiment.manifest.transcripts.values() for text in script.users)
-    return [int(i) for i in experiment.card.tokenizer.encode(said, add_special_tokens=False)]
+def ordinary_text(card: ModelCard, scripts: Iterable[Transcript]) -> list[int]:
+    """Token ids of what the users of some scripts say: text for the trial of slots."""
+    said = "\n".join(text for script in scripts for text in script.users)
+    return [int(i) for i in card.tokenizer.encode(said, add_special_tokens=False)]
 
 
 def said_of(run: Run) -> list[str]:

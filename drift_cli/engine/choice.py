@@ -131,7 +131,7 @@ def _slots_do(model: LoadedModel, work: Callable[[], T]) -> T:
     """What `work` returns. What slots raise that is neither a property of the model nor a lack of memory is a fault of drift, and said to be one."""
     try:
         return work()
-    except (NotApplied, NoRoom, DriftError):
+    except (NoRoom, DriftError):
         raise
     except (TypeError, AttributeError, LookupError, ValueError, RuntimeError, AssertionError) as error:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):

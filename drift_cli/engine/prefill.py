@@ -52,7 +52,7 @@ class Prefill:
     layers: Sequence[int]
     step: Callable[[int], object] = lambda done: None
     whole: bool = False
-    """Give every passage a forward pass of its own, whatever its length: for models of which `depends_on_length` holds."""
+    """Give every passage a forward pass of its own, whatever its length: for conversations beyond `rotary.length_threshold`."""
     chunk: int | None = None
     """Tokens of a forward pass; None: as many as its hidden states have room for."""
     done: int = 0

@@ -16,7 +16,7 @@ from drift_cli.errors import DriftError, UsageError
 from drift_cli.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, WEIGHTS, has_vocabulary, list_files, read_object, tokenizer_files
 from drift_cli.models.headers import tensors
 from drift_cli.models.identity import Say, tree_digest
-from drift_cli.models.library import Reading
+from drift_cli.models.reading import Reading
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ from drift_cli.models.files import GGUF as NAME
 from drift_cli.models.files import gguf_file
 from drift_cli.models.gguf_header import Header, check_size, read_header
 from drift_cli.models.gguf_vocabulary import tokenizer_from
-from drift_cli.models.library import Reading
+from drift_cli.models.reading import Reading
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

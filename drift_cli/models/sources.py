@@ -16,8 +16,8 @@ from drift_cli.models.files import ADAPTER_CONFIG, CONFIG, Checkpoint, find_chec
 from drift_cli.models.gguf import check_installed, describe_gguf
 from drift_cli.models.headers import all_tensors
 from drift_cli.models.identity import Say, tree_digest
-from drift_cli.models.library import LOCAL_MEND, REMOTE_CODE, Reading
 from drift_cli.models.quantized import Quantization
+from drift_cli.models.reading import LOCAL_MEND, REMOTE_CODE, Reading
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

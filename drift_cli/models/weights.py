@@ -21,8 +21,8 @@ from drift_cli.models.card import DEMO, ModelCard
 from drift_cli.models.files import INDEX, WEIGHTS, read_object
 from drift_cli.models.gguf import check_count, load_gguf
 from drift_cli.models.headers import Stored, all_tensors
-from drift_cli.models.library import LOCAL_MEND, Reading
 from drift_cli.models.network import auto_class, parameters
+from drift_cli.models.reading import LOCAL_MEND, Reading
 from drift_cli.models.residuals import Residuals, look
 from drift_cli.models.sources import HUB_MEND
 
