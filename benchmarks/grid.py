@@ -30,11 +30,11 @@ from drift_cli.display import Display, Mode
 from drift_cli.engine.plain.attention import layout_of
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import Layout, layout_from
-from drift_cli.estimate import Work, fits, prompt_lengths, seconds
 from drift_cli.models import LoadedModel
-from drift_cli.runner import run_rollouts
+from drift_cli.running.estimate import Work, fits, prompt_lengths, seconds
+from drift_cli.running.runner import run_rollouts
+from drift_cli.running.speeds import measure_speeds
 from drift_cli.spec import Rollout
-from drift_cli.speeds import measure_speeds
 from drift_cli.store.manifest import Manifest
 from drift_cli.store.paths import Store
 from drift_cli.store.run import RolloutState, Run

@@ -19,8 +19,8 @@ from drift_cli.engine.contract import Incident
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import Draw, Layout, Slots
 from drift_cli.models import LoadedModel
+from drift_cli.running.speeds import measure_speeds
 from drift_cli.spec import Cell, Rollout, Sampling
-from drift_cli.speeds import measure_speeds
 
 
 def say(text: str) -> None:

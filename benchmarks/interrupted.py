@@ -21,7 +21,7 @@ from drift_cli.chat import chat_for
 from drift_cli.display import Display, Mode
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.models import LoadedModel
-from drift_cli.runner import run_rollouts
+from drift_cli.running.runner import run_rollouts
 from drift_cli.store.manifest import Manifest
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run

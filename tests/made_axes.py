@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from drift_cli.axes import Axis, save
-from drift_cli.axes.contrast import contrast, unit
+from drift_cli.measuring.contrast import contrast, unit
 
 SIDES = ("default", "helper", "assistant")
 OTHERS = ("ghost", "king", "bard")

@@ -13,15 +13,15 @@ from drift_cli.analysis.layers import LayerTable
 from drift_cli.analysis.results import Options
 from drift_cli.analysis.study import analyze
 from drift_cli.analysis.table import RunTable
-from drift_cli.figures.curves import simultaneous
-from drift_cli.figures.difference import difference
-from drift_cli.figures.forest import forest
-from drift_cli.figures.heatmap import heatmap
-from drift_cli.figures.layers import layers
-from drift_cli.figures.palette import PAPER, Style
-from drift_cli.figures.ridgeline import ridgeline
-from drift_cli.figures.tokens import tokens
-from drift_cli.figures.trajectory import Mark, trajectory
+from drift_cli.results.figures.curves import simultaneous
+from drift_cli.results.figures.difference import difference
+from drift_cli.results.figures.forest import forest
+from drift_cli.results.figures.heatmap import heatmap
+from drift_cli.results.figures.layers import layers
+from drift_cli.results.figures.palette import PAPER, Style
+from drift_cli.results.figures.ridgeline import ridgeline
+from drift_cli.results.figures.tokens import tokens
+from drift_cli.results.figures.trajectory import Mark, trajectory
 from drift_cli.spec import Cell
 
 NAMES = ("baseline", "simple", "complex", "gentle", "stern", "poetic", f"a-reminder-that-is-{'long-' * 12}"[:80])

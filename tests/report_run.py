@@ -12,10 +12,10 @@ import numpy as np
 from drift_cli.analysis.table import load
 from drift_cli.analysis.tokens import load_traces
 from drift_cli.display import Table
-from drift_cli.figures.curves import pointwise
-from drift_cli.report.document import Contents, document
-from drift_cli.report.html import page
-from drift_cli.report.verdict import Sentence
+from drift_cli.results.figures.curves import pointwise
+from drift_cli.results.report.document import Contents, document
+from drift_cli.results.report.html import page
+from drift_cli.results.report.verdict import Sentence
 from drift_cli.spec import Cell, ChatFormat, Condition, Finish, Placement, Rollout, RunSpec, Sampling, Transcript, Turn
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.line import End

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from drift_cli.axes import Axis, demo_axis, diagnose, find, import_torch, load, save
+from drift_cli.axes import Axis, demo_axis, find, import_torch, load, save
 from drift_cli.errors import DriftError, UsageError
+from drift_cli.measuring.diagnostics import diagnose
 
 PERSONAS = ("default", "assistant", "bard", "ghost", "oracle")
 

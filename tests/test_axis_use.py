@@ -14,8 +14,8 @@ from made_axes import made_axis, put
 
 from drift_cli.analysis.table import load
 from drift_cli.axes import Axis
-from drift_cli.axes.diagnostics import suggest, sweep
 from drift_cli.errors import UsageError
+from drift_cli.measuring.diagnostics import suggest, sweep
 from drift_cli.spec import Cell, Rollout
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
@@ -44,7 +44,7 @@ def reported(axis: str | None) -> dict[str, Any]:
     """What the report of the newest run says."""
     from drift_cli.commands.pictures import Picture
     from drift_cli.commands.report import gather
-    from drift_cli.report.document import document
+    from drift_cli.results.report.document import document
 
     return document(gather(Picture(newest(), axis)))
 
@@ -103,16 +103,16 @@ def test_the_demos_preset_keeps_its_layer() -> None:
 
 def test_the_layer_of_axis_show_is_the_one_that_is_used() -> None:
     from drift_cli.axes import demo_axis
-    from drift_cli.axes.diagnostics import suggested_layer
     from drift_cli.axes.layer import choose_layer
+    from drift_cli.measuring.diagnostics import suggested_layer
 
     for axis in (demo_axis(), made_axis("a", 6, 4), made_axis("b", 3, 1)):
         assert suggested_layer(axis) == suggest(sweep(axis)) == choose_layer(axis, None, axis.layers[-1]).layer
 
 
 def test_leaving_a_persona_out_is_computed_as_its_definition_says() -> None:
-    from drift_cli.axes.contrast import contrast
-    from drift_cli.axes.diagnostics import diagnose, separation
+    from drift_cli.measuring.contrast import contrast
+    from drift_cli.measuring.diagnostics import diagnose, separation
 
     axis = made_axis("a", 2, 1)
     assert axis.means is not None

@@ -14,8 +14,8 @@ import pytest
 from pictures_data import KINDS, flagged
 from PIL import Image
 
-from drift_cli.figures.canvas import render
-from drift_cli.figures.palette import STYLES
+from drift_cli.results.figures.canvas import render
+from drift_cli.results.figures.palette import STYLES
 
 KEPT = Path(__file__).parent / "baselines"
 WRITE = bool(os.environ.get("DRIFT_WRITE_BASELINES"))

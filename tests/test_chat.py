@@ -9,7 +9,7 @@ from drift_cli.chat import Dialogue, chat_for, common_prefix, messages
 from drift_cli.chat.raw import RawChat
 from drift_cli.chat.template import TemplateChat
 from drift_cli.errors import UsageError
-from drift_cli.estimate import prompt_lengths
+from drift_cli.running.estimate import prompt_lengths
 from drift_cli.spec import Condition, Placement, Transcript
 
 USERS = ("hello there", "tell me more", "what is the light")

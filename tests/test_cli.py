@@ -304,7 +304,7 @@ def test_a_reference_reply_is_measured_where_it_stands_in_its_conversation() -> 
     from drift_cli import models
     from drift_cli.axes import demo_axis
     from drift_cli.chat import chat_for, messages
-    from drift_cli.reference_line import measure_replies
+    from drift_cli.measuring.reference_line import measure_replies
     from drift_cli.spec import Condition, Transcript
 
     card = models.describe("demo")

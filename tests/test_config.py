@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from drift_cli.config import PRESETS, preset_settings, preset_text, resolve
 from drift_cli.errors import UsageError
-from drift_cli.settings import KEYS
+from drift_cli.settings.config import PRESETS, preset_settings, preset_text, resolve
+from drift_cli.settings.keys import KEYS
 from drift_cli.spec import Condition, Placement
 
 TOML = """

@@ -15,10 +15,11 @@ from drift_cli.analysis.controls import standings
 from drift_cli.analysis.effects import hedges_g
 from drift_cli.analysis.results import Options
 from drift_cli.analysis.table import RunTable
-from drift_cli.axes import controls, demo_axis
+from drift_cli.axes import demo_axis
 from drift_cli.commands.pictures import Picture
 from drift_cli.commands.report import gather
 from drift_cli.errors import DriftError
+from drift_cli.measuring import controls
 from drift_cli.spec import Cell
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run

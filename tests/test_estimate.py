@@ -8,10 +8,10 @@ import pytest
 
 from drift_cli.engine.plain.attention import layout_of
 from drift_cli.engine.slots import Layout, layout_from
-from drift_cli.estimate import Fit, Work, example, seconds
 from drift_cli.models import LoadedModel
+from drift_cli.running.estimate import Fit, Work, example, seconds
+from drift_cli.running.speeds import Speeds
 from drift_cli.spec import Cell, Finish, Rollout
-from drift_cli.speeds import Speeds
 from drift_cli.store.log import End
 from drift_cli.store.manifest import ModelFacts
 from drift_cli.store.run import RolloutState

@@ -10,7 +10,6 @@ import pytest
 from store_fixtures import CELL, OTHER, finish, make_run
 
 from drift_cli.launch.plan import Plan, worker_command
-from drift_cli.share import take_part
 from drift_cli.spec import Rollout
 from drift_cli.store import fair as fair_module
 from drift_cli.store.claims import Claims
@@ -19,6 +18,7 @@ from drift_cli.store.manifest import CellPlan
 from drift_cli.store.queue import Queue
 from drift_cli.store.run import Run
 from drift_cli.store.workers import Observer, Presence, worker_ids
+from drift_cli.workers.share import take_part
 
 
 @pytest.fixture

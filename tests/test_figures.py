@@ -20,11 +20,11 @@ from scipy import stats
 import drift_cli
 from drift_cli.analysis.table import RunTable
 from drift_cli.errors import StoreError, UsageError
-from drift_cli.figures.canvas import render, save
-from drift_cli.figures.curves import pointwise
-from drift_cli.figures.palette import COLORS, PAPER
-from drift_cli.figures.panel import turn_ticks
-from drift_cli.figures.trajectory import trajectory
+from drift_cli.results.figures.canvas import render, save
+from drift_cli.results.figures.curves import pointwise
+from drift_cli.results.figures.palette import COLORS, PAPER
+from drift_cli.results.figures.panel import turn_ticks
+from drift_cli.results.figures.trajectory import trajectory
 from drift_cli.spec import Cell
 
 
@@ -265,7 +265,7 @@ def test_pyplot_is_not_used():
     # In a process of its own: other tests, and matplotlib's own settings when all are read, may import it.
     code = (
         "import sys, numpy; from drift_cli.spec import Cell; from drift_cli.analysis.table import RunTable;"
-        "from drift_cli.figures.trajectory import trajectory; from drift_cli.figures.canvas import render, save;"
+        "from drift_cli.results.figures.trajectory import trajectory; from drift_cli.results.figures.canvas import render, save;"
         "render(trajectory(RunTable.from_arrays('r', 'a', {Cell('t', 'c', 0.0): numpy.eye(3)})), '.png');"
         "sys.exit('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     )

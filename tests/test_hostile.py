@@ -25,10 +25,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 from store_fixtures import DIRECTION, FIRST, finish, fork, make_run
 
-from drift_cli import axes, config, reference_line, transcripts
+from drift_cli import axes, transcripts
 from drift_cli.errors import DriftError
 from drift_cli.interchange.seed_json import read_seed
-from drift_cli.settings import KEYS
+from drift_cli.measuring import reference_line
+from drift_cli.settings import config
+from drift_cli.settings.keys import KEYS
 from drift_cli.spec import RunSpec
 from drift_cli.store.events import read_events
 from drift_cli.store.line import read

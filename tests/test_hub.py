@@ -14,8 +14,8 @@ from test_adapters import made
 
 from drift_cli import models
 from drift_cli.errors import DriftError
-from drift_cli.existing import as_recorded
 from drift_cli.models.reading import Reading
+from drift_cli.running.existing import as_recorded
 
 COMMITS = ("1" * 40, "2" * 40)
 

@@ -23,16 +23,16 @@ from drift_cli.analysis.study import analyze
 from drift_cli.analysis.table import RunTable
 from drift_cli.analysis.turns import band
 from drift_cli.errors import UsageError
-from drift_cli.figures.curves import simultaneous
-from drift_cli.figures.forest import MOST, forest
-from drift_cli.figures.heatmap import order
-from drift_cli.figures.layers import layers
-from drift_cli.figures.lettering import drawable, shortened, wrapped
-from drift_cli.figures.palette import COLORS, DARK, DARK_COLORS, PAPER, STYLES, style_named
-from drift_cli.figures.ridgeline import density
-from drift_cli.figures.terminal import terminal
-from drift_cli.figures.tokens import LINES, tokens
-from drift_cli.figures.trajectory import pulls, trajectory
+from drift_cli.results.figures.curves import simultaneous
+from drift_cli.results.figures.forest import MOST, forest
+from drift_cli.results.figures.heatmap import order
+from drift_cli.results.figures.layers import layers
+from drift_cli.results.figures.lettering import drawable, shortened, wrapped
+from drift_cli.results.figures.palette import COLORS, DARK, DARK_COLORS, PAPER, STYLES, style_named
+from drift_cli.results.figures.ridgeline import density
+from drift_cli.results.figures.terminal import terminal
+from drift_cli.results.figures.tokens import LINES, tokens
+from drift_cli.results.figures.trajectory import pulls, trajectory
 from drift_cli.spec import Cell
 
 

@@ -15,7 +15,7 @@ from drift_cli import models
 from drift_cli.chat import Dialogue
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.experiment import reopen, settings_of
+from drift_cli.running.experiment import reopen, settings_of
 
 SPLIT = tiny.OLMO.replace("m['content'] }}", "m['content'].split('</think>')[-1] if m['role'] == 'assistant' else m['content'] }}")
 BEGUN = SPLIT.replace("assistant{{ '\n' }}", "assistant\n<think>{{ '\n' }}")

@@ -21,9 +21,11 @@ from drift_cli import axes
 from drift_cli.analysis import table as tables
 from drift_cli.analysis.effects import hedges_g
 from drift_cli.analysis.layers import load_layers
-from drift_cli.axes import Axis, controls
-from drift_cli.axes.build import made_from
-from drift_cli.axes.personas import read as read_personas
+from drift_cli.axes import Axis
+from drift_cli.measuring import controls
+from drift_cli.measuring.build import made_from
+from drift_cli.measuring.personas import read as read_personas
+from drift_cli.measuring.traces import token_lengths
 from drift_cli.spec import (
     Cell,
     ChatFormat,
@@ -45,7 +47,6 @@ from drift_cli.store.manifest import AxisEntry, CellPlan, Manifest, ModelFacts
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 from drift_cli.store.traces import TokenTrace, write_traces
-from drift_cli.traces import token_lengths
 
 R, A = SegmentKind.REASONING, SegmentKind.ANSWER
 SAMPLES, TURNS, WIDTH, LAYERS = 6, 4, 8, (1, 2)

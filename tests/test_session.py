@@ -12,13 +12,13 @@ from drift_cli import models
 from drift_cli.display import Display, Mode
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.experiment import reopen, settings_of
-from drift_cli.runner import Outcome, run_rollouts
-from drift_cli.share import take_part
+from drift_cli.running.experiment import reopen, settings_of
+from drift_cli.running.runner import Outcome, run_rollouts
 from drift_cli.spec import Rollout
 from drift_cli.store.claims import claims_of
 from drift_cli.store.run import Run
 from drift_cli.store.workers import Presence
+from drift_cli.workers.share import take_part
 
 
 def go(run: Run, stop: Callable[[], bool], kind: type[SlotEngine] | type[ReferenceEngine]) -> Outcome:

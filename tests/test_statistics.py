@@ -33,8 +33,8 @@ from drift_cli.analysis.table import RunTable
 from drift_cli.analysis.turns import band
 from drift_cli.analysis.verdict import answer
 from drift_cli.errors import UsageError
+from drift_cli.results.tables.answer import lines
 from drift_cli.spec import Cell
-from drift_cli.tables.answer import lines
 
 SEED_FILES = {"baseline": "003b_baseline.json", "simple": "003b_simple_sysprompt.json", "complex": "003b_complex_sysprompt.json"}
 

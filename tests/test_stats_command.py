@@ -12,8 +12,8 @@ import pytest
 from cli import drift
 
 from drift_cli.display import Table
-from drift_cli.tables.formats import csv_text, latex, markdown
-from drift_cli.tables.words import number, p_value, ranges
+from drift_cli.results.tables.formats import csv_text, latex, markdown
+from drift_cli.results.tables.words import number, p_value, ranges
 
 USERS = ["hello", "go on", "and now", "why"]
 PROMPT = "Reminder: You are a helpful assistant that answers every question briefly and politely."

@@ -24,7 +24,7 @@ from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.sampling import noise_key
 from drift_cli.interchange.rows import rows
 from drift_cli.models import LoadedModel
-from drift_cli.report.document import _end
+from drift_cli.results.report.document import _end
 from drift_cli.spec import Cell, Condition, Finish, Rollout, Sampling
 from drift_cli.store.line import EndLine, read
 

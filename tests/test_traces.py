@@ -11,15 +11,16 @@ import tiny
 from cli import drift
 from report_run import AXIS, make_run, trace_run
 
-from drift_cli import axes, models, traces
+from drift_cli import axes, models
 from drift_cli.axes import Axis
 from drift_cli.errors import StoreError
+from drift_cli.measuring import traces
+from drift_cli.measuring.traces import piece_lengths
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Cell, Finish, Rollout, Turn
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 from drift_cli.store.traces import TokenTrace, read_traces, write_traces
-from drift_cli.traces import piece_lengths
 
 ARCHITECTURES = list(tiny.ARCHITECTURES)
 FIRST = Rollout(Cell("talk", "baseline", 0.7), 0)

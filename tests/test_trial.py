@@ -33,8 +33,8 @@ from drift_cli.engine.trial import judge
 from drift_cli.engine.trial_text import conversations, length, random_text
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.models import LoadedModel
+from drift_cli.running.speeds import Speeds
 from drift_cli.spec import Sampling
-from drift_cli.speeds import Speeds
 
 WINDOW = 48
 

@@ -25,11 +25,11 @@ from drift_cli.analysis.study import analyze
 from drift_cli.analysis.table import RunTable
 from drift_cli.analysis.verdict import Answer, Judgement, Verdict, answer
 from drift_cli.commands.pictures import Picture
+from drift_cli.results.tables.answer import lines, sentences
+from drift_cli.results.tables.cautions import cautions
 from drift_cli.spec import Cell
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
-from drift_cli.tables.answer import lines, sentences
-from drift_cli.tables.cautions import cautions
 
 TURNS = 10
 

@@ -16,12 +16,10 @@ from cli import drift
 from rich.console import Console
 from store_fixtures import CELL, FIRST, OTHER, TURNS, finish, fork, make_run, open_log, turn
 
-from drift_cli import status as status_module
 from drift_cli.commands.watch import rate_of, summary, tables
 from drift_cli.display import Display, Mode
 from drift_cli.screen import Screen
 from drift_cli.spec import Cell, Condition, Finish, Rollout
-from drift_cli.status import WINDOW, CellStatus, Pace, Status, Watch, WorkerStatus
 from drift_cli.store import survey as survey_module
 from drift_cli.store.lock import Owner
 from drift_cli.store.log import End
@@ -30,6 +28,8 @@ from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 from drift_cli.store.survey import CellCount, Surveyor
 from drift_cli.store.workers import Presence, WorkerState
+from drift_cli.workers import status as status_module
+from drift_cli.workers.status import WINDOW, CellStatus, Pace, Status, Watch, WorkerStatus
 
 SECOND = Rollout(CELL, 1)
 COMMAND = [sys.executable, "-m", "drift_cli", "runs", "watch"]

@@ -94,7 +94,7 @@ def make(folder: Path, *arguments: str) -> Place:
     from drift_cli.commands.launch import _parsed
     from drift_cli.commands.work import Work
     from drift_cli.display import Display, Mode
-    from drift_cli.experiment import prepare
+    from drift_cli.running.experiment import prepare
 
     folder.mkdir()
     (folder / "short.json").write_text(json.dumps({"users": ["hello there", "who are you"]}))

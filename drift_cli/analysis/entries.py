@@ -15,7 +15,7 @@ def choose_axis(manifest: Manifest, name: str | None, run_id: str) -> AxisEntry:
     entries = {entry.name: entry for entry in (*manifest.axes, *manifest.measured)}
     add = f"drift measure {run_id} --axis FILE"
     if not entries:
-        from drift_cli.axes.missing import commands_for
+        from drift_cli.measuring.missing import commands_for
 
         raise StoreError(
             f"run {run_id} has no axis, so there are no projections",

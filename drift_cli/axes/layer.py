@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from drift_cli.axes.axis import Axis
-from drift_cli.axes.diagnostics import suggested_layer
+from drift_cli.measuring.diagnostics import suggested_layer
 
 DEPTH = 0.65
 """Where an axis that suggests no layer is used: this share of the way up, as in the experiment of the preset olmo3-003b (layer 21 of 32)."""

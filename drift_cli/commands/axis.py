@@ -15,7 +15,8 @@ from drift_cli.errors import DriftError, UsageError
 from drift_cli.spec import brief
 
 if TYPE_CHECKING:
-    from drift_cli.axes import Axis, Diagnostics
+    from drift_cli.axes import Axis
+    from drift_cli.measuring.diagnostics import Diagnostics
 
 axis = typer.Typer(help="Axes: build one, import or export tensors, look at one.", no_args_is_help=True)
 axis.command("build")(axis_build.build)
@@ -48,7 +49,7 @@ def import_(
     """Bring in an axis and save it under data/axes. Tensors only: nothing in the file is executed."""
     from drift_cli.axes import import_torch, save
     from drift_cli.axes.torch_files import convention_of
-    from drift_cli.config import axes_folder
+    from drift_cli.settings.config import axes_folder
     from drift_cli.spec import plain_name
 
     shown = make_display(display, as_json)
@@ -88,8 +89,8 @@ def _blocks(shown: Display, model: str | None, *, needed: bool) -> int | None:
 def _built_on(model: str) -> Axis | None:
     """An axis that `drift axis build` made of a model: it has all of its layers."""
     from drift_cli.axes.files import find
-    from drift_cli.axes.missing import axes_for
-    from drift_cli.config import axes_folder
+    from drift_cli.measuring.missing import axes_for
+    from drift_cli.settings.config import axes_folder
 
     found = (find(name, axes_folder()) for name in axes_for(model, axes_folder()))
     return next((made for made in found if made.personas_digest is not None), None)
@@ -109,7 +110,7 @@ def export(
     """Write an axis as a torch file that other tools read."""
     from drift_cli.axes import find
     from drift_cli.axes.torch_files import export_torch
-    from drift_cli.config import axes_folder
+    from drift_cli.settings.config import axes_folder
 
     if kind not in KINDS:
         raise UsageError(f"kind {kind!r} is unknown", mend=f"Use {' or '.join(KINDS)}.")
@@ -123,7 +124,7 @@ def export(
 @axis.command()
 def personas() -> None:
     """Print drift's own personas and questions, to be edited and given to `drift axis build --personas FILE`."""
-    from drift_cli.axes.personas import default_text
+    from drift_cli.measuring.personas import default_text
 
     typer.echo(default_text(), nl=False)
 
@@ -142,7 +143,7 @@ def show(
 ) -> None:
     """Show an axis: where it is from, every layer, how personas lie along it; draw that, and suggest a layer."""
     from drift_cli.axes import find
-    from drift_cli.config import axes_folder
+    from drift_cli.settings.config import axes_folder
 
     shown = make_display(display, as_json)
     if name is None:
@@ -174,8 +175,8 @@ def _listed(name: str, folder: Path) -> dict[str, Any]:
     from datetime import datetime
 
     from drift_cli.axes.axis import ranges
-    from drift_cli.axes.diagnostics import suggested_layer
     from drift_cli.axes.files import DEMO, find
+    from drift_cli.measuring.diagnostics import suggested_layer
 
     try:
         made = find(name, folder)
@@ -190,7 +191,7 @@ def _listed(name: str, folder: Path) -> dict[str, Any]:
 
 def axis_facts(made: Axis, layer: int | None = None) -> dict[str, Any]:
     """An axis as JSON: its header, its diagnostics (of `layer`, else the suggested layer, and of every layer), the layer it suggests."""
-    from drift_cli.axes.diagnostics import suggest, sweep
+    from drift_cli.measuring.diagnostics import suggest, sweep
 
     found = sweep(made)
     suggested = suggest(found)
@@ -216,8 +217,8 @@ def axis_facts(made: Axis, layer: int | None = None) -> dict[str, Any]:
 def axis_tables(made: Axis, layer: int | None = None) -> list[Table]:
     """An axis for reading: its header, every layer, and the order of personas at `layer`, else at the suggested one."""
     from drift_cli.axes.axis import ranges
-    from drift_cli.axes.diagnostics import suggest, sweep
     from drift_cli.axes.layer import said
+    from drift_cli.measuring.diagnostics import suggest, sweep
 
     rows = [
         ["layers", f"{ranges(made.layers)} (hidden_states; 0 is the embeddings)"],
@@ -269,16 +270,16 @@ def _order_table(made: Axis, found: Diagnostics) -> Table:
 
 def _draw(made: Axis, layer: int | None, output: Path | None) -> list[Path]:
     """Draw an axis that knows its personas; returns the files written."""
-    from drift_cli.axes.diagnostics import suggest, sweep
-    from drift_cli.config import home
+    from drift_cli.measuring.diagnostics import suggest, sweep
+    from drift_cli.settings.config import home
 
     found = sweep(made)
     if not found:
         if output is not None:
             raise UsageError(f"axis {made.name} does not know its personas, so there is nothing to draw", mend="Leave --output out.")
         return []
-    from drift_cli.figures.axis import draw
-    from drift_cli.figures.canvas import save
+    from drift_cli.results.figures.axis import draw
+    from drift_cli.results.figures.canvas import save
 
     suggested = suggest(found)
     chosen = layer if layer is not None else suggested if suggested is not None else made.layers[0]

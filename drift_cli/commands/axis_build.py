@@ -23,10 +23,10 @@ from drift_cli.commands.options import (
     open_store,
 )
 from drift_cli.commands.work import Work
-from drift_cli.config import Settings, resolve
 from drift_cli.display import Mode, duration
 from drift_cli.errors import UsageError
-from drift_cli.settings import KEYS
+from drift_cli.settings.config import Settings, resolve
+from drift_cli.settings.keys import KEYS
 from drift_cli.spec import Condition, Placement, Transcript
 
 MODELS_OWN = ("model", "revision", "adapter", "dtype", "device", "chat", "chat_date", "chat_options", "preset", "engine", "batch")
@@ -37,9 +37,9 @@ _FILTERS = ("top_p", "top_k", "min_p", "independent_noise")
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from drift_cli.axes.personas import Personas
-    from drift_cli.experiment import Experiment
-    from drift_cli.runner import Outcome
+    from drift_cli.measuring.personas import Personas
+    from drift_cli.running.experiment import Experiment
+    from drift_cli.running.runner import Outcome
     from drift_cli.store.run import Run
 
 
@@ -71,10 +71,10 @@ def build(
     every layer. The replies are a run like any other: the same line goes on where it was stopped, and more --samples add to it.
     """
     from drift_cli.axes import save
-    from drift_cli.axes.build import made_from, transcripts
-    from drift_cli.axes.personas import read
     from drift_cli.commands.axis import axis_facts, axis_tables
-    from drift_cli.config import axes_folder
+    from drift_cli.measuring.build import made_from, transcripts
+    from drift_cli.measuring.personas import read
+    from drift_cli.settings.config import axes_folder
 
     asked = read(personas)
     flags: dict[str, object] = {
@@ -119,7 +119,7 @@ def _title(name: str | None, model: str, output: Path | None) -> str:
 
 def _settled(settings: Settings, asked: Personas, own: dict[str, object]) -> Settings:
     """The settings of the run: what the model needs as resolved, everything else as `drift axis build` has it, whatever drift.toml says of experiments."""
-    from drift_cli.axes.build import conditions
+    from drift_cli.measuring.build import conditions
 
     own = {**{key: entry.default for key, entry in KEYS.items() if key not in MODELS_OWN}, **own, "layers": "all"}
     origins = {**settings.origins, **dict.fromkeys(own, "drift axis build")}
@@ -139,7 +139,7 @@ def _inherited(settings: Settings, settled: Settings) -> list[str]:
 def _placement(settings: Settings) -> Placement:
     """Where the personas' prompts go: first, or, where the chat template takes no system message, at the end of the question."""
     from drift_cli.chat import chat_for
-    from drift_cli.experiment import card_of
+    from drift_cli.running.experiment import card_of
 
     card = card_of(settings)
     made = chat_for(card.tokenizer, settings["chat"], date=settings["chat_date"], options=settings["chat_options"])

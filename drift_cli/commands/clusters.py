@@ -117,7 +117,7 @@ def _with_threads(plan: Plan, request: Request, paths: RunPaths) -> Request:
 
 
 def _default_store() -> object:
-    from drift_cli.config import home
+    from drift_cli.settings.config import home
 
     return (home() / "checkpoints").absolute()
 

@@ -10,13 +10,13 @@ from drift_cli.errors import DriftError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from drift_cli.estimate import Fit
-    from drift_cli.experiment import Experiment
+    from drift_cli.running.estimate import Fit
+    from drift_cli.running.experiment import Experiment
 
 
 def foreseen(experiment: Experiment) -> Sequence[Fit]:
     """Where every cell's prompts outgrow the model's context."""
-    from drift_cli.estimate import fits
+    from drift_cli.running.estimate import fits
 
     return fits(experiment.manifest, experiment.chat, experiment.card.context)
 

@@ -17,7 +17,7 @@ def demo(store: StoreOption = None, display: DisplayOption = Mode.AUTO) -> None:
     from drift_cli.commands.plot import draw
     from drift_cli.commands.stats import stats
     from drift_cli.commands.work import Work
-    from drift_cli.config import preset_settings
+    from drift_cli.settings.config import preset_settings
 
     shown = make_display(display)
     run = Work(shown, open_store(store)).start(preset_settings("demo"))

@@ -74,8 +74,8 @@ def export(
 ) -> None:
     """Write a run for other tools."""
     from drift_cli.analysis.segments import measured
-    from drift_cli.config import home
     from drift_cli.interchange import export_assistant_axis, export_csv, export_parquet, export_seed
+    from drift_cli.settings.config import home
 
     if residuals and format_ is not Format.PARQUET:
         raise UsageError("--residuals goes with --format parquet")

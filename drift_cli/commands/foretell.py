@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from drift_cli.display import Display, Table, duration
-from drift_cli.estimate import Fit, Work, fits, longest, seconds
-from drift_cli.speeds import measure_speeds
+from drift_cli.running.estimate import Fit, Work, fits, longest, seconds
+from drift_cli.running.speeds import measure_speeds
 
 if TYPE_CHECKING:
-    from drift_cli.experiment import Experiment
+    from drift_cli.running.experiment import Experiment
     from drift_cli.store.manifest import Manifest
     from drift_cli.store.paths import Store
     from drift_cli.store.run import RolloutState, Run

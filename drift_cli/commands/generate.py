@@ -22,11 +22,11 @@ from drift_cli.commands.options import (
     make_display,
     open_store,
 )
-from drift_cli.config import Settings, resolve
-from drift_cli.config import placement as read_placement
 from drift_cli.display import Mode
 from drift_cli.errors import UsageError
-from drift_cli.settings import KEYS
+from drift_cli.settings.config import Settings, resolve
+from drift_cli.settings.config import placement as read_placement
+from drift_cli.settings.keys import KEYS
 from drift_cli.spec import Condition
 
 _Texts = list[str] | None

@@ -31,15 +31,15 @@ from drift_cli.commands.work import Work, why
 from drift_cli.commands.worker import LeaseOption
 from drift_cli.display import Display, Mode, Progress, Table
 from drift_cli.errors import EXIT_INTERRUPTED, DriftError, UsageError
-from drift_cli.interrupts import Stop
 from drift_cli.launch.local import Workers, check_gpus, threads, visible_gpus
 from drift_cli.launch.plan import Crew, Finished, Launcher, Plan, worker_command
 from drift_cli.launch.slurm import Request
+from drift_cli.running.interrupts import Stop
 from drift_cli.store.workers import LEASE, check_lease, forget_workers
 
 if TYPE_CHECKING:
-    from drift_cli.config import Settings
-    from drift_cli.runner import Outcome
+    from drift_cli.running.runner import Outcome
+    from drift_cli.settings.config import Settings
     from drift_cli.store.paths import RunPaths
     from drift_cli.store.run import Run
 
@@ -144,8 +144,8 @@ class Launching(Work):
 
     def prepared(self, rest: Sequence[str], own: dict[str, Any], *, dry_run: bool) -> tuple[str, Run | None]:
         """The run that the rest of the line names or describes, made unless this is a dry run; and its id."""
-        from drift_cli.continued import prepare_for
-        from drift_cli.experiment import reopen, settings_of
+        from drift_cli.running.continued import prepare_for
+        from drift_cli.running.experiment import reopen, settings_of
         from drift_cli.store.run import Run
 
         if rest and not rest[0].startswith("-"):
@@ -212,7 +212,7 @@ def _rows(engine: Launcher, plan: Plan) -> list[list[str]]:
 def _carry_out(shown: Display, work: Launching, run: Run, what: tuple[Launcher, Plan, AbstractContextManager[Crew]], stop: Stop) -> None:
     """Start the workers, show how far they are, and say how it ended."""
     engine, plan, crew = what
-    from drift_cli.runner import Outcome
+    from drift_cli.running.runner import Outcome
 
     states = run.states()
     total, done = sum(state.total for state in states), sum(state.total if state.ended else state.done for state in states)

@@ -121,9 +121,10 @@ def _controls(display: Display, run: Run, name: str | None, count: int, part: Pa
     from drift_cli.analysis.results import Options
     from drift_cli.analysis.summary import scope
     from drift_cli.analysis.table import load as load_table
-    from drift_cli.axes import controls, load
+    from drift_cli.axes import load
     from drift_cli.commands.stats import among_controls
-    from drift_cli.tables.study import controls_table
+    from drift_cli.measuring import controls
+    from drift_cli.results.tables.study import controls_table
 
     entry = choose_axis(run.manifest, name, run.paths.run_id)
     if entry.layer not in run.manifest.layers:
@@ -149,8 +150,8 @@ def _project(display: Display, run: Run, asked: str | None, layer: int | None, f
     from drift_cli.analysis.summary import summarize
     from drift_cli.analysis.table import load
     from drift_cli.axes import save
-    from drift_cli.axes.missing import commands_for
-    from drift_cli.tables.study import summary_table
+    from drift_cli.measuring.missing import commands_for
+    from drift_cli.results.tables.study import summary_table
 
     run_id, stored = run.paths.run_id, run.manifest.layers
     if asked is None:
@@ -211,7 +212,7 @@ def _found(run: Run, name: str) -> Axis:
     """An axis by name or file; by name also the run's own copy, should it be nowhere else any more."""
     from drift_cli.axes import DEMO, find, load
     from drift_cli.axes.use import is_name
-    from drift_cli.config import axes_folder
+    from drift_cli.settings.config import axes_folder
 
     copies = {entry.axis for entry in (*run.manifest.axes, *run.manifest.measured)}
     gone = name != DEMO and is_name(name) and not (axes_folder() / f"{name}.safetensors").exists()
@@ -220,7 +221,7 @@ def _found(run: Run, name: str) -> Axis:
 
 def _allowed(axis: Axis, subject: Subject, foreign: bool | None) -> bool:
     """Whether drift.toml or the environment allow the axis of another model; they are read where it is one."""
-    from drift_cli.config import resolve
+    from drift_cli.settings.config import resolve
 
     if foreign is not None or axis.foreign_to(subject.model, subject.revision) is None:
         return False

@@ -11,7 +11,7 @@ import typer
 from drift_cli.display import Display, Mode
 
 if TYPE_CHECKING:
-    from drift_cli.config import Settings
+    from drift_cli.settings.config import Settings
     from drift_cli.spec import Part
     from drift_cli.store.paths import Store
     from drift_cli.store.run import Run
@@ -71,7 +71,7 @@ def of_segment(segment: Part | None) -> dict[str, str]:
 
 def open_store(folder: Path | None) -> Store:
     """The store a command works on."""
-    from drift_cli.config import store_folder
+    from drift_cli.settings.config import store_folder
     from drift_cli.store.paths import Store
 
     return Store(store_folder(folder))

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
-    from drift_cli.figures.curves import Bands
-    from drift_cli.figures.trajectory import Mark
+    from drift_cli.results.figures.curves import Bands
+    from drift_cli.results.figures.trajectory import Mark
     from drift_cli.spec import Rollout
     from drift_cli.store.run import Run
 
@@ -80,14 +80,14 @@ class Picture:
 
     def draw(self, kind: str) -> Figure:
         """One of `KINDS` but `text`. Raises `Unavailable` where the run has nothing of the kind."""
-        from drift_cli.figures.panel import check_drawable
+        from drift_cli.results.figures.panel import check_drawable
 
         check_drawable(self.table)
         return _DRAW[kind](self)
 
     def text(self, *, color: bool) -> str:
         """The trajectory in characters."""
-        from drift_cli.figures.terminal import terminal
+        from drift_cli.results.figures.terminal import terminal
 
         return terminal(self.table, reference=references(self.run, self.table, self.reference), color=color)
 
@@ -96,7 +96,7 @@ def references(run: Run, table: RunTable, given: Path | None) -> dict[str, NDArr
     """Reference lines by transcript: the one given, else those measured in the run on this axis."""
     import numpy as np
 
-    from drift_cli.reference_line import read
+    from drift_cli.measuring.reference_line import read
 
     names = dict.fromkeys(cell.transcript for cell in table.cells)
     if given is not None:
@@ -115,8 +115,8 @@ def references(run: Run, table: RunTable, given: Path | None) -> dict[str, NDArr
 
 
 def _trajectory(picture: Picture) -> Figure:
-    from drift_cli.figures.palette import style_named
-    from drift_cli.figures.trajectory import trajectory
+    from drift_cli.results.figures.palette import style_named
+    from drift_cli.results.figures.trajectory import trajectory
 
     # Differences belong to the picture where they fit it: several scripts have a figure of their own for them.
     differences = picture.from_baseline.turns if len(picture.table.groups) == 1 and len(picture.table.conditions) > 1 else ()
@@ -134,7 +134,7 @@ def _trajectory(picture: Picture) -> Figure:
 
 def bands_of(table: RunTable, name: str, level: float) -> Bands:
     """The bands of mean curves: `simultaneous` or `pointwise`; `UsageError` for another name."""
-    from drift_cli.figures.curves import pointwise, simultaneous
+    from drift_cli.results.figures.curves import pointwise, simultaneous
 
     if name not in ("simultaneous", "pointwise"):
         raise UsageError(f"there are no {name!r} bands", mend="Use simultaneous (all turns together) or pointwise (each turn by itself).")
@@ -142,22 +142,22 @@ def bands_of(table: RunTable, name: str, level: float) -> Bands:
 
 
 def _difference(picture: Picture) -> Figure:
-    from drift_cli.figures.difference import difference
-    from drift_cli.figures.palette import style_named
+    from drift_cli.results.figures.difference import difference
+    from drift_cli.results.figures.palette import style_named
 
     return difference(picture.table, picture.from_baseline, title=picture.title, style=style_named(picture.style))
 
 
 def _forest(picture: Picture) -> Figure:
-    from drift_cli.figures.forest import forest
-    from drift_cli.figures.palette import style_named
+    from drift_cli.results.figures.forest import forest
+    from drift_cli.results.figures.palette import style_named
 
     return forest(picture.table, picture.study, title=picture.title, style=style_named(picture.style))
 
 
 def _marks(picture: Picture) -> list[Mark]:
     """The user turns to annotate, in each transcript that has them."""
-    from drift_cli.figures.trajectory import Mark, pulls
+    from drift_cli.results.figures.trajectory import Mark, pulls
 
     table, marks = picture.table, []
     for name in dict.fromkeys(cell.transcript for cell in table.cells):
@@ -181,23 +181,23 @@ def _marks(picture: Picture) -> list[Mark]:
 
 
 def _heatmap(picture: Picture) -> Figure:
-    from drift_cli.figures.heatmap import heatmap
-    from drift_cli.figures.palette import style_named
+    from drift_cli.results.figures.heatmap import heatmap
+    from drift_cli.results.figures.palette import style_named
 
     return heatmap(picture.table, title=picture.title, style=style_named(picture.style))
 
 
 def _ridgeline(picture: Picture) -> Figure:
-    from drift_cli.figures.palette import style_named
-    from drift_cli.figures.ridgeline import ridgeline
+    from drift_cli.results.figures.palette import style_named
+    from drift_cli.results.figures.ridgeline import ridgeline
 
     return ridgeline(picture.table, title=picture.title, style=style_named(picture.style))
 
 
 def _layers(picture: Picture) -> Figure:
     from drift_cli.analysis.layers import load_layers
-    from drift_cli.figures.layers import layers
-    from drift_cli.figures.palette import style_named
+    from drift_cli.results.figures.layers import layers
+    from drift_cli.results.figures.palette import style_named
 
     found = load_layers(picture.run, picture.table)
     return layers(found, against=picture.baseline, title=picture.title, style=style_named(picture.style))
@@ -206,9 +206,9 @@ def _layers(picture: Picture) -> Figure:
 def _tokens(picture: Picture) -> Figure:
     from drift_cli.analysis.layers import Unavailable
     from drift_cli.analysis.tokens import load_traces
-    from drift_cli.figures.palette import style_named
-    from drift_cli.figures.panel import axis_label
-    from drift_cli.figures.tokens import tokens
+    from drift_cli.results.figures.palette import style_named
+    from drift_cli.results.figures.panel import axis_label
+    from drift_cli.results.figures.tokens import tokens
 
     traces = load_traces(picture.run, picture.table)
     run_id, axis = picture.run.paths.run_id, picture.table.axis

@@ -82,7 +82,7 @@ def plot(
 def draw(picture: Picture, kinds: Sequence[str], output: Path | None, formats: Sequence[str], display: Display) -> list[Path]:
     """Draw a run and write its files; returns their paths. With several kinds, those that the run has nothing for are left out, and it says why."""
     from drift_cli.analysis.layers import Unavailable
-    from drift_cli.figures.canvas import save
+    from drift_cli.results.figures.canvas import save
 
     if output is not None and output.suffix.lower().lstrip(".") not in FORMATS:
         raise UsageError(f"{output} has no known picture format", mend=f"End its name in {', '.join('.' + name for name in FORMATS)}.")
@@ -103,7 +103,7 @@ def draw(picture: Picture, kinds: Sequence[str], output: Path | None, formats: S
 
 
 def _paths(run: Run, kind: str, output: Path | None, formats: Sequence[str], *, several: bool) -> list[Path]:
-    from drift_cli.config import home
+    from drift_cli.settings.config import home
 
     if output is not None:
         return [output.with_name(f"{output.stem}-{kind}{output.suffix}") if several else output]

@@ -16,8 +16,8 @@ from drift_cli.spec import shortened_name, split_layer
 if TYPE_CHECKING:
     from drift_cli.axes.use import Use
     from drift_cli.chat import Chat
+    from drift_cli.measuring.reference_line import ReferenceLine
     from drift_cli.models import LoadedModel, ModelCard
-    from drift_cli.reference_line import ReferenceLine
     from drift_cli.spec import Transcript
     from drift_cli.store.run import Run
 
@@ -50,7 +50,7 @@ class Reader:
 def beside(display: Display, run: Run, reading: Reading) -> None:
     """Measure a conversation with a run's own model and chat format, and keep the line in the run."""
     from drift_cli.commands.measure import axis_of
-    from drift_cli.experiment import reopen, settings_of
+    from drift_cli.running.experiment import reopen, settings_of
 
     if run.manifest.model is None:
         raise UsageError(
@@ -84,8 +84,8 @@ def alone(display: Display, model: str | None, reading: Reading) -> None:
     from drift_cli.axes import find
     from drift_cli.axes.use import Subject, named, use
     from drift_cli.chat import chat_for
-    from drift_cli.config import axes_folder, home, resolve
-    from drift_cli.experiment import card_of
+    from drift_cli.running.experiment import card_of
+    from drift_cli.settings.config import axes_folder, home, resolve
 
     given = {
         "model": model,
@@ -144,7 +144,7 @@ def _check_script(run: Run, script: Transcript) -> None:
 def _measured(display: Display, script: Transcript, reader: Reader) -> ReferenceLine:
     """Refuse and foresee what can be before the weights are read, then measure."""
     from drift_cli.axes.use import elsewhere
-    from drift_cli.reference_line import measure_replies, plan
+    from drift_cli.measuring.reference_line import measure_replies, plan
     from drift_cli.spec import Condition
 
     used = reader.used

@@ -24,7 +24,7 @@ from drift_cli.display import Mode
 from drift_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from drift_cli.report.document import Contents
+    from drift_cli.results.report.document import Contents
 
 
 def report(
@@ -55,9 +55,9 @@ def report(
 def write(picture: Picture, output: Path | None) -> Path:
     """Write a run's report; returns its path."""
     from drift_cli import __version__
-    from drift_cli.config import home
-    from drift_cli.report.document import document
-    from drift_cli.report.html import page
+    from drift_cli.results.report.document import document
+    from drift_cli.results.report.html import page
+    from drift_cli.settings.config import home
     from drift_cli.store.files import atomic_write, create_folder
 
     run_id = picture.run.paths.run_id
@@ -79,10 +79,10 @@ def gather(picture: Picture) -> Contents:
     from drift_cli.analysis.verdict import answer
     from drift_cli.commands.pictures import bands_of, references
     from drift_cli.commands.stats import among_controls
-    from drift_cli.figures.panel import check_drawable
-    from drift_cli.report.document import Contents
-    from drift_cli.report.verdict import verdict
-    from drift_cli.tables.study import controls_table, study_tables
+    from drift_cli.results.figures.panel import check_drawable
+    from drift_cli.results.report.document import Contents
+    from drift_cli.results.report.verdict import verdict
+    from drift_cli.results.tables.study import controls_table, study_tables
 
     run, table = picture.run, picture.table
     check_drawable(table)

@@ -40,7 +40,7 @@ def resume(
     The newest, or the one named. Nothing but its folder and its model is needed.
     """
     from drift_cli.commands.work import Work
-    from drift_cli.experiment import settings_of
+    from drift_cli.running.experiment import settings_of
 
     found = open_run(store, run)
     settings = with_given(settings_of(found.manifest), device=device, batch=batch, engine=engine, model=model, adapter=adapter)

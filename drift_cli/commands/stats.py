@@ -23,7 +23,7 @@ from drift_cli.commands.options import (
 )
 from drift_cli.display import Display, Mode, Table
 from drift_cli.errors import UsageError
-from drift_cli.tables.formats import Format
+from drift_cli.results.tables.formats import Format
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,7 +149,7 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: f
 def among_controls(run: Run, table: RunTable, options: Options) -> Sequence[Standing]:
     """Where the table's differences stand among those on the control axes of its axis; nothing where `drift measure --controls` made none."""
     from drift_cli.analysis.controls import standings
-    from drift_cli.axes import controls
+    from drift_cli.measuring import controls
     from drift_cli.spec import Part
 
     path = run.paths.controls(table.axis)
@@ -209,9 +209,9 @@ def _show(display: Display, result: Result, format_: Format, output: Path | None
 
 def _brief(display: Display, result: Result, wanted: Wanted) -> None:
     """The answer, and the parts of the tables that were asked for."""
-    from drift_cli.tables.answer import lines
-    from drift_cli.tables.comparisons import drift_table, pairs_table
-    from drift_cli.tables.turns import all_turns
+    from drift_cli.results.tables.answer import lines
+    from drift_cli.results.tables.comparisons import drift_table, pairs_table
+    from drift_cli.results.tables.turns import all_turns
 
     assert result.answer is not None
     study = _first(result)
@@ -224,8 +224,8 @@ def _brief(display: Display, result: Result, wanted: Wanted) -> None:
 
 def _text(result: Result, format_: Format, wanted: Wanted) -> str:
     """The result for a file or a pipe."""
-    from drift_cli.tables.formats import csv_text, latex, markdown
-    from drift_cli.tables.records import records
+    from drift_cli.results.tables.formats import csv_text, latex, markdown
+    from drift_cli.results.tables.records import records
 
     if format_ is Format.CSV:
         return csv_text([record for name, study in result.studies.items() for record in records(study, name, result.power or ())])
@@ -236,10 +236,10 @@ def _text(result: Result, format_: Format, wanted: Wanted) -> str:
 
 
 def _shown(result: Result, wanted: Wanted) -> list[Table]:
-    from drift_cli.tables.answer import verdict_table
-    from drift_cli.tables.breaks import breaks_table
-    from drift_cli.tables.power import power_tables
-    from drift_cli.tables.study import controls_table, study_tables
+    from drift_cli.results.tables.answer import verdict_table
+    from drift_cli.results.tables.breaks import breaks_table
+    from drift_cli.results.tables.power import power_tables
+    from drift_cli.results.tables.study import controls_table, study_tables
 
     if result.power is not None:
         return power_tables(result.power, _first(result).scope, _first(result).first)

@@ -9,11 +9,11 @@ import typer
 
 from drift_cli.display import Display, Table
 from drift_cli.errors import EXIT_INTERRUPTED, StoreError, UsageError
-from drift_cli.interrupts import Stop
+from drift_cli.running.interrupts import Stop
 
 if TYPE_CHECKING:
-    from drift_cli.experiment import Experiment
     from drift_cli.models import LoadedModel
+    from drift_cli.running.experiment import Experiment
     from drift_cli.store.manifest import AxisEntry
     from drift_cli.store.run import Run
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def trace(display: Display, run: Run, axis: str | None, device: str | None) -> None:
     """Measure the token traces of a run's replies with its own model; what is measured already is passed over. Exits with 75 when interrupted."""
     from drift_cli import models
-    from drift_cli.experiment import reopen, settings_of
+    from drift_cli.running.experiment import reopen, settings_of
 
     settings = settings_of(run.manifest)
     settings = replace(settings, values={**settings.values, **({"device": device} if device else {})})
@@ -47,7 +47,7 @@ class Traced:
 def trace_with(display: Display, run: Run, experiment: Experiment, model: LoadedModel, stop: Stop, axis: str | None = None) -> Traced:
     """The same with a model that is loaded already."""
     from drift_cli.axes import load
-    from drift_cli.traces import measure_run
+    from drift_cli.measuring.traces import measure_run
 
     entry = _entry(run, axis)
     states = [state for state in run.states() if state.done]

@@ -18,7 +18,7 @@ from drift_cli.commands.options import DisplayOption, JsonOption, RunArgument, S
 from drift_cli.display import Display, Mode, Table, duration
 
 if TYPE_CHECKING:
-    from drift_cli.status import CellStatus, Status, Watch, WorkerStatus
+    from drift_cli.workers.status import CellStatus, Status, Watch, WorkerStatus
 
 _REST = 4.0
 """Times as long as a look took, at least, until the next: whoever watches leaves a busy file server to those who work."""
@@ -46,7 +46,7 @@ def watch(
     Ends when nothing is left to do, or with Ctrl-C. With --json, one object per look, a line each.
     """
     from drift_cli.screen import Leave
-    from drift_cli.status import Watch
+    from drift_cli.workers.status import Watch
 
     shown = make_display(display, as_json)
     watched = Watch(open_run(store, run).paths)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from drift_cli.commands.context import foreseen, refuse_without_a_turn, warn_of_context
-from drift_cli.config import Settings
 from drift_cli.display import Display, Table, duration
 from drift_cli.errors import EXIT_INTERRUPTED, UsageError
-from drift_cli.interrupts import Stop
 from drift_cli.launch.plan import launcher_of
+from drift_cli.running.interrupts import Stop
+from drift_cli.settings.config import Settings
 from drift_cli.spec import Finish
 from drift_cli.store.workers import WorkerState
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from drift_cli.engine.contract import Engine
-    from drift_cli.experiment import Experiment
     from drift_cli.models import LoadedModel, ModelCard
-    from drift_cli.runner import Outcome
-    from drift_cli.share import Share
+    from drift_cli.running.experiment import Experiment
+    from drift_cli.running.runner import Outcome
     from drift_cli.spec import Transcript
     from drift_cli.store.paths import Store
     from drift_cli.store.run import Run
+    from drift_cli.workers.share import Share
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Work:
         """
         self.display.note(f"model: {settings['model']} ({why(settings)})")
         with Stop() as stop:
-            from drift_cli.continued import prepare_for
+            from drift_cli.running.continued import prepare_for
 
             experiment, existing = prepare_for(self.store, settings, scripts, self.display.note)
             return self._carry_out(experiment, existing, settings, stop, dry_run)
@@ -57,7 +57,7 @@ class Work:
         """Go on with a run that exists."""
         self.display.note(f"model: {settings['model']} (run {run.paths.run_id})")
         with Stop() as stop:
-            from drift_cli.experiment import reopen
+            from drift_cli.running.experiment import reopen
 
             return self._carry_out(reopen(run, settings, self.display.note), run, settings, stop, dry_run)
 
@@ -84,7 +84,7 @@ class Work:
     def open(self, experiment: Experiment) -> Run:
         """Create the run or add to it; whatever contradicts the run on disk is refused here, before any weight is read."""
         from drift_cli.axes import save
-        from drift_cli.existing import relocate
+        from drift_cli.running.existing import relocate
         from drift_cli.store.run import Run
 
         run = Run.create(self.store, experiment.manifest)
@@ -94,9 +94,9 @@ class Work:
         return run
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
-        from drift_cli.runner import Outcome
-        from drift_cli.share import take_part
+        from drift_cli.running.runner import Outcome
         from drift_cli.store.queue import correct_hints
+        from drift_cli.workers.share import take_part
 
         states = run.states()
         correct_hints(run.paths, states)
@@ -114,8 +114,8 @@ class Work:
     def _generate(self, part: Part, facts: Mapping[str, Any]) -> Outcome:
         """Read the model and make turns, once there is something to be taken. `facts` are told with the event of the start."""
         from drift_cli.engine.contract import Stopped
-        from drift_cli.machine import epoch_now
-        from drift_cli.runner import Outcome, run_rollouts
+        from drift_cli.running.machine import epoch_now
+        from drift_cli.running.runner import Outcome, run_rollouts
 
         run, share, experiment, stop = part.run, part.share, part.experiment, part.stop
         queue = share.queue(run, 1)
@@ -163,9 +163,9 @@ class Work:
         from drift_cli import models
         from drift_cli.commands.foretell import slower
         from drift_cli.engine.choice import choose, rows
-        from drift_cli.estimate import fits, longest
-        from drift_cli.machine import keep_threads, loaded_otherwise
-        from drift_cli.runner import told
+        from drift_cli.running.estimate import fits, longest
+        from drift_cli.running.machine import keep_threads, loaded_otherwise
+        from drift_cli.running.runner import told
 
         run, experiment, settings = part.run, part.experiment, part.settings
         spec = run.manifest.spec
@@ -259,14 +259,14 @@ class Work:
 
     def resume_command(self, run: Run) -> str:
         """The line that goes on with a run that was interrupted."""
-        from drift_cli.config import home
+        from drift_cli.settings.config import home
 
         line = f"drift resume {run.paths.run_id}"
         return line if self.store.root == home() / "checkpoints" else f"{line} --store {shlex.quote(str(self.store.root))}"
 
     def finished(self, run: Run, outcome: Outcome) -> None:
         """Say what became of a run that is done."""
-        from drift_cli.axes.missing import next_step
+        from drift_cli.measuring.missing import next_step
 
         states = run.states()
         rows, cells = [], []
@@ -333,7 +333,7 @@ def said_of(run: Run) -> list[str]:
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.table import load
     from drift_cli.analysis.verdict import answer
-    from drift_cli.tables.answer import plain_sentences
+    from drift_cli.results.tables.answer import plain_sentences
 
     if len(run.manifest.axes) + len(run.manifest.measured) != 1 or len(run.manifest.conditions) < 2:
         return []

@@ -30,12 +30,12 @@ from drift_cli.launch.plan import launcher_of
 from drift_cli.store.workers import LEASE, check_lease
 
 if TYPE_CHECKING:
-    from drift_cli.config import Settings
-    from drift_cli.experiment import Experiment
-    from drift_cli.interrupts import Stop
-    from drift_cli.runner import Outcome
-    from drift_cli.share import Share
+    from drift_cli.running.experiment import Experiment
+    from drift_cli.running.interrupts import Stop
+    from drift_cli.running.runner import Outcome
+    from drift_cli.settings.config import Settings
     from drift_cli.store.run import Run
+    from drift_cli.workers.share import Share
 
 LeaseOption = Annotated[
     float | None,
@@ -72,7 +72,7 @@ def work(
     Takes rollouts that nobody is at, until none is left, from any machine that sees the run's folder. Start as many as there are GPUs, at any time; stop or
     kill any of them. `drift launch` starts them for you.
     """
-    from drift_cli.experiment import settings_of
+    from drift_cli.running.experiment import settings_of
 
     if gpus < 1:
         raise UsageError(f"--gpus is {gpus}", mend="Use at least 1.")
@@ -95,7 +95,7 @@ class Working(Work):
     among: int = 1
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
-        from drift_cli.share import take_part
+        from drift_cli.workers.share import take_part
 
         with take_part(run, self.worker, lease=self.lease, launcher=launcher_of(), shuffled=True, among=self.among) as share:
             self.display.note(f"worker {share.presence.id} on {experiment.device} in {run.manifest.spec.dtype}")

@@ -1,0 +1,1 @@
+"""What is measured of activations: axes, control axes, reference lines and token traces."""

@@ -1,0 +1,118 @@
+"""The forest: every pair of conditions on rollout means, with its interval and what it is in standard deviations.
+
+On the left the difference in the axis's units, on the right Hedges' g; a filled mark is shown: an adjusted p of at most 1 - level.
+Colours are the later condition's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from drift_cli.analysis.layers import Unavailable
+from drift_cli.analysis.results import Comparison
+from drift_cli.analysis.study import Study
+from drift_cli.analysis.summary import percent
+from drift_cli.analysis.table import RunTable
+from drift_cli.results.figures.canvas import looks
+from drift_cli.results.figures.layout import Panel, blank, compose
+from drift_cli.results.figures.legend import put_legend
+from drift_cli.results.figures.lettering import shortened, wrapped
+from drift_cli.results.figures.palette import PAPER, Style
+from drift_cli.results.figures.panel import axis_label, check_drawable
+
+MOST = 45
+"""Pairs that fit a page; those with the smallest p are kept, in their order."""
+
+_NAMES = 2.2
+"""Inches on paper for the pairs' names."""
+
+
+def forest(table: RunTable, study: Study, *, title: str | None = None, style: Style = PAPER) -> Figure:
+    """Draw a study's comparisons of rollout means. Raises `StoreError` for a table without a turn, `Unavailable` where there is nothing to compare."""
+    check_drawable(table)
+    known = [pair for pair in study.comparisons if pair.difference is not None]
+    if not known:
+        raise Unavailable(
+            f"run {table.run_id} has no two conditions with a turn in common", mend="Add one: drift generate --condition NAME"
+        )
+    shown = _clearest(known)
+    level = percent(study.options.level)
+    with looks(style):
+        names = [_name(pair, study, style.characters(style.inches(_NAMES), 8)) for pair in shown]
+        row = (0.34 if any("\n" in name for name in names) else 0.22) * style.text / style.size
+        fig, axes = blank(1, 2, Panel(3.1, 0.85 + row * len(shown)), style, sharey=True)
+        left, right = axes[0, 0], axes[0, 1]
+        _draw(left, shown, [(p.difference, p.low, p.high) for p in shown], table, style)
+        _draw(right, shown, [(p.hedges_g, p.g_low, p.g_high) for p in shown], table, style)
+        left.set_yticks(np.arange(len(shown)), names)
+        left.set_ylim(len(shown) - 0.5, -0.5)
+        letters = max(len(line) for name in names for line in name.split("\n"))
+        wide = style.characters((fig.get_figwidth() - 0.0075 * style.points(8) * letters) / 2 - style.inches(0.25), 9)
+        left.set_xlabel(wrapped(f"difference in {axis_label(table)}", wide))
+        right.set_xlabel(wrapped("Hedges' g (differences in SDs)", wide))
+        alpha = f"{1 - study.options.level:.3g}".lstrip("0")
+        mark: dict[str, Any] = {"color": style.neutral, "marker": "o", "ms": style.points(4.5), "ls": "", "mew": style.points(1)}
+        filled = Line2D([], [], **mark), f"p ≤ {alpha}, adjusted"
+        put_legend(
+            fig,
+            [filled, (Line2D([], [], mfc=style.ground, **mark), "not so"), (Line2D([], [], color=style.neutral), f"{level} interval")],
+            style,
+        )
+        left_out = len(known) - len(shown)
+        said = f"Adjusted: differences from {study.baseline} by Holm, others together with all turns and measures, and only where one of the former is shown."
+        notes = [f"{shown[0].method}. {said} {study.scope}", *([f"{left_out} pairs with larger p are not shown."] if left_out else [])]
+        compose(fig, style, heading=title, notes=notes)
+    return fig
+
+
+def _clearest(pairs: Sequence[Comparison]) -> list[Comparison]:
+    ranked = sorted(range(len(pairs)), key=lambda place: (pairs[place].p is None, pairs[place].p or 0.0, place))
+    return [pairs[place] for place in sorted(ranked[:MOST])]
+
+
+def _name(pair: Comparison, study: Study, width: int) -> str:
+    """Both conditions in lines of at most `width` characters; where they do not fit one line, each has its own."""
+    several = len({(p.transcript, p.temperature) for p in study.comparisons}) > 1
+    where = f" ({pair.transcript}, T {pair.temperature:g})" if several and pair.temperature is not None else ""
+    whole = f"{pair.a} − {pair.b}{where}"
+    return whole if len(whole) <= width else f"{shortened(pair.a, width - 2)} −\n{shortened(pair.b + where, width)}"
+
+
+def _draw(
+    ax: Axes, pairs: Sequence[Comparison], numbers: Sequence[tuple[float | None, float | None, float | None]], table: RunTable, style: Style
+) -> None:
+    look_of = style.each(table.conditions)
+    ax.axvline(0, color=style.ink, lw=style.points(0.8), zorder=1)
+    ax.grid(visible=False, axis="y")
+    ax.grid(visible=True, axis="x")
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    for place, (pair, (middle, low, high)) in enumerate(zip(pairs, numbers, strict=True)):
+        look = look_of[pair.a]
+        if low is not None and high is not None:
+            ax.plot(
+                [low, high],
+                [place, place],
+                gid=f"interval-{place}",
+                color=look.color,
+                lw=style.points(1.6),
+                zorder=2,
+                solid_capstyle="butt",
+            )
+        if middle is not None:
+            sure = pair.starred
+            looks_of: dict[str, Any] = {
+                "mfc": look.color if sure else style.ground,
+                "mec": look.color,
+                "mew": style.points(1),
+                "ms": style.points(4.5),
+            }
+            ax.plot([middle], [place], gid=f"effect-{place}", marker=look.marker, ls="", zorder=3, **looks_of)

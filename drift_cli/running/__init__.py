@@ -1,0 +1,1 @@
+"""Conversations, engine and store together: what makes the rollouts of a run."""
