@@ -16,7 +16,7 @@ import torch
 from cli import drift
 
 from drift_cli import models
-from drift_cli.axes import Axis
+from drift_cli.axis import Axis
 from drift_cli.chat import Dialogue, chat_for
 from drift_cli.engine.reference import measure, measure_parts
 from drift_cli.errors import DriftError, UsageError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from drift_cli.axis import elsewhere
 from drift_cli.errors import StoreError, did_you_mean
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ def unnamed(manifest: Manifest, axis: str) -> str | None:
 
 def caution(manifest: Manifest, entry: AxisEntry) -> str | None:
     """That an entry's axis is another model's, in a sentence; None where it is the run's own."""
-    from drift_cli.axes.use import elsewhere
-
     if entry.foreign is None:
         return None
     said = elsewhere(entry.axis, entry.foreign, manifest.spec.model)

@@ -173,6 +173,18 @@ def take(measure: Measure, of: Sample, counts: NDArray[np.bool_]) -> FloatArray:
     return found
 
 
+def own(table: RunTable) -> dict[str, FloatArray]:
+    """Each measure's observations (R,) of the table's rollouts, by name: what the statistics take of each. Their mean over a condition is its estimate.
+
+    Of a rollout with all turns, its measure; of one that lacks some, its part in the condition's estimate (see above); NaN for one without a turn.
+    """
+    found = {measure.value: np.full(len(table.sample), np.nan) for measure in Measure}
+    for cell in table.cells:
+        for measure, values in sample(table, cell, merge=False).own.items():
+            found[measure.value][table.rows(cell)] = values
+    return found
+
+
 def lacking_note(*samples: Sample) -> str | None:
     """The sentence on rollouts that lack turns and on turns that do not count, or None."""
     return " ".join(_lacking(samples)) or None

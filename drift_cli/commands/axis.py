@@ -15,7 +15,7 @@ from drift_cli.errors import DriftError, UsageError
 from drift_cli.spec import brief
 
 if TYPE_CHECKING:
-    from drift_cli.axes import Axis
+    from drift_cli.axis import Axis
     from drift_cli.measuring.diagnostics import Diagnostics
 
 axis = typer.Typer(help="Axes: build one, import or export tensors, look at one.", no_args_is_help=True)
@@ -47,8 +47,7 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Bring in an axis and save it under data/axes. Tensors only: nothing in the file is executed."""
-    from drift_cli.axes import import_torch, save
-    from drift_cli.axes.torch_files import convention_of
+    from drift_cli.interchange.torch_axes import convention_of, import_torch
     from drift_cli.settings.config import axes_folder
     from drift_cli.spec import plain_name
 
@@ -63,7 +62,7 @@ def import_(
         blocks=lambda: _blocks(shown, model, needed=chosen is None),
     )
     path = axes_folder() / f"{made.name}.safetensors"
-    save(made, path)
+    made.save(path)
     shown.result({**axis_facts(made), "file": str(path)}, *axis_tables(made), f"written to {path}; use it with --axis {made.name}")
 
 
@@ -88,8 +87,7 @@ def _blocks(shown: Display, model: str | None, *, needed: bool) -> int | None:
 
 def _built_on(model: str) -> Axis | None:
     """An axis that `drift axis build` made of a model: it has all of its layers."""
-    from drift_cli.axes.files import find
-    from drift_cli.measuring.missing import axes_for
+    from drift_cli.measuring.axes import axes_for, find
     from drift_cli.settings.config import axes_folder
 
     found = (find(name, axes_folder()) for name in axes_for(model, axes_folder()))
@@ -108,8 +106,8 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write an axis as a torch file that other tools read."""
-    from drift_cli.axes import find
-    from drift_cli.axes.torch_files import export_torch
+    from drift_cli.interchange.torch_axes import export_torch
+    from drift_cli.measuring.axes import find
     from drift_cli.settings.config import axes_folder
 
     if kind not in KINDS:
@@ -142,7 +140,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show an axis: where it is from, every layer, how personas lie along it; draw that, and suggest a layer."""
-    from drift_cli.axes import find
+    from drift_cli.measuring.axes import find
     from drift_cli.settings.config import axes_folder
 
     shown = make_display(display, as_json)
@@ -159,7 +157,7 @@ def show(
 
 def _list(shown: Display, folder: Path) -> None:
     """Every axis that a name finds, one to a line; a damaged file is listed as such and hides no other."""
-    from drift_cli.axes.files import DEMO, names
+    from drift_cli.measuring.axes import DEMO, names
 
     listed = [_listed(name, folder) for name in [DEMO, *names(folder)]]
     rows = [[str(facts["name"]), *("" if facts[key] is None else str(facts[key]) for key in _COLUMNS)] for facts in listed]
@@ -174,8 +172,8 @@ def _listed(name: str, folder: Path) -> dict[str, Any]:
     """What the list says of an axis. The date is its file's."""
     from datetime import datetime
 
-    from drift_cli.axes.axis import ranges
-    from drift_cli.axes.files import DEMO, find
+    from drift_cli.axis import ranges
+    from drift_cli.measuring.axes import DEMO, find
     from drift_cli.measuring.diagnostics import suggested_layer
 
     try:
@@ -216,8 +214,8 @@ def axis_facts(made: Axis, layer: int | None = None) -> dict[str, Any]:
 
 def axis_tables(made: Axis, layer: int | None = None) -> list[Table]:
     """An axis for reading: its header, every layer, and the order of personas at `layer`, else at the suggested one."""
-    from drift_cli.axes.axis import ranges
-    from drift_cli.axes.layer import said
+    from drift_cli.axis import ranges
+    from drift_cli.measuring.axis_layer import said
     from drift_cli.measuring.diagnostics import suggest, sweep
 
     rows = [

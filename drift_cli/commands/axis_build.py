@@ -70,7 +70,6 @@ def build(
     Personas, on the assistant's side and in other parts, answer questions; the axis is the mean of the ones minus the mean of the others, at
     every layer. The replies are a run like any other: the same line goes on where it was stopped, and more --samples add to it.
     """
-    from drift_cli.axes import save
     from drift_cli.commands.axis import axis_facts, axis_tables
     from drift_cli.measuring.build import made_from, transcripts
     from drift_cli.measuring.personas import read
@@ -101,7 +100,7 @@ def build(
         return
     made = made_from(run, asked, samples, title)
     path = output or axes_folder() / f"{made.name}.safetensors"
-    save(made, path)
+    made.save(path)
     named = title if output is None else path
     use = f'written to {path}; use it with --axis {named}, or in drift.toml: axis = "{named}"'
     shown.result({**axis_facts(made), "run": run.paths.run_id, "file": str(path)}, *axis_tables(made), use)
@@ -109,7 +108,7 @@ def build(
 
 def _title(name: str | None, model: str, output: Path | None) -> str:
     """The axis's name. The built-in axis's own is taken, unless the file goes where no name is looked for."""
-    from drift_cli.axes import DEMO
+    from drift_cli.measuring.axes import DEMO
     from drift_cli.spec import plain_name
 
     if name == DEMO and output is None:

@@ -13,10 +13,10 @@ def demo(store: StoreOption = None, display: DisplayOption = Mode.AUTO) -> None:
 
     Three conditions, statistics, a picture. Stop it with Ctrl-C and run it again: it goes on where it stopped.
     """
-    from drift_cli.commands.pictures import Picture
     from drift_cli.commands.plot import draw
     from drift_cli.commands.stats import stats
     from drift_cli.commands.work import Work
+    from drift_cli.results.pictures import Picture
     from drift_cli.settings.config import preset_settings
 
     shown = make_display(display)

@@ -20,9 +20,9 @@ from drift_cli.commands.options import (
     open_run,
     part_of,
 )
-from drift_cli.commands.pictures import ALL, KINDS, Picture
 from drift_cli.display import Display, Drawing, Mode
 from drift_cli.errors import UsageError
+from drift_cli.results.pictures import ALL, KINDS, Picture
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run

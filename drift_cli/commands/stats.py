@@ -132,28 +132,13 @@ class Result:
 
 
 def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: float | None) -> Result:
-    from drift_cli.analysis.axis_error import axis_errors
-    from drift_cli.analysis.scale import persona_scale
     from drift_cli.analysis.study import analyze
-    from drift_cli.analysis.verdict import answer
+    from drift_cli.results.judged import judge
 
     tables, remark = _tables(table, options, wanted)
     studies = {name: analyze(chosen, options) for name, chosen in tables.items()}
-    first = next(iter(tables.values()))
-    controls = among_controls(run, first, options)
-    study = next(iter(studies.values()))
-    said = answer(first, study, controls, persona_scale(run, first), break_at, axis_errors(run, first, study))
-    return Result(studies, remark, controls, answer=said)
-
-
-def among_controls(run: Run, table: RunTable, options: Options) -> Sequence[Standing]:
-    """Where the table's differences stand among those on the control axes of its axis; nothing where `drift measure --controls` made none."""
-    from drift_cli.analysis.controls import standings
-    from drift_cli.measuring import controls
-    from drift_cli.spec import Part
-
-    path = run.paths.controls(table.axis)
-    return standings(table, controls.project(run, controls.load(path), table.segment or Part.ANSWER), options) if path.exists() else ()
+    judged = judge(run, next(iter(tables.values())), study=next(iter(studies.values())), break_at=break_at)
+    return Result(studies, remark, judged.controls, answer=judged.answer)
 
 
 def _power(table: RunTable, options: Options, widths: Sequence[float], wanted: str) -> Result:

@@ -24,7 +24,7 @@ from drift_cli.store.traces import TokenTrace, read_traces, write_traces
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from drift_cli.axes import Axis
+    from drift_cli.axis import Axis
     from drift_cli.chat import Chat
     from drift_cli.models import LoadedModel
     from drift_cli.spec import Turn
@@ -115,7 +115,7 @@ def _replies(
         while stop < len(past) and not by_length and _holds(past[stop], past[stop - 1]):
             stop += 1
         prompt, reply = past[stop - 1]
-        values = _project(model, [*prompt, *(said[start] if by_length else reply)], direction, layer)
+        values = _project_tokens(model, [*prompt, *(said[start] if by_length else reply)], direction, layer)
         yield from (values[len(before) : len(before) + len(ids)] for before, ids in past[start:stop])
         start = stop
 
@@ -126,8 +126,8 @@ def _holds(later: Reply, earlier: Reply) -> bool:
     return later[0][:length] == (*earlier[0], *earlier[1])
 
 
-def _project(model: LoadedModel, ids: Sequence[int], direction: NDArray[np.float32], layer: int) -> NDArray[np.float32]:
-    """(len(ids),): projections of every token of a conversation, from one forward pass."""
+def _project_tokens(model: LoadedModel, ids: Sequence[int], direction: NDArray[np.float32], layer: int) -> NDArray[np.float32]:
+    """(len(ids),): projections of every token of a conversation, from one forward pass: on the model's device, in float32."""
     import torch
 
     from drift_cli.engine.attention import last_logits

@@ -10,13 +10,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from drift_cli.axes import Axis
+from drift_cli.axis import Axis
 from drift_cli.chat import Chat, Dialogue, prompt_hash
 from drift_cli.display import Display
 from drift_cli.engine.contract import Job, Reply
 from drift_cli.engine.sampling import noise_key
 from drift_cli.errors import StoreError
-from drift_cli.probe import project
 from drift_cli.spec import Finish, Rollout, Turn
 from drift_cli.store.growing import Forked
 from drift_cli.store.log import Damaged, End, InUse, RolloutLog
@@ -193,7 +192,7 @@ class Session:
         projections = {}
         if self.axis is not None and reply.residual is not None:
             for entry in self.run.manifest.axes:
-                projections[entry.name] = project(reply.residual[layers.index(entry.layer)], self.axis.at(entry.layer))
+                projections[entry.name] = float(self.axis.project(reply.residual[layers.index(entry.layer)], entry.layer))
         return Turn(
             index=reply.turn,
             text=reply.text,
