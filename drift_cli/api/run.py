@@ -22,6 +22,7 @@ from drift_cli.errors import UsageError, did_you_mean
 from drift_cli.interchange.frame import turns_frame
 from drift_cli.results.pictures import Picture
 from drift_cli.spec import Condition, Part, Transcript
+from drift_cli.store.axes import read_axis
 from drift_cli.store.run import Run as Stored
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class Run:
     @property
     def conditions(self) -> Mapping[str, Condition]:
         """Its conditions by name: system prompt and placement. The first is the baseline unless another is named."""
-        return self.stored.manifest.conditions
+        known = self.stored.manifest.conditions
+        return {name: known[name] for name in dict.fromkeys(plan.cell.condition for plan in self.stored.manifest.cells)}
 
     @property
     def transcripts(self) -> Mapping[str, Transcript]:
@@ -90,8 +92,7 @@ class Run:
 
     def axis(self, name: str | None = None) -> Axis:
         """The run's own copy of one of its axes (None: its only one). `StoreError` where the run has no such axis, or no copy of it."""
-        entry = choose_axis(self.stored.manifest, name, self.id)
-        return Axis.load(self.stored.paths.axis(entry.name))
+        return read_axis(self.stored.paths, choose_axis(self.stored.manifest, name, self.id))
 
     def turns(self, axis: str | None = None, *, residuals: bool = False, segment: str = "answer") -> pd.DataFrame:
         """Every committed turn, a row each: the columns of `drift export --format parquet`.

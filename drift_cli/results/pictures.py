@@ -79,9 +79,11 @@ class Picture:
         return self.against or names[0]
 
     def draw(self, kind: str) -> Figure:
-        """One of `KINDS` but `text`. Raises `Unavailable` where the run has nothing of the kind."""
+        """One of `KINDS` but `text`. Raises `Unavailable` where the run has nothing of the kind, `UsageError` where there is no such kind."""
         from drift_cli.results.figures.panel import check_drawable
 
+        if kind not in _DRAW:
+            raise UsageError(f"there is no kind {kind!r}", mend=f"Use one of: {', '.join(_DRAW)}.")
         check_drawable(self.table)
         return _DRAW[kind](self)
 
