@@ -17,8 +17,8 @@ from drift_cli.axis import Axis
 from drift_cli.errors import UsageError
 from drift_cli.interchange.torch_axes import import_torch
 from drift_cli.measuring import personas as people
-from drift_cli.measuring.axes import demo_axis
 from drift_cli.models import describe
+from drift_cli.models.axes import demo_axis
 
 PEOPLE = """
 questions = ["Who are you?", "What do you do in the evening?", "Can you help me with a letter?"]

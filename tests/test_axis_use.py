@@ -102,9 +102,9 @@ def test_the_demos_preset_keeps_its_layer() -> None:
 
 
 def test_the_layer_of_axis_show_is_the_one_that_is_used() -> None:
-    from drift_cli.measuring.axes import demo_axis
     from drift_cli.measuring.axis_layer import choose_layer
     from drift_cli.measuring.diagnostics import suggested_layer
+    from drift_cli.models.axes import demo_axis
 
     for axis in (demo_axis(), made_axis("a", 6, 4), made_axis("b", 3, 1)):
         assert suggested_layer(axis) == suggest(sweep(axis)) == choose_layer(axis, None, axis.layers[-1]).layer
@@ -184,7 +184,7 @@ def test_one_axis_is_measured_at_several_layers_with_its_personas() -> None:
     assert run.manifest.axes == manifest.axes
     assert lines() == before
     assert [path.name for path in (run.paths.root / "axes").iterdir()] == ["demo.safetensors"]
-    from drift_cli.measuring.axes import demo_axis
+    from drift_cli.models.axes import demo_axis
 
     record = run.record(Rollout(Cell("short", "simple", 1.0), 1), residuals=True)
     direct = [turn.residual[run.manifest.layers.index(3)] @ demo_axis().at(3) for turn in record.turns if turn.residual is not None]

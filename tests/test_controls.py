@@ -17,7 +17,7 @@ from drift_cli.analysis.table import RunTable
 from drift_cli.axis import Axis
 from drift_cli.errors import DriftError
 from drift_cli.measuring import controls
-from drift_cli.measuring.axes import demo_axis
+from drift_cli.models.axes import demo_axis
 from drift_cli.results.pictures import Picture
 from drift_cli.results.report.gather import gather
 from drift_cli.spec import Cell

@@ -73,7 +73,7 @@ def load_axis(axis: str | os.PathLike[str]) -> Axis:
     Example:
         >>> drift_cli.load_axis("demo").at(3)  # (width,) float32, unit norm
     """
-    from drift_cli.measuring.axes import find
+    from drift_cli.models.axes import find
     from drift_cli.settings.config import axes_folder
 
     return find(os.fspath(axis), axes_folder())

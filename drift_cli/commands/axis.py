@@ -87,7 +87,7 @@ def _blocks(shown: Display, model: str | None, *, needed: bool) -> int | None:
 
 def _built_on(model: str) -> Axis | None:
     """An axis that `drift axis build` made of a model: it has all of its layers."""
-    from drift_cli.measuring.axes import axes_for, find
+    from drift_cli.models.axes import axes_for, find
     from drift_cli.settings.config import axes_folder
 
     found = (find(name, axes_folder()) for name in axes_for(model, axes_folder()))
@@ -107,7 +107,7 @@ def export(
 ) -> None:
     """Write an axis as a torch file that other tools read."""
     from drift_cli.interchange.torch_axes import export_torch
-    from drift_cli.measuring.axes import find
+    from drift_cli.models.axes import find
     from drift_cli.settings.config import axes_folder
 
     if kind not in KINDS:
@@ -140,7 +140,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show an axis: where it is from, every layer, how personas lie along it; draw that, and suggest a layer."""
-    from drift_cli.measuring.axes import find
+    from drift_cli.models.axes import find
     from drift_cli.settings.config import axes_folder
 
     shown = make_display(display, as_json)
@@ -157,7 +157,7 @@ def show(
 
 def _list(shown: Display, folder: Path) -> None:
     """Every axis that a name finds, one to a line; a damaged file is listed as such and hides no other."""
-    from drift_cli.measuring.axes import DEMO, names
+    from drift_cli.models.axes import DEMO, names
 
     listed = [_listed(name, folder) for name in [DEMO, *names(folder)]]
     rows = [[str(facts["name"]), *("" if facts[key] is None else str(facts[key]) for key in _COLUMNS)] for facts in listed]
@@ -173,8 +173,8 @@ def _listed(name: str, folder: Path) -> dict[str, Any]:
     from datetime import datetime
 
     from drift_cli.axis import ranges
-    from drift_cli.measuring.axes import DEMO, find
     from drift_cli.measuring.diagnostics import suggested_layer
+    from drift_cli.models.axes import DEMO, find
 
     try:
         made = find(name, folder)

@@ -146,10 +146,10 @@ def _controls(display: Display, run: Run, name: str | None, count: int, part: Pa
 
 
 def _project(display: Display, run: Run, asked: str | None, layer: int | None, foreign: bool | None, part: Part) -> None:
+    from drift_cli.analysis.missing import commands_for
     from drift_cli.analysis.segments import measured
     from drift_cli.analysis.summary import summarize
     from drift_cli.analysis.table import load
-    from drift_cli.measuring.missing import commands_for
     from drift_cli.results.tables.study import summary_table
 
     run_id, stored = run.paths.run_id, run.manifest.layers
@@ -210,8 +210,8 @@ def axis_of(run: Run, asked: str | None, layer: int | None, foreign: bool | None
 def _found(run: Run, name: str) -> Axis:
     """An axis by name or file; by name also the run's own copy, should it be nowhere else any more."""
     from drift_cli.axis import Axis
-    from drift_cli.measuring.axes import DEMO, find
     from drift_cli.measuring.axis_use import is_name
+    from drift_cli.models.axes import DEMO, find
     from drift_cli.settings.config import axes_folder
 
     copies = {entry.axis for entry in (*run.manifest.axes, *run.manifest.measured)}

@@ -82,8 +82,8 @@ def _not_drawn(run: Run, script: Transcript) -> str:
 def alone(display: Display, model: str | None, reading: Reading) -> None:
     """Measure a conversation with a model named here; no run is involved."""
     from drift_cli.chat import chat_for
-    from drift_cli.measuring.axes import find
     from drift_cli.measuring.axis_use import Subject, named, use
+    from drift_cli.models.axes import find
     from drift_cli.running.experiment import card_of
     from drift_cli.settings.config import axes_folder, home, resolve
 

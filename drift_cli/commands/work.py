@@ -265,7 +265,7 @@ class Work:
 
     def finished(self, run: Run, outcome: Outcome) -> None:
         """Say what became of a run that is done."""
-        from drift_cli.measuring.missing import next_step
+        from drift_cli.analysis.missing import next_step
 
         states = run.states()
         rows, cells = [], []

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drift_cli import models, transcripts
+from drift_cli.analysis.missing import commands_for
 from drift_cli.axis import Axis
 from drift_cli.chat import Chat, chat_for
 from drift_cli.engine.contract import ENGINES
 from drift_cli.errors import UsageError
-from drift_cli.measuring.axes import axes_for, find
 from drift_cli.measuring.axis_layer import by_depth
 from drift_cli.measuring.axis_use import Subject, Use, named, use
-from drift_cli.measuring.missing import commands_for
 from drift_cli.models import ModelCard
+from drift_cli.models.axes import axes_for, find
 from drift_cli.models.identity import Say
 from drift_cli.running.existing import as_recorded, check_places
 from drift_cli.settings.config import Settings, axes_folder
