@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from drift_cli.analysis.entries import choose_axis
-from drift_cli.analysis.measures import LEAST_TURNS, weights
+from drift_cli.analysis.measures import least_turns, weights
 from drift_cli.analysis.results import Comparison, Measure
 from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import plain
@@ -40,7 +40,7 @@ class AxisError:
     condition: str
     transcript: str
     temperature: float
-    measure: Measure
+    measure: str
     sd: float
     """Of the difference over resampled axes."""
     low: float
@@ -115,13 +115,15 @@ def _errors(table: RunTable, study: Study, means: FloatArray, personas: int) -> 
             yield _carried(row, sd, personas)
 
 
-def _spread(difference: FloatArray, first: int, measure: Measure) -> float:
+def _spread(difference: FloatArray, first: int, measure: str) -> float:
     """SD over axes of the measure of `difference` (draws, T)."""
     counts = np.logical_and.reduce(np.isfinite(difference), axis=0)
-    if counts.sum() < LEAST_TURNS[measure]:
+    if counts.sum() < least_turns(measure):
         return float("nan")
     turns = (first + np.arange(difference.shape[1], dtype=np.float64))[counts]
-    return float((difference[:, counts] @ weights(measure, turns)).std(ddof=1))
+    weight = weights(measure, turns)
+    assert weight is not None  # mean and change are linear
+    return float((difference[:, counts] @ weight).std(ddof=1))
 
 
 def _carried(row: Comparison, sd: float, personas: int) -> AxisError:

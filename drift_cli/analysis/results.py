@@ -46,7 +46,7 @@ class Role(StrEnum):
 
 
 class Measure(StrEnum):
-    """What is taken of each rollout; `measures.py` defines them."""
+    """Drift's own measures of a rollout, by name; `measures.py` defines them. Others may be added (`measure.py`)."""
 
     MEAN = "mean"
     CHANGE = "change"
@@ -62,7 +62,7 @@ class Options:
     test: Test = Test.WELCH
     against: str | None = None
     """Compare every condition with this one; None: all pairs, of which those with the run's first condition are primary."""
-    primary: Measure = Measure.MEAN
+    primary: str = Measure.MEAN
     """The measure that carries the verdict."""
     level: float = 0.95
     """Of every interval and band; tests are at 1 - level."""
@@ -139,7 +139,7 @@ class Comparison(Difference):
     b: str
     transcript: str | None
     temperature: float | None
-    measure: Measure = Measure.MEAN
+    measure: str = Measure.MEAN
     transcripts: int = 1
     """How many transcripts the numbers stand on."""
     role: Role = Role.SECONDARY
@@ -215,7 +215,7 @@ class CellDrift:
     transcript: str
     condition: str
     temperature: float
-    measure: Measure
+    measure: str
     n: int
     mean: float | None
     low: float | None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from drift_cli.analysis.entries import choose_axis
-from drift_cli.analysis.results import Correction, Measure, Options, Test
+from drift_cli.analysis.results import Correction, Options, Test
 from drift_cli.analysis.segments import measured
 from drift_cli.analysis.table import RunTable, load, load_on
 from drift_cli.api import frames, html
@@ -214,7 +214,7 @@ class Run:
         options = Options(
             test=_choice(Test, "test", test),
             against=baseline,
-            primary=_choice(Measure, "primary measure", primary),
+            primary=primary,
             level=level,
             correction=_choice(Correction, "correction", correction),
             equivalence=equivalence,

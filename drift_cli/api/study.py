@@ -116,7 +116,7 @@ class Study:
         import pandas as pd
 
         found = self.judged.study
-        rows = [row for row in (*found.comparisons, *found.drift) if row.b == self.baseline and row.a in self.conditions]
+        rows = [row for row in (*found.comparisons, *found.drift, *found.added) if row.b == self.baseline and row.a in self.conditions]
         return pd.DataFrame([_record(row) for row in rows], columns=_COLUMNS).astype(dict.fromkeys(_NUMBERS, "float64"))
 
     def plot(self, kind: str = "trajectory", *, style: str = "paper", title: str | None = None) -> Figure:
