@@ -54,6 +54,14 @@ def test_importing_the_package_imports_none_of_what_it_stands_on() -> None:
     assert {"numpy", "torch", "pandas", "transformers", "scipy", "matplotlib", "typer", "orjson"}.isdisjoint(found)
 
 
+def test_statistics_import_no_torch() -> None:
+    code = """import pkgutil, sys, importlib, drift_cli.analysis as a
+for module in pkgutil.iter_modules(a.__path__):
+    importlib.import_module(f"{a.__name__}.{module.name}")
+print(*({"torch", "transformers", "tokenizers", "matplotlib"} & sys.modules.keys()))"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
+
+
 def test_opening_and_comparing_a_run_needs_no_torch(store: Path) -> None:
     code = f"""import sys, drift_cli as d; r = d.open('demo', {str(store)!r}); r.turns(); r.residuals(5); r.compare('simple', 'baseline').verdict
 assert 'torch' not in sys.modules and 'transformers' not in sys.modules, 'torch was imported'"""
@@ -266,9 +274,15 @@ def test_comparisons_that_cannot_be_made_are_refused(run: drift_cli.Run) -> None
     ):
         with pytest.raises(UsageError, match=said):
             run.compare(*given)
-    for option, value in (("test", "t"), ("primary", "median"), ("correction", "all")):
-        with pytest.raises(UsageError, match=f"there is no {option}.* '{value}'\n(Did|Use)"):
+    for option, value, said in (
+        ("test", "t", "Use one of"),
+        ("primary", "median", "There are: mean, change"),
+        ("correction", "all", "Use one of"),
+    ):
+        with pytest.raises(UsageError, match=f"there is no .*'{value}'\n.*{said}"):
             run.compare("simple", **{option: value})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="never the primary measure"):
+        run.compare("simple", primary="area")
 
 
 def test_pictures_are_figures_that_nobody_has_shown(run: drift_cli.Run, tmp_path: Path) -> None:

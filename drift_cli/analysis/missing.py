@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drift_cli.models.axes import DEMO, axes_for
+from drift_cli.models.axes import axes_for
+from drift_cli.models.builtin import DEMO
 from drift_cli.settings.config import axes_folder
 from drift_cli.spec import plain_name
 

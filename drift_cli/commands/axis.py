@@ -157,7 +157,8 @@ def show(
 
 def _list(shown: Display, folder: Path) -> None:
     """Every axis that a name finds, one to a line; a damaged file is listed as such and hides no other."""
-    from drift_cli.models.axes import DEMO, names
+    from drift_cli.models import DEMO
+    from drift_cli.models.axes import names
 
     listed = [_listed(name, folder) for name in [DEMO, *names(folder)]]
     rows = [[str(facts["name"]), *("" if facts[key] is None else str(facts[key]) for key in _COLUMNS)] for facts in listed]
@@ -174,7 +175,8 @@ def _listed(name: str, folder: Path) -> dict[str, Any]:
 
     from drift_cli.axis import ranges
     from drift_cli.measuring.diagnostics import suggested_layer
-    from drift_cli.models.axes import DEMO, find
+    from drift_cli.models import DEMO
+    from drift_cli.models.axes import find
 
     try:
         made = find(name, folder)

@@ -108,7 +108,7 @@ def build(
 
 def _title(name: str | None, model: str, output: Path | None) -> str:
     """The axis's name. The built-in axis's own is taken, unless the file goes where no name is looked for."""
-    from drift_cli.models.axes import DEMO
+    from drift_cli.models import DEMO
     from drift_cli.spec import plain_name
 
     if name == DEMO and output is None:

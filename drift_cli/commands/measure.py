@@ -211,7 +211,8 @@ def _found(run: Run, name: str) -> Axis:
     """An axis by name or file; by name also the run's own copy, should it be nowhere else any more."""
     from drift_cli.axis import Axis
     from drift_cli.measuring.axis_use import is_name
-    from drift_cli.models.axes import DEMO, find
+    from drift_cli.models import DEMO
+    from drift_cli.models.axes import find
     from drift_cli.settings.config import axes_folder
 
     copies = {entry.axis for entry in (*run.manifest.axes, *run.manifest.measured)}

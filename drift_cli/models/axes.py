@@ -6,16 +6,13 @@ from pathlib import Path
 
 from drift_cli.axis import SUFFIX, Axis, model_of, short
 from drift_cli.errors import DriftError, UsageError, did_you_mean
+from drift_cli.models.builtin import DEMO, axis_path
 from drift_cli.spec import checked_name
-
-DEMO = "demo"
 
 
 def demo_axis() -> Axis:
     """The built-in model's axis, made by `drift axis build --model demo`."""
-    from drift_cli.demo_model import axis_path
-
-    return Axis.load(axis_path())
+    return Axis.load(axis_path(DEMO))
 
 
 def names(folder: Path) -> list[str]:
