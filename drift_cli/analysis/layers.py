@@ -58,6 +58,8 @@ def load_layers(run: Run, table: RunTable) -> LayerTable:
 
     Raises `Unavailable` where fewer than two layers are there, with what to do about it, and `DriftError` where a file is damaged.
     """
+    if table.measure is not None:
+        raise Unavailable(f"{table.measure} is no projection: it has no layers", mend="Draw it without --reply-measure.")
     entry = choose_axis(run.manifest, table.axis, run.paths.run_id)
     stored = run.manifest.layers
     if len(stored) < LEAST:

@@ -5,7 +5,7 @@ Nothing here is ever NaN: what cannot be computed is None, and a `note` says why
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -235,12 +235,15 @@ class Provenance:
     seed: int
     resamples: int
     versions: dict[str, str]
+    quantity: str | None = field(default=None, kw_only=True)
+    """What was measured of replies in place of projections, in words; `axis` is the measure's name then."""
 
     def __str__(self) -> str:
         """One line for under a table."""
         layer = "" if self.layer is None else f" layer {self.layer}"
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return f"run {self.run}, axis {self.axis}{layer}, data {self.data}; seed {self.seed}, {self.resamples} resamples; {versions}"
+        what = "axis" if self.quantity is None else "measure"
+        return f"run {self.run}, {what} {self.axis}{layer}, data {self.data}; seed {self.seed}, {self.resamples} resamples; {versions}"
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,9 @@ def provenance(table: RunTable, options: Options) -> Provenance:
     versions |= {name: version(name) for name in ("numpy", "scipy", "statsmodels")}
     data = hashlib.sha256(np.ascontiguousarray(table.projections).tobytes()).hexdigest()[:16]
     given = (table.run_id, table.axis, table.layer, data, options.seed, options.resamples, versions)
-    return Provenance(*given) if table.segment is None else PartProvenance(*given, table.segment.value)
+    if table.segment is None:
+        return Provenance(*given, quantity=table.measure)
+    return PartProvenance(*given, table.segment.value, quantity=table.measure)
 
 
 def _check(table: RunTable, options: Options) -> None:

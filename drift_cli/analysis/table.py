@@ -74,6 +74,8 @@ class RunTable:
     """What is known of the replies' texts; None where nothing is."""
     caution: str | None = None
     """What has to be said wherever these projections are shown: that the axis is another model's."""
+    measure: str | None = None
+    """In words, what `projections` holds in place of projections: a measure of replies, whose name `axis` is then. None: projections."""
 
     @classmethod
     def from_arrays(
@@ -100,6 +102,11 @@ class RunTable:
             flags=Flags.none(projections.shape),
             common_noise=common_noise,
         )
+
+    @property
+    def quantity(self) -> str:
+        """What is measured of each reply, in words: `projection of the answer on demo`, or a measure's."""
+        return f"projection{segments.of_words(self.segment)} on {self.axis}" if self.measure is None else self.measure
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -177,18 +184,18 @@ def load(run: Run, axis: str | None = None, part: Part = Part.ANSWER) -> RunTabl
     """
     entry, segment = choose_axis(run.manifest, axis, run.paths.run_id), segments.measured(run.manifest, part)
     if entry in run.manifest.axes and (segment or Part.ANSWER) is Part.ANSWER:
-        return _filled(run, entry, segment, lambda record: _written(run, record, entry.name))
-    return _filled(run, entry, segment, _projector(run, read_axis(run.paths, entry), entry.layer, segment))
+        return filled(run, entry, segment, lambda record: _written(run, record, entry.name))
+    return filled(run, entry, segment, _projector(run, read_axis(run.paths, entry), entry.layer, segment))
 
 
 def load_on(run: Run, axis: Axis, layer: int, part: Part = Part.ANSWER) -> RunTable:
     """The same on any axis at a layer whose residual means the run stores. Raises as `load`; `UsageError` where the axis does not have the layer."""
     segment = segments.measured(run.manifest, part)
     entry = AxisEntry(axis.name, layer, axis.digest, axis.note)
-    return _filled(run, entry, segment, _projector(run, axis, layer, segment))
+    return filled(run, entry, segment, _projector(run, axis, layer, segment))
 
 
-def _filled(run: Run, entry: AxisEntry, segment: Part | None, project: Projector) -> RunTable:
+def filled(run: Run, entry: AxisEntry, segment: Part | None, project: Projector) -> RunTable:
     """The table of a run's committed turns with the projections that `project` gives of each rollout."""
     states = run.states()
     table = replace(_blank(run, entry, states), segment=segment)

@@ -120,6 +120,8 @@ class Answer:
     """Which part of each reply is measured, for a title (` of the answer`); nothing where replies have no reasoning apart."""
     remark: str | None = None
     """What there is to say of replies that lack that part."""
+    quantity: str = ""
+    """What is measured of each reply, in words: `projection on demo`, or a measure's."""
     axis_errors: tuple[AxisError, ...] = ()
     """What the axis's own uncertainty adds to the intervals, where it can be known."""
 
@@ -156,6 +158,7 @@ def answer(
         axis=table.axis,
         layer=table.layer,
         measured=of_words(table.segment),
+        quantity=table.quantity,
         remark=remark(table),
         baseline=study.baseline,
         primary=options.primary,

@@ -44,6 +44,8 @@ def judge(
         UsageError: as `analysis.study.analyze`.
     """
     study = study or analyze(table, options)
+    if table.measure is not None:
+        return Judged(table, study, (), answer(table, study, break_at=break_at))
     among = among_controls(run, table, study.options)
     said = answer(table, study, among, persona_scale(run, table), break_at, axis_errors(run, table, study))
     return Judged(table, study, among, said)
@@ -52,4 +54,6 @@ def judge(
 def among_controls(run: Run, table: RunTable, options: Options) -> Sequence[Standing]:
     """Where the table's differences stand among those on the control axes of its axis; nothing where `drift measure --controls` made none."""
     path = run.paths.controls(table.axis)
-    return standings(table, controls.project(run, controls.load(path), table.segment or Part.ANSWER), options) if path.exists() else ()
+    if table.measure is not None or not path.exists():
+        return ()
+    return standings(table, controls.project(run, controls.load(path), table.segment or Part.ANSWER), options)

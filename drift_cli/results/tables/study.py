@@ -52,7 +52,8 @@ def summary_table(summary: Summary, which: str = "") -> Table:
     layer = "" if summary.layer is None else f", layer {summary.layer}"
     heads = ["cell", "rollouts>", "mean>", "SD>", "SEM>", f"{percent(summary.level)} interval>", "flagged replies"]
     notes = [summary.method, summary.scope, *dict.fromkeys(f"{c.condition}: {c.note}" for c in summary.cells if c.note)]
-    return Table(f"Run {summary.run_id}: projection on {summary.axis}{layer}{which}", heads, rows, notes)
+    what = summary.measure or f"projection on {summary.axis}{layer}"
+    return Table(f"Run {summary.run_id}: {what}{which}", heads, rows, notes)
 
 
 def _flagged(cell: CellSummary) -> str:
