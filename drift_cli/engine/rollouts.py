@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from drift_cli.chat import common_prefix
 from drift_cli.engine.contract import Incident, Job, Reply, Stopped, cannot_go_on, finish_of, is_out_of_memory, last_reply, no_memory
 from drift_cli.engine.rotary import ends_with_context
-from drift_cli.engine.slots import Draw, NoRoom, Residual, Slots
+from drift_cli.engine.rows import Draw, NoRoom, Residual
+from drift_cli.engine.slots import Slots, make_slots
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Finish, Sampling, Segment
 
@@ -44,7 +45,8 @@ class SlotEngine:
         """Make the slots now rather than at the first reply: compiled and captured where the device is a GPU."""
         while self.slots is None:
             try:
-                self.slots = make_slots(self, report)
+                asked = (self.model, self.layers, self.filters, self.max_new_tokens, self.batch)
+                self.slots = make_slots(*asked, longest=self.longest, segmented=self.segmented, report=report)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -71,20 +73,6 @@ class SlotEngine:
         if self.slots is not None:
             self.slots.close()
             self.slots = None
-
-
-def make_slots(engine: SlotEngine, report: Callable[[Incident], None]) -> Slots:
-    """Paged slots where they can be had, else plain ones, with a sentence saying why."""
-    from drift_cli.engine.plain.slots import PlainSlots
-
-    if engine.model.device.type == "cuda":
-        from drift_cli.engine.paged.slots import paged_slots
-
-        asked = (engine.model, engine.layers, engine.filters, engine.max_new_tokens, engine.batch, engine.longest)
-        made = paged_slots(*asked, report, segmented=engine.segmented)
-        if made is not None:
-            return made
-    return PlainSlots(engine.model, engine.layers, engine.filters, engine.batch)
 
 
 @dataclass
