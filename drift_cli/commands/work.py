@@ -164,7 +164,7 @@ class Work:
         from drift_cli.commands.foretell import slower
         from drift_cli.engine.choice import choose, rows
         from drift_cli.running.estimate import fits, longest
-        from drift_cli.running.machine import keep_threads, loaded_otherwise
+        from drift_cli.running.machine import keep_threads, loaded_otherwise, rounded_otherwise
         from drift_cli.running.runner import told
 
         run, experiment, settings = part.run, part.experiment, part.settings
@@ -172,8 +172,9 @@ class Work:
         asked = self._engine_for_gpus(settings["engine"])
         if (kept := keep_threads(run.manifest, experiment.device)) is not None:
             self.display.note(kept)
-        if (otherwise := loaded_otherwise(run.manifest)) is not None:
-            self.display.note(otherwise)
+        for otherwise in (loaded_otherwise(run.manifest), rounded_otherwise(run.manifest)):
+            if otherwise is not None:
+                self.display.note(otherwise)
         model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device, gpus=self.gpus)
         for note in model.notes:
             self.display.note(note)
