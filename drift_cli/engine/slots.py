@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from drift_cli.engine.plan import Draw, Residual
 from drift_cli.models import LoadedModel, layer_configs, text_config
-from drift_cli.probe import Means
-from drift_cli.spec import Rollout, Segment
+from drift_cli.spec import Segment
+
+__all__ = ["ATTENTION_KINDS", "PAGE", "SLACK", "Draw", "Layout", "NoRoom", "Residual", "Slots", "layout_from", "refusal"]
 
 PAGE = 128
 """Tokens of a page, where slots have pages."""
@@ -87,32 +89,6 @@ def _queries(layer: Any) -> int:
 def _whole(size: Any) -> int:
     """A size as a number: the largest where each layer has its own, 0 where there is none."""
     return max((int(each) for each in size), default=0) if isinstance(size, list | tuple) else int(size or 0)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """How the replies of a rollout's turn are drawn."""
-
-    rollout: Rollout
-    turn: int
-    key: int
-    """The rollout's generator key."""
-    place: int
-    """Length of the prompt: the position of the reply's first token."""
-    limit: int
-    """Tokens at which the reply ends."""
-    forced: bool
-    """True where nothing else ends it."""
-
-
-class Residual(Protocol):
-    """Residual means on their way from the device."""
-
-    def ready(self) -> bool:
-        """Whether `value` would not wait."""
-
-    def value(self) -> Means:
-        """A (layers, width) float32 mean for each part of the reply that has tokens."""
 
 
 class Slots(Protocol):
