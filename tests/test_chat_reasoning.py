@@ -146,7 +146,7 @@ def test_a_reply_is_taken_apart_and_goes_into_history_as_the_template_means_it(c
         assert segments == (Segment(ANSWER, len(ids), len(ids)),)  # markup and nothing else: not one token of an answer
     answers, thoughts = ([text for kind, text in case.parts if kind is wanted] for wanted in (ANSWER, REASONING))
     assert talk.parts(sampled).answer == ("\n\n".join(answers) if segments else case.reply)
-    assert talk.parts(sampled).reasoning == ("\n\n".join(thoughts) or None)
+    assert (talk.parts(sampled).reasoning or None) == ("\n\n".join(thoughts) or None)
     talk = talk.after(sampled)
     assert talk.problem is None
     history = text_of(talk, talk.prompt).removeprefix("<|b|>user<|m|>First<|e|>")
@@ -163,8 +163,8 @@ def test_every_kind_of_reply_leads_to_a_next_prompt_and_prompts_are_a_function_o
         ids = [*ids_of(one, case.reply), *([max(one.end_ids)] if case.ended else [])]
         one = one.after(ids)
         assert one.problem is None
-    for _, content in one.past:
-        other = other.after(content)
+    for answered in one.past:
+        other = other.after(answered.content)
     assert other.prompt == one.prompt
     text = text_of(one, one.prompt)
     assert [text.count(user) for user in users] == [1] * len(users)
@@ -233,10 +233,10 @@ def test_tokens_of_the_vocabulary_alone_are_markup_too() -> None:
     plain = templates.each(templates.SAY)
     thinks = start(Habit("tokens", plain, unnamed=("<think>", "</think>")))
     ids = ids_of(thinks, "<think>Hm. So.</think>Yes, you.")
-    assert [it.kind for it in thinks.segments(ids)] == [REASONING, ANSWER]
-    before = list(thinks.prompt)
+    assert [it.kind for it in thinks.parts(ids).segments] == [REASONING, ANSWER]
+    before = thinks.prompt
     thinks = thinks.after(ids)
-    assert thinks.prompt[: len(before) + len(ids)] == [*before, *ids]
+    assert thinks.prompt[: len(before) + len(ids)] == (*before, *ids)
     assert not start(Habit("tokens", plain)).chat.segmented
 
 

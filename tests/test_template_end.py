@@ -98,8 +98,10 @@ def test_a_rollout_that_was_brought_to_its_end_by_another_process_ends_alike(kin
         for reply in before:
             if reply.rollout == job.rollout and reply.finish is not Finish.TEMPLATE:
                 advance(job, reply.ids)
-    ends = {reply.rollout: reply for reply in before if reply.finish is Finish.TEMPLATE}
-    assert {reply.rollout: reply for reply in run(kind, loaded["olmo3"], again)} == ends
+    ends = {reply.rollout: (reply.turn, reply.problem) for reply in before if reply.finish is Finish.TEMPLATE}
+    news = run(kind, loaded["olmo3"], again)
+    assert {reply.rollout: (reply.turn, reply.problem) for reply in news} == ends
+    assert {(reply.finish, reply.prompt, reply.ids) for reply in news} == {(Finish.TEMPLATE, (), ())}
 
 
 def prepared(folder: Path, *options: str) -> Place:

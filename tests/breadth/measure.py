@@ -60,11 +60,8 @@ def measure(model: LoadedModel, engine: Engine) -> Measured:
     """Run the conversations through an engine and compare."""
     incidents: list[Incident] = []
     todo = {job.rollout: job for job in jobs(model)}
-    replies = [
-        reply
-        for reply in engine.run(Given(todo.values(), len(todo) if engine.fixed_groups else 1), never, incidents.append)
-        if reply.finish is not Finish.CONTEXT
-    ]
+    source = Given(todo.values(), len(todo) if engine.fixed_groups else 1)
+    replies = [reply for reply in engine.run(source, never, incidents.append) if reply.finish is not Finish.CONTEXT]
     worst, wrong, tokens = 0.0, 0, 0
     for reply in replies:
         worst = max(worst, _residual_error(model, reply))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from cli import drift
-from jobs import never, silent, text
+from jobs import never, silent, talk_after
 from transformers import GenerationConfig
 
 from drift_cli.chat import chat_for, scripted
@@ -97,7 +97,7 @@ def test_greedy_replies_are_those_of_generate_on_the_tokenizers_own_rendering(ne
             with repeatable():
                 made = model.network.generate(given, attention_mask=torch.ones_like(given), generation_config=config)
             assert tuple(made[0, len(reply.prompt) :].tolist()) == reply.ids
-            said.append({"role": "assistant", "content": text(reply)})
+            said.append({"role": "assistant", "content": talk_after(reply).said[-1].answer})
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +140,7 @@ def test_every_text_stands_in_its_place_in_every_prompt(
                 place = rendered.index(condition.system) + len(condition.system)
             for part in earlier:
                 place = rendered.index(part, place) + len(part)
-            earlier.append(text(reply))
+            earlier.append(talk_after(reply).said[-1].answer)
 
 
 LINE = ["generate", "--samples", "2", "--max-new-tokens", "16", "--transcript", "short.json", "--batch", "4", "--layers", "all"]
