@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from drift_cli.chat.conversation import Ask, Caller, Conversation, Script, User
 from drift_cli.chat.format import Chat
 from drift_cli.chat.messages import prompt_hash
-from drift_cli.errors import StoreError, UsageError
+from drift_cli.errors import StoreError
 from drift_cli.spec import Transcript, Turn
 
 _MEND = "`drift runs show` lists the versions in use then. Install those, or start a new run."
@@ -19,14 +19,10 @@ def user_turns(transcript: Transcript, turns: Sequence[Turn]) -> tuple[str, ...]
 
 
 def user_of(transcript: Transcript, turns: Sequence[Turn], chat: Chat, code: Ask | None) -> User:
-    """Who asks in a conversation of which `turns` are on disk: the script, or the user's `code`. Raises `UsageError` where that is needed and not given."""
+    """Who asks in a conversation of which `turns` are on disk: the script, or the user's `code`."""
     if transcript.user is None:
         return Script(transcript.users)
-    if code is None:
-        raise UsageError(
-            f"the user turns of {transcript.name} come from Python code ({transcript.user}), not from a script",
-            mend="Go on with it from Python, with the same code.",
-        )
+    assert code is not None
     return Caller(code, transcript.total, chat.refuse, user_turns(transcript, turns))
 
 

@@ -62,6 +62,9 @@ class Work:
             return self._carry_out(reopen(run, settings, self.display.note), run, settings, stop, dry_run)
 
     def _carry_out(self, experiment: Experiment, existing: Run | None, settings: Settings, stop: Stop, dry_run: bool) -> Run | None:
+        from drift_cli.running.runner import check_users
+
+        check_users(experiment.manifest, {})
         for notice in experiment.notices:
             self.display.note(notice)
         self.warn_of_lacking(experiment)

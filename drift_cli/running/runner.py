@@ -26,6 +26,7 @@ from drift_cli.engine.contract import Engine, Incident, Reply, Stopped
 from drift_cli.errors import UsageError
 from drift_cli.running.events import Began, Event, Finished, GivenUp, Notice, Outcome, Taken, TurnCommitted
 from drift_cli.running.session import Session
+from drift_cli.store.manifest import Manifest
 from drift_cli.store.queue import correct_hints
 from drift_cli.store.run import Run
 from drift_cli.store.workers import WorkerState
@@ -180,12 +181,7 @@ def _work(
     users: Mapping[str, Ask],
 ) -> Generator[None, None, Outcome]:
     """The work itself; pauses after every reply."""
-    for script in run.manifest.transcripts.values():
-        if script.user is not None and script.name not in users:
-            raise UsageError(
-                f"the user turns of {script.name} come from Python code ({script.user}), not from a script",
-                mend="Go on with this run from Python, with the same code.",
-            )
+    check_users(run.manifest, users)
     with ExitStack() as stack:
         if share is None:
             states = run.states()
@@ -197,6 +193,16 @@ def _work(
         stack.callback(session.close)
         tell(Began(*(share.turns or (0, 0)), whole=share.turns is not None))
         return (yield from _Working(session, share, tell, stop).run(engine))
+
+
+def check_users(manifest: Manifest, users: Mapping[str, Ask]) -> None:
+    """Raise `UsageError` where the user turns of a transcript come from Python code that is not among `users` (transcript → code)."""
+    for script in manifest.transcripts.values():
+        if script.user is not None and script.name not in users:
+            raise UsageError(
+                f"the user turns of {script.name} come from Python code ({script.user}), not from a script",
+                mend="Go on with this run from Python, with the same code.",
+            )
 
 
 @dataclass
