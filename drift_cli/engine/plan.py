@@ -1,4 +1,4 @@
-"""A step of the slots engine as data: what the scheduler asks for (`Plan`), and what came of it (`Done`, `NoRoom`). No torch."""
+"""A step of the slots engine as data: what the scheduler asks for (`Plan`), and what came of it (`Done`, `DoesNotFit`). No torch."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class NoRoom:
+class DoesNotFit:
     """The slots' memory is used up: nothing has moved in a `Step`; of an `Encode`, its row is in no state to go on from."""
 
     said: Mapping[int, int] = field(default_factory=dict)

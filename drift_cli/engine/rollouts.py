@@ -11,8 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 from drift_cli.engine.contract import Incident, JobSource, Reply, Stopped, is_out_of_memory, no_memory
-from drift_cli.engine.plan import Done, Encode, Free, Plan, Step
-from drift_cli.engine.plan import NoRoom as DoesNotFit
+from drift_cli.engine.plan import DoesNotFit, Done, Encode, Free, Plan, Step
 from drift_cli.engine.rotary import ends_with_context
 from drift_cli.engine.scheduler import Limits, Scheduler
 from drift_cli.engine.slots import NoRoom, Slots

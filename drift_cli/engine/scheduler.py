@@ -30,7 +30,7 @@ from drift_cli.engine.contract import (
     last_reply,
     no_memory,
 )
-from drift_cli.engine.plan import Chunk, Done, Draw, Encode, Free, NoRoom, Plan, Residual, Step
+from drift_cli.engine.plan import Chunk, DoesNotFit, Done, Draw, Encode, Free, Plan, Residual, Step
 from drift_cli.spec import Answered, Finish, Segment
 
 
@@ -109,7 +109,7 @@ class Scheduler:
             return self._start(job)
         return self._steps() if self.live else None
 
-    def update(self, plan: Plan, result: Done | NoRoom) -> None:
+    def update(self, plan: Plan, result: Done | DoesNotFit) -> None:
         """Take over what came of a plan."""
         if isinstance(plan, Free):
             self._freed.popleft()
@@ -202,7 +202,7 @@ class Scheduler:
             self._leave(row)
         self._ended = deque((row, ids) for row, ids in self._ended if row in self.live)
 
-    def _make_room(self, result: NoRoom) -> None:
+    def _make_room(self, result: DoesNotFit) -> None:
         """The rollout that has said least of its reply gives its row up and is encoded again when there is room."""
         row = min(self.live, key=lambda row: (result.said[row], -row))
         if len(self.live) > 1:
