@@ -10,7 +10,7 @@ import plain_kernels
 import pytest
 import tiny
 import torch
-from jobs import jobs, never, run, same_bits
+from jobs import advance, jobs, never, replies, run, same_bits, talk_of, text
 from thinking import ForgettingChat, ThinkingChat, check_means, means_of, thinking
 
 from drift_cli import models
@@ -76,7 +76,7 @@ def test_paged_slots_give_the_plain_slots_tokens_and_residuals(name: str, models
     plain, paged = run(_engine(Plain, model), jobs(model)), run(_engine(Paged, model), jobs(model))
     assert {key: reply.ids for key, reply in paged.items()} == {key: reply.ids for key, reply in plain.items()}
     for key, reply in plain.items():
-        assert (paged[key].prompt, paged[key].text, paged[key].finish) == (reply.prompt, reply.text, reply.finish)
+        assert (paged[key].prompt, text(paged[key]), paged[key].finish) == (reply.prompt, text(reply), reply.finish)
         if reply.residual is None:
             assert paged[key].residual is None
             continue
@@ -92,8 +92,8 @@ def test_company_order_and_interruptions_do_not_change_a_bit(name: str, models_h
     todo = jobs(model)
     for place, job in enumerate(todo):
         for turn in range(1, 2 + place % 2):
-            job.dialogue.advance(first[job.rollout, turn].ids)
-    left = {(job.rollout, turn) for job in todo for turn in range(job.turn, job.dialogue.total + 1)}
+            advance(job, first[job.rollout, turn].ids)
+    left = {(job.rollout, turn) for job in todo for turn in range(job.turn, talk_of(job).total + 1)}
     assert same_bits(run(_engine(Paged, model), todo), {key: first[key] for key in left})
 
 
@@ -105,7 +105,7 @@ def test_too_few_pages_for_all_rows_make_some_wait_and_change_nothing(
     # Conversations come to have 2 or 3 pages in each of 4 groups: room for two of them, not for four.
     monkeypatch.setattr(slots_module, "page_count", lambda *args: 26)
     incidents: list[Incident] = []
-    got = [*_engine(Paged, model).run(jobs(model), never, incidents.append)]
+    got = [*replies(_engine(Paged, model), jobs(model), never, incidents.append)]
     assert same_bits({(reply.rollout, reply.turn): reply for reply in got}, expected)
     assert "no-room" in {incident.kind for incident in incidents}
 
@@ -115,7 +115,7 @@ def test_a_conversation_that_memory_cannot_hold_ends_as_for_context(
 ) -> None:
     model = models_here["olmo3"]
     monkeypatch.setattr(slots_module, "page_count", lambda *args: 5)
-    got = [*_engine(Paged, model).run(jobs(model, samples=1), never, lambda incident: None)]
+    got = [*replies(_engine(Paged, model), jobs(model, samples=1), never, lambda incident: None)]
     ends = [reply for reply in got if reply.finish is Finish.CONTEXT]
     assert len(ends) == 2
     assert all(len(reply.prompt) + TOKENS > PAGE for reply in ends)
@@ -124,7 +124,7 @@ def test_a_conversation_that_memory_cannot_hold_ends_as_for_context(
 def test_replies_of_given_lengths(models_here: dict[str, LoadedModel]) -> None:
     model = models_here["llama"]
     todo = [
-        replace(job, lengths=tuple(1 + (place + turn) % TOKENS for turn in range(job.dialogue.total)))
+        replace(job, lengths=tuple(1 + (place + turn) % TOKENS for turn in range(talk_of(job).total)))
         for place, job in enumerate(jobs(model))
     ]
     wanted = {(job.rollout, turn + 1): length for job in todo for turn, length in enumerate(job.lengths or ())}

@@ -8,7 +8,7 @@ from drift_cli.engine.chunks import LARGEST, pieces
 from drift_cli.engine.kernels.triton.memory import grouping
 from drift_cli.engine.layout import PAGE, SLACK, Layout
 from drift_cli.engine.pages import Pages, Stock
-from drift_cli.engine.rows import NoRoom
+from drift_cli.engine.plan import NoRoom
 
 WINDOW = 300
 LAYOUT = Layout((WINDOW, WINDOW, WINDOW, 0) * 2, (2,) * 8, ((4, 4),) * 8)

@@ -15,9 +15,9 @@ from drift_cli.engine.kernels.torch.ring import Ring
 from drift_cli.engine.kernels.torch.step import Owners, added
 from drift_cli.engine.layout import PAGE, SLACK, Layout
 from drift_cli.engine.pages import Pages
+from drift_cli.engine.plan import Draw
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.rows import Draw
 from drift_cli.engine.slots import make_slots
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Cell, Rollout, Sampling

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from jobs import USERS, jobs, never, run, same_bits, silent
+from jobs import USERS, advance, jobs, never, replies, run, same_bits, text
 from transformers import AutoModelForCausalLM, Gemma2Config, GenerationConfig, GptOssConfig
 
 from drift_cli import models
@@ -22,9 +22,9 @@ from drift_cli.engine.contract import Incident, Reply, Stopped
 from drift_cli.engine.kernels.torch import backend as torch_backend
 from drift_cli.engine.kernels.torch.backend import TorchKernels
 from drift_cli.engine.layout import PAGE, Layout
+from drift_cli.engine.plan import Draw
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.rows import Draw
 from drift_cli.engine.slots import make_slots
 from drift_cli.engine.structure import refusal
 from drift_cli.errors import DriftError, UsageError
@@ -54,7 +54,7 @@ def test_slots_give_the_plain_engines_tokens_and_its_residuals(name: str, chat: 
     assert set(plain) == set(slots)
     for key, reply in plain.items():
         assert slots[key].ids == reply.ids
-        assert (slots[key].prompt, slots[key].text, slots[key].finish) == (reply.prompt, reply.text, reply.finish)
+        assert (slots[key].prompt, text(slots[key]), slots[key].finish) == (reply.prompt, text(reply), reply.finish)
         if reply.residual is None:
             assert slots[key].residual is None
             continue
@@ -89,7 +89,7 @@ def test_a_resumed_rollout_repeats_an_uninterrupted_one_to_the_bit(name: str, lo
         todo = jobs(model)
         for place, job in enumerate(todo):
             for turn in range(1, min(done + place % 2, len(USERS) - 1) + 1):
-                job.dialogue.advance(first[job.rollout, turn].ids)
+                advance(job, first[job.rollout, turn].ids)
         left = {(job.rollout, turn) for job in todo for turn in range(job.turn, len(USERS) + 1)}
         again = run(_slots(model), todo)
         assert set(again) == left
@@ -141,7 +141,7 @@ def test_an_attention_argument_that_slots_do_not_know_is_refused(loaded: dict[st
 
 def test_rollouts_do_not_wait_for_each_other(loaded: dict[str, LoadedModel]) -> None:
     model = loaded["olmo3"]
-    order = [(reply.rollout, reply.turn) for reply in _slots(model, batch=3, tokens=30).run(jobs(model), never, silent)]
+    order = [(reply.rollout, reply.turn) for reply in replies(_slots(model, batch=3, tokens=30), jobs(model))]
     assert len(order) == 6 * len(USERS)
     turns = [turn for _, turn in order]
     assert any(later < earlier for earlier, later in pairwise(turns))
@@ -159,9 +159,9 @@ def test_a_conversation_that_outgrows_the_context_ends(tmp_path: Path) -> None:
 def test_stopping_ends_within_a_token(loaded: dict[str, LoadedModel]) -> None:
     asked = iter([False] * 25 + [True] * 1000)
     got = []
-    replies = _slots(loaded["olmo3"]).run(jobs(loaded["olmo3"]), lambda: next(asked), silent)
+    made = replies(_slots(loaded["olmo3"]), jobs(loaded["olmo3"]), lambda: next(asked))
     with pytest.raises(Stopped):
-        got.extend(replies)
+        got.extend(made)
     assert len(got) < 6 * len(USERS)
     assert loaded["olmo3"].network.config._attn_implementation != "drift_slots"
 
@@ -186,7 +186,7 @@ def test_out_of_memory_at_any_point_loses_nothing(at: int, loaded: dict[str, Loa
     monkeypatch.setattr(model.network, "forward", _failing(model.network.forward, {at}))
     incidents: list[Incident] = []
     engine = _slots(model, batch=4)
-    got = [*engine.run(jobs(model), never, incidents.append)]
+    got = [*replies(engine, jobs(model), never, incidents.append)]
     assert len(got) == len(expected)
     assert {(r.rollout, r.turn): r.ids for r in got} == {key: r.ids for key, r in expected.items()}
     assert [incident.kind for incident in incidents] == ["out-of-memory"]

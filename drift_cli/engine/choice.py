@@ -10,9 +10,9 @@ from typing import TypeVar
 from drift_cli.engine.attention import NotApplied, layout_of
 from drift_cli.engine.contract import Engine, Incident, is_out_of_memory, no_memory
 from drift_cli.engine.plain_passes import yardstick
+from drift_cli.engine.plan import NoRoom
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.rows import NoRoom
 from drift_cli.engine.structure import refusal
 from drift_cli.engine.trial import Trial, judge
 from drift_cli.engine.trial_text import conversations, length, random_text

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.engine.layout import PAGE, SLACK
-from drift_cli.engine.rows import NoRoom
+from drift_cli.engine.plan import NoRoom
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drift_cli.engine.rows import Draw
+from drift_cli.engine.plan import Draw
 from drift_cli.engine.slots import Slots, make_slots
 from drift_cli.engine.trial_text import REPLY, Conversation, Measured
 from drift_cli.models import LoadedModel

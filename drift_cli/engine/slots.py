@@ -31,7 +31,7 @@ from drift_cli.engine.kernels.torch.backend import TorchKernels
 from drift_cli.engine.kernels.triton.backend import TritonKernels
 from drift_cli.engine.kernels.triton.memory import page_count
 from drift_cli.engine.layout import Layout
-from drift_cli.engine.rows import Draw
+from drift_cli.engine.plan import Draw
 from drift_cli.engine.steps import ACTIVE, BAD, COUNT, IDS, Begin, Rows, Step
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Part, Sampling, Segment

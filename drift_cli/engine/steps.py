@@ -15,7 +15,7 @@ from torch import Tensor
 from drift_cli.engine.attention import forward
 from drift_cli.engine.device import to_device
 from drift_cli.engine.kernels import Batch, Kernels, Uniforms
-from drift_cli.engine.rows import Draw
+from drift_cli.engine.plan import Draw
 from drift_cli.engine.sampling import draw, split_key, uniforms
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Sampling

@@ -110,7 +110,7 @@ def _slot_seconds(device: torch.device, dtype: str, rows: int) -> tuple[float, f
 
 def _slot_step_seconds(device: torch.device, slots: Slots, tokens: int) -> float:
     """A step where every row holds `tokens` tokens."""
-    from drift_cli.engine.rows import Draw
+    from drift_cli.engine.plan import Draw
     from drift_cli.spec import Cell, Rollout
 
     for row in range(slots.rows):

@@ -75,7 +75,7 @@ class Queue:
         """
         self.run, self.claims, self.pause, self.fair = run, claims, pause, fair
         self._planned = sum(plan.samples for plan in run.manifest.cells)
-        self.totals = {name: len(transcript.users) for name, transcript in run.manifest.transcripts.items()}
+        self.totals = {name: transcript.total for name, transcript in run.manifest.transcripts.items()}
         self._untried: deque[Unit] = deque(_units(run, size, random.Random(claims.worker) if shuffled else None))
         self._held: list[Unit] = []
         self._taken: dict[Rollout, Unit] = {}

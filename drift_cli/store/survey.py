@@ -147,7 +147,7 @@ class Surveyor:
         self.manifest = read_manifest(self.paths)
         self._stamp = stamp
         for plan in self.manifest.cells:
-            length = len(self.manifest.transcripts[plan.cell.transcript].users)
+            length = self.manifest.transcripts[plan.cell.transcript].total
             self._cells.setdefault(plan.cell, _Seen(plan.cell, length)).plan(plan.samples)
 
     def _look_at_cells(self) -> None:

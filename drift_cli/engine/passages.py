@@ -8,12 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from drift_cli.chat import common_prefix
-
-if TYPE_CHECKING:
-    pass
+from drift_cli.engine.contract import common_prefix
 
 
 @dataclass(frozen=True)
