@@ -8,7 +8,6 @@ import pytest
 
 from drift_cli.errors import UsageError
 from drift_cli.settings.config import PRESETS, preset_settings, preset_text, resolve
-from drift_cli.settings.keys import KEYS
 from drift_cli.spec import Condition, Placement
 
 TOML = """
@@ -26,32 +25,32 @@ def test_flag_beats_environment_beats_file_beats_preset_beats_default() -> None:
     Path("drift.toml").write_text(TOML)
     env = {"DRIFT_SAMPLES": "6", "DRIFT_SEED": "8"}
     settings = resolve({"samples": 9}, environment=env)
-    assert (settings["samples"], settings.origin("samples")) == (9, "flag --samples")
-    assert (settings["seed"], settings.origin("seed")) == (8, "environment DRIFT_SEED")
-    assert (settings["max_new_tokens"], settings.origin("max_new_tokens")) == (99, "drift.toml")
-    assert (settings["temperatures"], settings.origin("temperatures")) == ((0.5,), "preset olmo3-003b")
-    assert (settings["dtype"], settings.origin("dtype")) == ("auto", "default")
+    assert (settings.samples, settings.origin("samples")) == (9, "flag --samples")
+    assert (settings.seed, settings.origin("seed")) == (8, "environment DRIFT_SEED")
+    assert (settings.max_new_tokens, settings.origin("max_new_tokens")) == (99, "drift.toml")
+    assert (settings.temperatures, settings.origin("temperatures")) == ((0.5,), "preset olmo3-003b")
+    assert (settings.dtype, settings.origin("dtype")) == ("auto", "default")
 
 
 def test_without_anything_the_demo_is_meant() -> None:
     settings = resolve({}, environment={})
-    assert settings["model"] == "demo"
+    assert settings.model == "demo"
     assert [c.name for c in settings.conditions] == ["baseline", "simple", "complex", "placebo"]
 
 
 def test_a_real_model_does_not_take_over_the_demos_settings() -> None:
     settings = resolve({"model": "org/model"}, environment={})
-    assert settings["max_new_tokens"] == 512
-    assert settings["axis"] is None
+    assert settings.max_new_tokens == 512
+    assert settings.axis is None
     assert settings.conditions == (Condition("baseline"),)
 
 
 def test_the_preset_of_the_original_experiment() -> None:
     settings = resolve({"preset": "olmo3-003b"}, environment={})
-    assert (settings["samples"], settings["temperatures"], settings["seed"], settings["max_new_tokens"]) == (16, (0.5,), 42, 512)
-    assert settings["layers"] == "all"
-    assert (settings["axis"], settings["layer"]) == (None, None)
-    assert settings["model"] == "allenai/Olmo-3-7B-Instruct"
+    assert (settings.samples, settings.temperatures, settings.seed, settings.max_new_tokens) == (16, (0.5,), 42, 512)
+    assert settings.layers == "all"
+    assert (settings.axis, settings.layer) == (None, None)
+    assert settings.model == "allenai/Olmo-3-7B-Instruct"
     simple = next(c for c in settings.conditions if c.name == "simple")
     assert simple == Condition("simple", "Reminder: You are a helpful assistant.", Placement.EVERY_TURN)
 
@@ -112,9 +111,9 @@ def test_every_preset_is_a_valid_file() -> None:
         Path("drift.toml").write_text(preset_text(name))
         settings = resolve({}, environment={})
         assert settings.conditions == preset_settings(name).conditions
-        assert all(settings[key] == preset_settings(name)[key] for key in KEYS if key != "preset")
+        assert {**settings.values, "preset": name} == preset_settings(name).values
 
 
 def test_chat_options_are_read_as_json_where_they_are() -> None:
     settings = resolve({"chat_options": ["enable_thinking=false", "style=plain"]}, environment={})
-    assert settings["chat_options"] == '{"enable_thinking": false, "style": "plain"}'
+    assert settings.chat_options == '{"enable_thinking": false, "style": "plain"}'

@@ -14,7 +14,8 @@ from made_axes import made_axis, put
 
 from drift_cli.errors import UsageError
 from drift_cli.running.speeds import Speeds
-from drift_cli.settings.config import PRESETS, preset_settings, resolve
+from drift_cli.settings.config import preset_settings, resolve
+from drift_cli.settings.settings import PRESETS
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 

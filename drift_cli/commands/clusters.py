@@ -45,23 +45,23 @@ RayAddressOption = Annotated[
 ]
 
 
-def refuse_misplaced(engine: Launcher, workers: int | None, request: Request, ray_address: str | None) -> None:
+def refuse_misplaced(launcher: Launcher, workers: int | None, request: Request, ray_address: str | None) -> None:
     """Raise `UsageError` for options of a launcher other than the one that was chosen, or where a cluster is not told how many workers it gets."""
-    if engine is not Launcher.SLURM and request != Request():
-        raise UsageError(f"options for SLURM were given to --engine {engine.value}", mend="Add --engine slurm, or leave them out.")
-    if engine is not Launcher.RAY and ray_address is not None:
-        raise UsageError(f"--ray-address was given to --engine {engine.value}", mend="Add --engine ray, or leave it out.")
-    if engine is not Launcher.LOCAL and workers is None:
-        raise UsageError(f"--engine {engine.value} needs to know how many workers to start", mend="Add --workers N.")
+    if launcher is not Launcher.SLURM and request != Request():
+        raise UsageError(f"options for SLURM were given to --launcher {launcher.value}", mend="Add --launcher slurm, or leave them out.")
+    if launcher is not Launcher.RAY and ray_address is not None:
+        raise UsageError(f"--ray-address was given to --launcher {launcher.value}", mend="Add --launcher ray, or leave it out.")
+    if launcher is not Launcher.LOCAL and workers is None:
+        raise UsageError(f"--launcher {launcher.value} needs to know how many workers to start", mend="Add --workers N.")
 
 
-def refuse_impossible(engine: Launcher, plan: Plan, request: Request, store: Store, *, dry_run: bool) -> None:
+def refuse_impossible(launcher: Launcher, plan: Plan, request: Request, store: Store, *, dry_run: bool) -> None:
     """Raise `DriftError` where what a launcher needs is not there, `UsageError` where a batch script cannot hold what was asked for."""
-    if engine is Launcher.SLURM:
+    if launcher is Launcher.SLURM:
         script(plan, request, plan.store, store.logs("checked").absolute())
         if not dry_run:
             check_here()
-    elif engine is Launcher.RAY and find_spec("ray") is None:
+    elif launcher is Launcher.RAY and find_spec("ray") is None:
         raise DriftError("Ray is not installed", mend="pip install 'drift-cli[ray]'")
 
 

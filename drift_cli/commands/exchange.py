@@ -18,7 +18,6 @@ from drift_cli.commands.options import (
     of_segment,
     open_run,
     open_store,
-    part_of,
 )
 from drift_cli.display import Mode
 from drift_cli.errors import UsageError
@@ -79,7 +78,7 @@ def export(
 
     if residuals and format_ is not Format.PARQUET:
         raise UsageError("--residuals goes with --format parquet")
-    part = part_of(segment)
+    part = segment or Part.ANSWER
     if part is not Part.ANSWER and format_ not in (Format.CSV, Format.PARQUET):
         raise UsageError(
             f"--format {format_.value} has no place to say what was measured: it is always the answer", mend="Use --format csv or parquet."

@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from drift_cli.commands.options import (
-    AdapterPlaceOption,
-    BatchOption,
-    DeviceOption,
-    DisplayOption,
-    DryRunOption,
-    EngineOption,
-    JsonOption,
-    ModelPlaceOption,
-    RunArgument,
-    StoreOption,
-    make_display,
-    open_run,
-    open_store,
-    with_given,
-)
+from drift_cli.commands.flags import MOVED, Flags, with_settings
+from drift_cli.commands.options import DisplayOption, DryRunOption, JsonOption, RunArgument, StoreOption, make_display, open_run, open_store
 from drift_cli.display import Mode
 
 
+@with_settings("device", "batch", "engine", "model", "adapter", **MOVED)
 def resume(
+    flags: Flags,
     run: RunArgument = None,
-    device: DeviceOption = None,
-    batch: BatchOption = None,
-    engine: EngineOption = None,
-    model: ModelPlaceOption = None,
-    adapter: AdapterPlaceOption = None,
     dry_run: DryRunOption = False,
     store: StoreOption = None,
     display: DisplayOption = Mode.AUTO,
@@ -38,12 +21,14 @@ def resume(
     """Go on with an unfinished run.
 
     The newest, or the one named. Nothing but its folder and its model is needed.
+
+    Example: drift resume demo-1a2b3c4d
     """
     from drift_cli.commands.work import Work
     from drift_cli.running.experiment import settings_of
 
     found = open_run(store, run)
-    settings = with_given(settings_of(found.manifest), device=device, batch=batch, engine=engine, model=model, adapter=adapter)
+    settings = settings_of(found.manifest).given(flags)
     Work(make_display(display, as_json), open_store(store)).go_on(found, settings, dry_run=dry_run)
 
 

@@ -13,7 +13,7 @@ from drift_cli.display import Display, Table, duration
 from drift_cli.errors import EXIT_INTERRUPTED, UsageError
 from drift_cli.launch.plan import launcher_of
 from drift_cli.running.interrupts import Stop
-from drift_cli.settings.config import Settings
+from drift_cli.settings.settings import Settings
 from drift_cli.spec import Finish
 from drift_cli.store.workers import WorkerState
 
@@ -46,7 +46,7 @@ class Work:
 
         `scripts` are transcripts that come from no file; where given, the settings name none.
         """
-        self.display.note(f"model: {settings['model']} ({why(settings)})")
+        self.display.note(f"model: {settings.model} ({why(settings)})")
         with Stop() as stop:
             from drift_cli.running.continued import prepare_for
 
@@ -55,7 +55,7 @@ class Work:
 
     def go_on(self, run: Run, settings: Settings, *, dry_run: bool = False) -> Run | None:
         """Go on with a run that exists."""
-        self.display.note(f"model: {settings['model']} (run {run.paths.run_id})")
+        self.display.note(f"model: {settings.model} (run {run.paths.run_id})")
         with Stop() as stop:
             from drift_cli.running.experiment import reopen
 
@@ -169,7 +169,7 @@ class Work:
 
         run, experiment, settings = part.run, part.experiment, part.settings
         spec = run.manifest.spec
-        asked = self._engine_for_gpus(settings["engine"])
+        asked = self._engine_for_gpus(settings.engine)
         if (kept := keep_threads(run.manifest, experiment.device)) is not None:
             self.display.note(kept)
         if (otherwise := loaded_otherwise(run.manifest)) is not None:
@@ -177,7 +177,7 @@ class Work:
         model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device, gpus=self.gpus)
         for note in model.notes:
             self.display.note(note)
-        batch = rows(settings["batch"], experiment.device)
+        batch = rows(settings.batch, experiment.device)
         chosen = choose(
             asked,
             model,
@@ -304,10 +304,8 @@ class Work:
         from drift_cli.commands.foretell import foretell
         from drift_cli.engine.choice import rows
 
-        batch = rows(settings["batch"], experiment.device)
-        foretell(
-            self.display, self.store, replace(experiment, lacking=tuple(self.lacking(experiment))), existing, settings["engine"], batch
-        )
+        batch = rows(settings.batch, experiment.device)
+        foretell(self.display, self.store, replace(experiment, lacking=tuple(self.lacking(experiment))), existing, settings.engine, batch)
 
 
 @dataclass(frozen=True)
@@ -343,6 +341,6 @@ def said_of(run: Run) -> list[str]:
 
 def why(settings: Settings) -> str:
     """Why this model: where it was named, or that nobody named one."""
-    if settings["model"] == "demo" and settings.origin("preset") == "default":
+    if settings.model == "demo" and settings.origin("preset") == "default":
         return "built-in, as no --model, DRIFT_MODEL or drift.toml names another"
     return settings.origin("model")

@@ -8,21 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from drift_cli.commands.options import (
-    AdapterPlaceOption,
-    BatchOption,
-    DeviceOption,
-    DisplayOption,
-    EngineOption,
-    JsonOption,
-    ModelPlaceOption,
-    RunArgument,
-    StoreOption,
-    make_display,
-    open_run,
-    open_store,
-    with_given,
-)
+from drift_cli.commands.flags import MOVED, Flags, with_settings
+from drift_cli.commands.options import DisplayOption, JsonOption, RunArgument, StoreOption, make_display, open_run, open_store
 from drift_cli.commands.work import Part, Work
 from drift_cli.display import Mode, duration
 from drift_cli.errors import EXIT_INTERRUPTED, UsageError
@@ -33,7 +20,7 @@ if TYPE_CHECKING:
     from drift_cli.running.experiment import Experiment
     from drift_cli.running.interrupts import Stop
     from drift_cli.running.runner import Outcome
-    from drift_cli.settings.config import Settings
+    from drift_cli.settings.settings import Settings
     from drift_cli.store.run import Run
     from drift_cli.workers.share import Share
 
@@ -47,17 +34,14 @@ LeaseOption = Annotated[
 ]
 
 
+@with_settings("device", "batch", "engine", "model", "adapter", **MOVED)
 def work(
+    flags: Flags,
     run: RunArgument = None,
     worker: Annotated[
         str | None, Option("--worker", help="The worker's id (default: host, process and some digits).", show_default=False)
     ] = None,
-    device: DeviceOption = None,
     gpus: Annotated[int, Option("--gpus", help="Spread the model over so many GPUs.")] = 1,
-    batch: BatchOption = None,
-    engine: EngineOption = None,
-    model: ModelPlaceOption = None,
-    adapter: AdapterPlaceOption = None,
     lease: LeaseOption = None,
     among: Annotated[
         int,
@@ -80,7 +64,7 @@ def work(
         raise UsageError(f"--among is {among}", mend="Use the number of workers, this one included: at least 1.")
     check_lease(LEASE if lease is None else lease)
     found = open_run(store, run)
-    settings = with_given(settings_of(found.manifest), device=device, batch=batch, engine=engine, model=model, adapter=adapter)
+    settings = settings_of(found.manifest).given(flags)
     shown = make_display(display, as_json)
     seconds = LEASE if lease is None else lease
     Working(shown, open_store(store), gpus=gpus, worker=worker, lease=seconds, among=among).go_on(found, settings)
