@@ -1,6 +1,6 @@
 """Many workers on one run, simulated: discrete events, one per rollout that ends and per look at a cell.
 
-A worker starts (its process, reading the manifest, its weights), then fills 48 rows with rollouts as `store.queue` would: cells in an order of its own,
+A worker starts (its process, reading the manifest, its weights), then fills 48 rows with rollouts as `workers.queue` would: cells in an order of its own,
 from a sample of its own on; a look at a cell is a listing good for 5 s, one that looks free is claimed, which fails where another was faster; once
 nothing is free, what others hold is looked at for a twentieth of the time. While a worker looks, its GPU waits. Every step adds a token to each row and takes
 a + b · rows seconds; a rollout ends when its tokens are made, and the next is looked for. A worker that finds nothing leaves once its rows are done.
@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 FRESH, PAUSE, BEAT, BUDGET, REST = 5.0, 15.0, 15.0, 0.25, 20.0
-"""As in `store.queue` and `store.workers`."""
+"""As in `workers.queue` and `workers.leases`."""
 
 
 @dataclass(frozen=True)

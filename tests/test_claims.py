@@ -15,13 +15,13 @@ from store_fixtures import CELL, FIRST, OTHER, finish, fork, make_run
 
 from drift_cli.errors import UsageError
 from drift_cli.spec import Rollout
-from drift_cli.store import claims as claims_module
-from drift_cli.store import workers as workers_module
-from drift_cli.store.claims import Claims, claimed, claims_of, read_holder
 from drift_cli.store.manifest import CellPlan
-from drift_cli.store.queue import Outlook, Queue
 from drift_cli.store.run import Run
-from drift_cli.store.workers import LEASE, Life, Observer, Presence, Worker, WorkerState, forget_workers, read_worker, read_workers
+from drift_cli.workers import claims as claims_module
+from drift_cli.workers import leases as workers_module
+from drift_cli.workers.claims import Claims, claimed, claims_of, read_holder
+from drift_cli.workers.leases import LEASE, Life, Observer, Presence, Worker, WorkerState, forget_workers, read_worker, read_workers
+from drift_cli.workers.queue import Outlook, Queue
 
 ROLLOUTS = [Rollout(CELL, sample) for sample in range(20)]
 

@@ -20,16 +20,16 @@ from drift_cli.commands.watch import rate_of, summary, tables
 from drift_cli.display import Display, Mode
 from drift_cli.screen import Screen
 from drift_cli.spec import Cell, Condition, Finish, Rollout
-from drift_cli.store import survey as survey_module
 from drift_cli.store.lock import Owner
 from drift_cli.store.log import End
 from drift_cli.store.manifest import CellPlan
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
-from drift_cli.store.survey import CellCount, Surveyor
-from drift_cli.store.workers import Presence, WorkerState
 from drift_cli.workers import status as status_module
+from drift_cli.workers import survey as survey_module
+from drift_cli.workers.leases import Presence, WorkerState
 from drift_cli.workers.status import WINDOW, CellStatus, Pace, Status, Watch, WorkerStatus
+from drift_cli.workers.survey import CellCount, Surveyor
 
 SECOND = Rollout(CELL, 1)
 COMMAND = [sys.executable, "-m", "drift_cli", "runs", "watch"]

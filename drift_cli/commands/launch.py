@@ -27,7 +27,7 @@ from drift_cli.launch.plan import Crew, Finished, Launcher, Plan, worker_command
 from drift_cli.launch.slurm import Request
 from drift_cli.running.interrupts import Stop
 from drift_cli.settings.settings import DtypeChoice, EngineChoice, Settings, keys
-from drift_cli.store.workers import LEASE, check_lease, forget_workers
+from drift_cli.workers.leases import LEASE, check_lease, forget_workers
 
 if TYPE_CHECKING:
     from drift_cli.running.runner import Outcome

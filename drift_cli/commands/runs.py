@@ -162,10 +162,12 @@ def verify(
 
     With --repair, what is damaged of a rollout is set aside first, and the turns before it stay.
     """
+    from drift_cli.workers import checks
+
     found = open_run(store, run)
-    repairs, failures = found.repair() if repair else ([], [])
+    repairs, failures = checks.repair(found) if repair else ([], [])
     shown_on = make_display(display, as_json)
-    findings = [*found.verify(), *(_weights(found, shown_on) if weights else ())]
+    findings = [*checks.verify(found), *(_weights(found, shown_on) if weights else ())]
     fatal = [finding for finding in findings if finding.fatal]
     document = {
         "run": found.paths.run_id,

@@ -15,7 +15,7 @@ from drift_cli.launch.plan import launcher_of
 from drift_cli.running.interrupts import Stop
 from drift_cli.settings.settings import Settings
 from drift_cli.spec import Finish
-from drift_cli.store.workers import WorkerState
+from drift_cli.workers.leases import WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -95,7 +95,7 @@ class Work:
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
         from drift_cli.running.runner import Outcome
-        from drift_cli.store.queue import correct_hints
+        from drift_cli.workers.queue import correct_hints
         from drift_cli.workers.share import take_part
 
         states = run.states()
@@ -251,7 +251,7 @@ class Work:
 
     def _others(self, run: Run, outcome: Outcome) -> str:
         """Who is at what is left, in words."""
-        from drift_cli.store.workers import read_worker
+        from drift_cli.workers.leases import read_worker
 
         found = [read_worker(run.paths, worker) if worker else None for worker in outcome.others]
         named = [str(worker) for worker in found if worker is not None]

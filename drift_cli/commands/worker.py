@@ -14,7 +14,7 @@ from drift_cli.commands.work import Part, Work
 from drift_cli.display import Mode, duration
 from drift_cli.errors import EXIT_INTERRUPTED, UsageError
 from drift_cli.launch.plan import launcher_of
-from drift_cli.store.workers import LEASE, check_lease
+from drift_cli.workers.leases import LEASE, check_lease
 
 if TYPE_CHECKING:
     from drift_cli.running.experiment import Experiment

@@ -20,9 +20,9 @@ from drift_cli.engine.contract import Engine, Incident, Reply, Stopped
 from drift_cli.errors import StoreError
 from drift_cli.running.session import Session
 from drift_cli.spec import Finish
-from drift_cli.store.queue import correct_hints
 from drift_cli.store.run import Run
-from drift_cli.store.workers import WorkerState
+from drift_cli.workers.leases import WorkerState
+from drift_cli.workers.queue import correct_hints
 from drift_cli.workers.share import Share, take_part
 
 _AHEAD = 256

@@ -20,8 +20,8 @@ from drift_cli.probe import project
 from drift_cli.spec import Finish, Rollout, Turn
 from drift_cli.store.growing import Forked
 from drift_cli.store.log import Damaged, End, InUse, RolloutLog
-from drift_cli.store.queue import Queue
 from drift_cli.store.run import RolloutState, Run
+from drift_cli.workers.queue import Queue
 
 
 @dataclass

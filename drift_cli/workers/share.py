@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from drift_cli.display import Display, Progress
 from drift_cli.engine.contract import Stopped
 from drift_cli.errors import StoreError
-from drift_cli.store.claims import Claims
-from drift_cli.store.fair import FairShare
-from drift_cli.store.queue import Outlook, Queue, correct_hints
 from drift_cli.store.run import Run
-from drift_cli.store.workers import BEAT, LEASE, Observer, Presence, WorkerState, any_at_work, default_name, forget_workers
+from drift_cli.workers.claims import Claims
+from drift_cli.workers.fair import FairShare
+from drift_cli.workers.leases import BEAT, LEASE, Observer, Presence, WorkerState, any_at_work, default_name, forget_workers
+from drift_cli.workers.queue import Outlook, Queue, correct_hints
 
 _STEP = 0.1
 """Seconds between two questions whether to stop, while waiting."""

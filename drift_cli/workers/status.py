@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from drift_cli.spec import Cell
 from drift_cli.store.lock import Owner
 from drift_cli.store.paths import RunPaths
-from drift_cli.store.survey import CellCount, Survey, Surveyor
-from drift_cli.store.workers import Life, Observer, Worker, WorkerState, worker_ids
+from drift_cli.workers.leases import Life, Observer, Worker, WorkerState, worker_ids
+from drift_cli.workers.survey import CellCount, Survey, Surveyor
 
 WINDOW = 600.0
 """Seconds that a rate looks back: long enough to hold several turns of each rollout, also of large models."""

@@ -28,7 +28,7 @@ from drift_cli.errors import StoreError, UsageError
 from drift_cli.store.decode import Malformed, decode, parse
 from drift_cli.store.files import create_inside, failed, open_inside, read_inside, release, write_all
 from drift_cli.store.paths import RunPaths
-from drift_cli.store.processes import born, place
+from drift_cli.workers.processes import born, place
 
 BEAT = 15.0
 """Seconds between two signs of life."""

@@ -23,7 +23,7 @@ from drift_cli.errors import StoreError, UsageError
 from drift_cli.spec import Cell, Rollout
 from drift_cli.store.files import create_inside, failed, open_folder, open_inside, read_inside, release, write_all
 from drift_cli.store.paths import RunPaths
-from drift_cli.store.workers import LEASE, Life, Observer
+from drift_cli.workers.leases import LEASE, Life, Observer
 
 _LIMIT = 128
 """Bytes: an id has 80 at most."""

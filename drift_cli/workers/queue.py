@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from drift_cli.spec import Cell, Rollout
-from drift_cli.store.claims import Claims, claimed, forget_ended, read_holder, seen_ended
-from drift_cli.store.fair import FairShare
 from drift_cli.store.files import failed
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.run import RolloutState, Run
 from drift_cli.store.tails import tail_state
-from drift_cli.store.workers import BEAT, Life, worker_ids
+from drift_cli.workers.claims import Claims, claimed, forget_ended, read_holder, seen_ended
+from drift_cli.workers.fair import FairShare
+from drift_cli.workers.leases import BEAT, Life, worker_ids
 
 _FRESH = 5.0
 """Seconds for which a listing of a cell is good enough: what it misses costs a failed claim, no more."""
