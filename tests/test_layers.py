@@ -66,8 +66,6 @@ LONG_FUNCTIONS = {
     "axes.torch_files.import_torch",
     "commands.axis.import_",
     "commands.axis_build.build",
-    "commands.foretell.foretell",
-    "commands.launch.launch",
     "commands.measure.measure",
     "commands.plot.plot",
     "commands.stats.stats",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
 
 axis = typer.Typer(help="Axes: build one, import or export tensors, look at one.", no_args_is_help=True)
 axis.command("build")(axis_build.build)
-KINDS = ("axis", "personas")
+
+
+class ExportKind(StrEnum):
+    """What of an axis is written."""
+
+    AXIS = "axis"
+    PERSONAS = "personas"
 
 
 @axis.command("import")
@@ -35,7 +42,8 @@ def import_(
         typer.Option(
             help="How the file numbers layers: hidden-states (0 is the embeddings) or blocks (0 is the first block's output; assistant-axis). "
             "Default: as the number of --model's blocks tells.",
-            show_default=False,
+            metavar="<hidden-states|blocks>",
+            autocompletion=lambda: ["hidden-states", "blocks"],
         ),
     ] = None,
     assistant: Annotated[list[str] | None, typer.Option(help="A persona on the assistant's side; repeat for several.")] = None,
@@ -46,7 +54,10 @@ def import_(
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring in an axis and save it under data/axes. Tensors only: nothing in the file is executed."""
+    """Bring in an axis and save it under data/axes. Tensors only: nothing in the file is executed.
+
+    Example: drift axis import assistant_axis_layer15.pt --name theirs --model org/model
+    """
     from drift_cli.axes import import_torch, save
     from drift_cli.axes.torch_files import convention_of
     from drift_cli.settings.config import axes_folder
@@ -101,20 +112,21 @@ def export(
     name: Annotated[str, typer.Argument(metavar="AXIS", help="An axis by name or file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The torch file to write.")],
     kind: Annotated[
-        str, typer.Option(help="axis: one tensor of block outputs, as assistant-axis has it; personas: a dict of persona → means.")
-    ] = "axis",
+        ExportKind, typer.Option(help="axis: one tensor of block outputs, as assistant-axis has it; personas: a dict of persona → means.")
+    ] = ExportKind.AXIS,
     layer: Annotated[int | None, typer.Option(help="With personas: this layer only (default: all).")] = None,
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Write an axis as a torch file that other tools read."""
+    """Write an axis as a torch file that other tools read.
+
+    Example: drift axis export mine -o mine.pt --kind personas
+    """
     from drift_cli.axes import find
     from drift_cli.axes.torch_files import export_torch
     from drift_cli.settings.config import axes_folder
 
-    if kind not in KINDS:
-        raise UsageError(f"kind {kind!r} is unknown", mend=f"Use {' or '.join(KINDS)}.")
-    if layer is not None and kind == "axis":
+    if layer is not None and kind is ExportKind.AXIS:
         raise UsageError("--layer goes with --kind personas", mend="An axis file has the output of every block: leave --layer out.")
     found = find(name, axes_folder())
     said = export_torch(found, output, kind, layer)
@@ -123,7 +135,10 @@ def export(
 
 @axis.command()
 def personas() -> None:
-    """Print drift's own personas and questions, to be edited and given to `drift axis build --personas FILE`."""
+    """Print drift's own personas and questions, to be edited and given to `drift axis build --personas FILE`.
+
+    Example: drift axis personas > personas.toml
+    """
     from drift_cli.measuring.personas import default_text
 
     typer.echo(default_text(), nl=False)
@@ -141,7 +156,10 @@ def show(
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Show an axis: where it is from, every layer, how personas lie along it; draw that, and suggest a layer."""
+    """Show an axis: where it is from, every layer, how personas lie along it; draw that, and suggest a layer.
+
+    Example: drift axis show mine --layer 15
+    """
     from drift_cli.axes import find
     from drift_cli.settings.config import axes_folder
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from drift_cli.commands.flags import Flags, with_settings
-from drift_cli.commands.options import DisplayOption, DryRunOption, JsonOption, StoreOption, make_display, open_store
+from drift_cli.commands.options import Common, DryRunOption
 from drift_cli.commands.work import Work
-from drift_cli.display import Mode, duration
+from drift_cli.display import duration
 from drift_cli.errors import UsageError
 from drift_cli.settings.config import resolve
 from drift_cli.settings.settings import Settings, keys
@@ -43,15 +43,16 @@ def build(
     temperature: Annotated[float, Option(help="Sampling temperature.")] = 1.0,
     max_new_tokens: Annotated[int, Option(help="The longest reply, in tokens.", min=1)] = 256,
     seed: Annotated[int, Option(help="The run's seed.", min=0)] = 0,
+    *,
     dry_run: DryRunOption = False,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    common: Common,
 ) -> None:
     """Build an axis for a model.
 
     Personas, on the assistant's side and in other parts, answer questions; the axis is the mean of the ones minus the mean of the others, at
     every layer. The replies are a run like any other: the same line goes on where it was stopped, and more --samples add to it.
+
+    Example: drift axis build --model org/model --samples 2
     """
     from drift_cli.axes import save
     from drift_cli.commands.axis import axis_facts, axis_tables
@@ -63,8 +64,8 @@ def build(
     settings = resolve(flags)
     title = _title(name, settings.adapter or settings.model, output)
     own = {"name": f"axis-{title}", "samples": samples, "temperatures": (temperature,), "max_new_tokens": max_new_tokens, "seed": seed}
-    shown = make_display(display, as_json)
-    work = Building(shown, open_store(store))
+    shown = common.show()
+    work = Building(shown, common.folder())
     settled = _settled(settings, asked, own)
     # A name that was given stands for one run; one made of the model's name may stand for several.
     settled = settled if name is None else settled.changed("flag --name", name=settled.name)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from drift_cli.commands.flags import Flags, with_settings
-from drift_cli.commands.options import DisplayOption, JsonOption, StoreOption, make_display, open_store
-from drift_cli.display import Mode, Table
+from drift_cli.commands.options import Common
+from drift_cli.display import Table
 from drift_cli.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -37,18 +37,19 @@ class Check:
 )
 def doctor(
     flags: Flags,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    *,
+    common: Common,
 ) -> None:
     """Say what this machine can run.
 
     Looks at software, device, memory and the store's folder, and names what would go wrong. With --model it looks at the model instead: which engine will
-    run it, and how far that engine and a plain forward pass are from float32. Example: drift doctor --model allenai/Olmo-3-7B-Instruct
+    run it, and how far that engine and a plain forward pass are from float32.
+
+    Example: drift doctor --model allenai/Olmo-3-7B-Instruct
     """
-    shown, model = make_display(display, as_json), flags["model"]
+    shown, model = common.show(), flags["model"]
     if model is None:
-        title, checks = "This machine", [*_software(), *_device(), *_folder(open_store(store).root)]
+        title, checks = "This machine", [*_software(), *_device(), *_folder(common.folder().root)]
         verdict = "something must be mended before a run", "ready: drift demo"
     else:
         title, checks = f"Model {model}", _model(model, flags["dtype"] or "auto", flags["device"] or "auto")

@@ -47,6 +47,8 @@ def import_(
     """Bring in finished experiments as a run.
 
     One cell per file; stats, plot and export then work on it like on any run.
+
+    Example: drift import results/003b_baseline.json results/003b_simple.json
     """
     from drift_cli.interchange import import_seed
 
@@ -71,7 +73,10 @@ def export(
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run for other tools."""
+    """Write a run for other tools.
+
+    Example: drift export demo-1a2b3c4d --format parquet --residuals
+    """
     from drift_cli.analysis.segments import measured
     from drift_cli.interchange import export_assistant_axis, export_csv, export_parquet, export_seed
     from drift_cli.settings.config import home

@@ -10,8 +10,7 @@ import typer
 from typer import Option
 
 from drift_cli.commands.flags import Flags, with_settings
-from drift_cli.commands.options import DisplayOption, DryRunOption, JsonOption, StoreOption, make_display, open_store
-from drift_cli.display import Mode
+from drift_cli.commands.options import Common, DryRunOption
 from drift_cli.errors import UsageError
 from drift_cli.settings.config import resolve
 from drift_cli.settings.settings import Settings, keys
@@ -28,10 +27,9 @@ def generate(
     placement: Annotated[Placement | None, Option(help="Where --system goes.", show_default=False)] = None,
     traces: Annotated[bool, Option("--traces", help="Measure every token of the replies too, for `drift report`.")] = False,
     config: Annotated[Path | None, Option(help="A drift.toml other than ./drift.toml.", show_default=False)] = None,
+    *,
     dry_run: DryRunOption = False,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    common: Common,
 ) -> None:
     """Make rollouts and measure them.
 
@@ -43,7 +41,7 @@ def generate(
     settings = settings_from(flags, condition or (), system, placement, config)
     from drift_cli.commands.work import Work
 
-    Work(make_display(display, as_json), open_store(store), traces).start(settings, dry_run=dry_run)
+    Work(common.show(), common.folder(), traces).start(settings, dry_run=dry_run)
 
 
 def settings_from(flags: Flags, condition: Sequence[str], system: str | None, placement: Placement | None, config: Path | None) -> Settings:

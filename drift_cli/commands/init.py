@@ -22,6 +22,8 @@ def init(
     """Write a drift.toml to edit.
 
     `drift generate` reads it from then on.
+
+    Example: drift init --preset smollm2
     """
     from drift_cli.store.files import atomic_write
 

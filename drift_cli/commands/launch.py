@@ -17,14 +17,13 @@ from drift_cli.commands import clusters
 from drift_cli.commands.context import warn_of_context
 from drift_cli.commands.flags import Flags, with_settings
 from drift_cli.commands.generate import generate, settings_from
-from drift_cli.commands.options import DisplayOption, DryRunOption, JsonOption, StoreOption, make_display, open_store
+from drift_cli.commands.options import Common, DryRunOption
 from drift_cli.commands.work import Work, why
 from drift_cli.commands.worker import LeaseOption
-from drift_cli.display import Display, Mode, Progress, Table
+from drift_cli.display import Display, Progress, Table
 from drift_cli.errors import EXIT_INTERRUPTED, DriftError, UsageError
 from drift_cli.launch.local import Workers, check_gpus, threads, visible_gpus
 from drift_cli.launch.plan import Crew, Finished, Launcher, Plan, worker_command
-from drift_cli.launch.slurm import Request
 from drift_cli.running.interrupts import Stop
 from drift_cli.settings.settings import DtypeChoice, EngineChoice, Settings, keys
 from drift_cli.workers.leases import LEASE, check_lease, forget_workers
@@ -35,88 +34,69 @@ if TYPE_CHECKING:
     from drift_cli.store.run import Run
 
 
+EngineOption = Annotated[
+    str | None,
+    Option(
+        "--engine",
+        help=keys()["engine"].help,
+        metavar=f"<{'|'.join(EngineChoice)}>",
+        autocompletion=lambda: list(EngineChoice),
+        show_default=False,
+    ),
+]
+
+
 @with_settings("device", "batch")
 def launch(
     flags: Flags,
     context: typer.Context,
     launcher: Annotated[Launcher, Option("--launcher", help="What starts the workers.")] = Launcher.LOCAL,
-    workers: Annotated[
-        int | None, Option("--workers", help="How many (default: as many as this machine has GPUs for).", show_default=False)
-    ] = None,
+    workers: Annotated[int | None, Option("--workers", help="How many (default: as many as this machine has GPUs for).")] = None,
     gpus_per_worker: Annotated[
-        int | None, Option("--gpus-per-worker", help="GPUs of each; with more than one the model is spread over them.", show_default=False)
+        int | None, Option("--gpus-per-worker", help="GPUs of each worker; with more than one, the model is spread over them.")
     ] = None,
-    engine: Annotated[
-        str | None,
-        Option(
-            "--engine",
-            help=keys()["engine"].help,
-            metavar=f"[{'|'.join(EngineChoice)}]",
-            autocompletion=lambda: list(EngineChoice),
-            show_default=False,
-        ),
-    ] = None,
+    engine: EngineOption = None,
     lease: LeaseOption = None,
-    partition: clusters.PartitionOption = None,
-    time_limit: clusters.TimeOption = None,
-    gres: clusters.GresOption = None,
-    constraint: clusters.ConstraintOption = None,
-    account: clusters.AccountOption = None,
-    qos: clusters.QosOption = None,
-    cpus_per_worker: clusters.CpusOption = None,
-    memory: clusters.MemoryOption = None,
-    max_parallel: clusters.MaxParallelOption = None,
-    setup: clusters.SetupOption = None,
-    sbatch: clusters.SbatchOption = None,
-    ray_address: clusters.RayAddressOption = None,
+    *,
+    asked: clusters.ClusterOptions,
     dry_run: DryRunOption = False,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    common: Common,
 ) -> None:
     """Make a run with many workers.
 
     drift launch [OPTIONS] RUN works on a run that exists; drift launch [OPTIONS] with any options of `drift generate` makes the run first, or adds to it. Each
     worker is a `drift work`: it loads the model once and takes rollouts that nobody is at until none is left. Workers may be killed, and others started, at any
     time; the run's files come out the same.
+
+    Example: drift launch --workers 8 --model org/model --transcript lonely --samples 64
     """
-    request = Request(
-        partition,
-        time_limit,
-        gres,
-        constraint,
-        account,
-        qos,
-        cpus_per_worker,
-        memory,
-        max_parallel,
-        tuple(setup or ()),
-        tuple(sbatch or ()),
-    )
     _refuse_launcher(engine)
-    clusters.refuse_misplaced(launcher, workers, request, ray_address)
-    shown, where = make_display(display, as_json), open_store(store)
-    here = launcher is Launcher.LOCAL or (launcher is Launcher.RAY and ray_address is None)
-    gpus = _gpus(here, gpus_per_worker, flags["device"])
+    clusters.refuse_misplaced(launcher, workers, asked)
+    device, batch = flags["device"], flags["batch"]
+    gpus = _gpus(launcher is Launcher.LOCAL or (launcher is Launcher.RAY and asked.ray_address is None), gpus_per_worker, device)
     number = workers if workers is not None else _as_many_as_fit(gpus)
-    work = Launching(shown, where, on_gpus=gpus > 0)
     if launcher is Launcher.LOCAL:
         check_gpus(number, gpus)
     check_lease(LEASE if lease is None else lease)
-    foreseen = Plan("checked", where.root.absolute(), number, gpus)  # what cannot be done is refused before a run is made for it
-    clusters.refuse_impossible(launcher, foreseen, request, where, dry_run=dry_run)
+    used, where = device if gpus or device else "cpu", common.folder()
+    plan = Plan("checked", where.root.absolute(), number, gpus, used, batch, engine, lease)
+    clusters.refuse_impossible(launcher, plan, asked.request, where, dry_run=dry_run)  # before a run is made for it
+    work = Launching(common.show(), where, on_gpus=gpus > 0)
     with Stop() as stop:
-        run_id, run = work.prepared(context.args, {"engine": engine, "batch": flags["batch"]}, dry_run=dry_run)
-        used = flags["device"] if gpus or flags["device"] else "cpu"
-        plan = Plan(run_id, where.root.absolute(), number, gpus, used, flags["batch"], engine, lease)
-        paths = where.run(run_id)
-        if launcher is Launcher.SLURM:
-            clusters.on_slurm(shown, where, plan, request, run)
-            return
-        crew = clusters.on_ray(plan, paths, shown.note, ray_address) if launcher is Launcher.RAY else _here(plan, paths, shown)
-        if run is None:
-            _show_plan(shown, launcher, plan)
-            return
+        run_id, run = work.prepared(context.args, {"engine": engine, "batch": batch}, dry_run=dry_run)
+        _start(work, launcher, replace(plan, run_id=run_id), asked, run, stop)
+
+
+def _start(work: Launching, launcher: Launcher, plan: Plan, asked: clusters.ClusterOptions, run: Run | None, stop: Stop) -> None:
+    """Start the workers and wait for them, or, on SLURM, submit them; without `run` (a dry run), show the plan."""
+    paths, shown = work.store.run(plan.run_id), work.display
+    if launcher is Launcher.SLURM:
+        clusters.on_slurm(shown, work.store, plan, asked.request, run)
+        return
+    crew = clusters.on_ray(plan, paths, shown.note, asked.ray_address) if launcher is Launcher.RAY else _here(plan, paths, shown)
+    if run is None:
+        _show_plan(shown, launcher, plan)
+    else:
         _carry_out(shown, work, run, (launcher, plan, crew), stop)
 
 

@@ -10,18 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from drift_cli.commands.flags import Flags, with_settings
-from drift_cli.commands.options import (
-    DisplayOption,
-    JsonOption,
-    RunArgument,
-    SegmentOption,
-    StoreOption,
-    make_display,
-    of_segment,
-    open_run,
-)
+from drift_cli.commands.options import Common, RunArgument, SegmentOption, of_segment
 from drift_cli.commands.reference import Reading, alone, beside
-from drift_cli.display import Display, Mode
+from drift_cli.display import Display
 from drift_cli.errors import UsageError
 from drift_cli.spec import Part, at_layer
 
@@ -47,9 +38,8 @@ def measure(
     traces: Annotated[bool, typer.Option("--traces", help="Measure every token of the run's replies, for `drift report`.")] = False,
     controls: Annotated[int | None, typer.Option(help="Also project on this many control axes of each kind.", min=1)] = None,
     segment: SegmentOption = None,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    *,
+    common: Common,
 ) -> None:
     """Measure on another axis, or a finished conversation.
 
@@ -59,8 +49,10 @@ def measure(
     `drift measure RUN --controls N` makes N random unit vectors and N axes of personas with shuffled labels, at the axis's layer; `drift stats
     RUN` says from then on where its differences stand among theirs.
     `drift measure RUN --traces` runs the model over the run's own replies; `drift report RUN` then colours every token.
+
+    Example: drift measure demo-1a2b3c4d --axis mine --layer 4
     """
-    shown, part = make_display(display, as_json), segment or Part.ANSWER
+    shown, part = common.show(), segment or Part.ANSWER
     axis, layer, of_line = flags["axis"], flags["layer"], {key: flags[key] for key in ("model", "adapter", "turns")} | {"output": output}
     if transcript is None:
         _refuse_without_transcript(of_line)
@@ -68,12 +60,12 @@ def measure(
         _refuse_with_traces({"transcript": transcript, **of_line, "layer": layer, "controls": controls, "segment": segment})
         from drift_cli.commands.traces import trace
 
-        trace(shown, open_run(store, run), axis, flags["device"])
+        trace(shown, common.open(run), axis, flags["device"])
     elif controls is not None:
         _refuse_with_controls({"transcript": transcript, **of_line, "layer": layer})
-        _controls(shown, open_run(store, run), axis, controls, part)
+        _controls(shown, common.open(run), axis, controls, part)
     elif transcript is None:
-        _project(shown, open_run(store, run), axis, layer, flags["foreign_axis"], part)
+        _project(shown, common.open(run), axis, layer, flags["foreign_axis"], part)
     elif segment is not None:
         raise UsageError("--segment does not go with --transcript", mend="A reference line is of the given replies, as they are.")
     elif run is None:
@@ -82,7 +74,7 @@ def measure(
         for key in ("model", "adapter"):
             if flags[key] is not None:
                 raise UsageError(f"--{key} and RUN were both given", mend=f"A run has its model already: leave --{key} out.")
-        beside(shown, open_run(store, run), Reading(transcript, output, flags))
+        beside(shown, common.open(run), Reading(transcript, output, flags))
 
 
 def _refuse_without_transcript(given: Mapping[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,9 +22,34 @@ StoreOption = Annotated[
 DisplayOption = Annotated[Mode, typer.Option("--display", envvar="DRIFT_DISPLAY", help="How progress is shown, on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The result as one JSON document on stdout, and nothing else there.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it may take; write nothing.")]
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options that nearly every command has: where the runs are, and how the command shows what it does."""
+
+    store: StoreOption = None
+    display: DisplayOption = Mode.AUTO
+    as_json: JsonOption = False
+
+    def show(self) -> Display:
+        """The command's display."""
+        return Display(self.display, self.as_json)
+
+    def folder(self) -> Store:
+        """The store that the command works on."""
+        return open_store(self.store)
+
+    def open(self, run: str | None) -> Run:
+        """The run that was named, or the newest."""
+        return open_run(self.store, run)
+
+
 RunArgument = Annotated[
     str | None, typer.Argument(metavar="[RUN]", help="A run's id or the beginning of one (default: the newest).", show_default=False)
 ]
+
+
 MeasuredAxisOption = Annotated[
     str | None, typer.Option("--axis", help="Which of the run's axes (default: the only one).", show_default=False)
 ]

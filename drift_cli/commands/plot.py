@@ -60,6 +60,8 @@ def plot(
 
     trajectory: each condition's mean over turns. difference: from a baseline, with the turns that differ. forest: effects of all pairs. heatmap: every
     rollout and turn. ridgeline: distributions by turn. layers: where conditions come apart. tokens: one reply, token by token. text: for terminals.
+
+    Example: drift plot demo-1a2b3c4d --kind difference --format png,pdf
     """
     formats = [name.strip().lower() for name in format_.split(",") if name.strip()]
     unknown = [name for name in formats if name not in FORMATS]

@@ -44,6 +44,8 @@ def report(
 
     A summary in words, the trajectory to play with, the statistics, and every conversation to read and search. The file needs no network and no server,
     and nothing in it can load anything: send it, or open it from a shared folder.
+
+    Example: drift report demo-1a2b3c4d -o report.html
     """
     part = segment or Part.ANSWER
     picture = Picture(open_run(store, run), axis, title=title, against=against, reference=reference, level=level, part=part)

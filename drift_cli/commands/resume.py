@@ -5,18 +5,16 @@ from __future__ import annotations
 import typer
 
 from drift_cli.commands.flags import MOVED, Flags, with_settings
-from drift_cli.commands.options import DisplayOption, DryRunOption, JsonOption, RunArgument, StoreOption, make_display, open_run, open_store
-from drift_cli.display import Mode
+from drift_cli.commands.options import Common, DryRunOption, RunArgument
 
 
 @with_settings("device", "batch", "engine", "model", "adapter", **MOVED)
 def resume(
     flags: Flags,
     run: RunArgument = None,
+    *,
     dry_run: DryRunOption = False,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    common: Common,
 ) -> None:
     """Go on with an unfinished run.
 
@@ -27,9 +25,9 @@ def resume(
     from drift_cli.commands.work import Work
     from drift_cli.running.experiment import settings_of
 
-    found = open_run(store, run)
+    found = common.open(run)
     settings = settings_of(found.manifest).given(flags)
-    Work(make_display(display, as_json), open_store(store)).go_on(found, settings, dry_run=dry_run)
+    Work(common.show(), common.folder()).go_on(found, settings, dry_run=dry_run)
 
 
 def register(app: typer.Typer) -> None:

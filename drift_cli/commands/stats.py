@@ -81,6 +81,8 @@ def stats(
 
     The unit is the rollout: every number is over rollouts, and one transcript supports claims about sampling noise only. Differences come from Welch's t
     test on rollout means unless --test says otherwise; pairs and turns are tested together, by flipping signs of whole rollouts within each condition.
+
+    Example: drift stats demo-1a2b3c4d --against baseline --full
     """
     from drift_cli.analysis.entries import unnamed
     from drift_cli.analysis.results import Correction, Flagged, Options, Test

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
-from drift_cli.commands.options import DisplayOption, JsonOption, RunArgument, StoreOption, make_display, open_run
+from drift_cli.commands.flags import grouped
+from drift_cli.commands.options import Common, RunArgument
 from drift_cli.display import Display, Mode, Table, duration
 
 if TYPE_CHECKING:
@@ -31,26 +32,28 @@ _HOST = 20
 """Letters of a host's name that are shown; --json has all."""
 
 
+@grouped
 def watch(
     run: RunArgument = None,
     every: Annotated[
         float | None, typer.Option("--every", min=0.1, help="Seconds between looks (default: 2 on a terminal, 10 elsewhere).")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    *,
+    common: Common,
 ) -> None:
     """Watch a run: how far each cell is, how fast, for how long still, and who works on it. From any machine that sees the store; nothing is written.
 
     Ends when nothing is left to do, or with Ctrl-C. With --json, one object per look, a line each.
+
+    Example: drift runs watch demo-1a2b3c4d --every 5
     """
     from drift_cli.screen import Leave
     from drift_cli.workers.status import Watch
 
-    shown = make_display(display, as_json)
-    watched = Watch(open_run(store, run).paths)
-    live = not once and not as_json and display in (Mode.AUTO, Mode.RICH) and shown.out.isatty()
+    shown = common.show()
+    watched = Watch(common.open(run).paths)
+    live = not once and not shown.as_json and common.display in (Mode.AUTO, Mode.RICH) and shown.out.isatty()
     with Leave():
         if once:
             status = watched.look()

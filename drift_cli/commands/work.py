@@ -66,7 +66,7 @@ class Work:
             self.display.note(notice)
         self.warn_of_lacking(experiment)
         if dry_run:
-            self._foretell(experiment, existing, settings)
+            self._dry_run(experiment, existing, settings)
             refuse_without_a_turn(experiment, foreseen(experiment))
             return None
         warn_of_context(self.display, experiment)
@@ -161,7 +161,7 @@ class Work:
 
     def _load(self, part: Part) -> tuple[LoadedModel, Engine]:
         from drift_cli import models
-        from drift_cli.commands.foretell import slower
+        from drift_cli.commands.dry_run import slower
         from drift_cli.engine.choice import choose, rows
         from drift_cli.running.estimate import fits, longest
         from drift_cli.running.machine import keep_threads, loaded_otherwise
@@ -300,12 +300,12 @@ class Work:
         """What statistics and pictures will lack, one sentence each."""
         return experiment.lacking
 
-    def _foretell(self, experiment: Experiment, existing: Run | None, settings: Settings) -> None:
-        from drift_cli.commands.foretell import foretell
+    def _dry_run(self, experiment: Experiment, existing: Run | None, settings: Settings) -> None:
+        from drift_cli.commands.dry_run import dry_run
         from drift_cli.engine.choice import rows
 
         batch = rows(settings.batch, experiment.device)
-        foretell(self.display, self.store, replace(experiment, lacking=tuple(self.lacking(experiment))), existing, settings.engine, batch)
+        dry_run(self.display, self.store, replace(experiment, lacking=tuple(self.lacking(experiment))), existing, settings.engine, batch)
 
 
 @dataclass(frozen=True)

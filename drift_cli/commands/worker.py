@@ -9,9 +9,9 @@ import typer
 from typer import Option
 
 from drift_cli.commands.flags import MOVED, Flags, with_settings
-from drift_cli.commands.options import DisplayOption, JsonOption, RunArgument, StoreOption, make_display, open_run, open_store
+from drift_cli.commands.options import Common, RunArgument
 from drift_cli.commands.work import Part, Work
-from drift_cli.display import Mode, duration
+from drift_cli.display import duration
 from drift_cli.errors import EXIT_INTERRUPTED, UsageError
 from drift_cli.launch.plan import launcher_of
 from drift_cli.workers.leases import LEASE, check_lease
@@ -47,14 +47,15 @@ def work(
         int,
         Option("--among", help="Workers started together with this one: while they come, it leaves them their share of the rollouts."),
     ] = 1,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    *,
+    common: Common,
 ) -> None:
     """Work on a run together with others.
 
     Takes rollouts that nobody is at, until none is left, from any machine that sees the run's folder. Start as many as there are GPUs, at any time; stop or
     kill any of them. `drift launch` starts them for you.
+
+    Example: drift work demo-1a2b3c4d --device cuda:1
     """
     from drift_cli.running.experiment import settings_of
 
@@ -63,11 +64,11 @@ def work(
     if among < 1:
         raise UsageError(f"--among is {among}", mend="Use the number of workers, this one included: at least 1.")
     check_lease(LEASE if lease is None else lease)
-    found = open_run(store, run)
+    found = common.open(run)
     settings = settings_of(found.manifest).given(flags)
-    shown = make_display(display, as_json)
+    shown = common.show()
     seconds = LEASE if lease is None else lease
-    Working(shown, open_store(store), gpus=gpus, worker=worker, lease=seconds, among=among).go_on(found, settings)
+    Working(shown, common.folder(), gpus=gpus, worker=worker, lease=seconds, among=among).go_on(found, settings)
 
 
 @dataclass(frozen=True)
