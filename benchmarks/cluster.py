@@ -19,7 +19,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-FRESH, PAUSE, BEAT, BUDGET, REST = 5.0, 15.0, 15.0, 0.25, 20.0
+FRESH, PAUSE, HEARTBEAT, BUDGET, REST = 5.0, 15.0, 15.0, 0.25, 20.0
 """As in `workers.queue` and `workers.leases`."""
 
 
@@ -105,7 +105,7 @@ class _Server:
     def __init__(self, costs: Costs, files: FileSystem | None, workers: int) -> None:
         self.costs, self.files = costs, files
         self.free, self.asked = 0.0, 0.0
-        beats = workers / BEAT * costs.steps["beat"].requests
+        beats = workers / HEARTBEAT * costs.steps["beat"].requests
         self.rate = 0.0 if files is None else max(files.rate - beats, files.rate / 100)
 
     def done(self, now: float, **steps: float) -> float:
@@ -269,7 +269,7 @@ def simulate(
         sum(worker.started for worker in crew) / whole,
         sum(worker.stalled for worker in crew) / whole,
         thin / whole,
-        0.0 if files is None else world.server.asked / (now * files.rate) + workers / BEAT * costs.steps["beat"].requests / files.rate,
+        0.0 if files is None else world.server.asked / (now * files.rate) + workers / HEARTBEAT * costs.steps["beat"].requests / files.rate,
         world.collisions,
     )
 

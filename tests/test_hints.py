@@ -14,7 +14,7 @@ from drift_cli.workers import checks
 from drift_cli.workers import queue as queue_module
 from drift_cli.workers.claims import Claims, claims_of, seen_ended
 from drift_cli.workers.leases import Observer, Presence
-from drift_cli.workers.queue import Outlook, Queue, correct_hints
+from drift_cli.workers.queue import Queue, QueueState, correct_hints
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_what_another_worker_has_ended_is_not_read(run: Run, monkeypatch: pytest
     for rollout in list(queue.claims.held):
         finish(run, rollout)
         queue.ended(rollout)
-    assert queue.outlook() is Outlook.DONE
+    assert queue.state() is QueueState.DONE
 
 
 def test_a_hint_for_a_rollout_without_a_file_is_not_believed(run: Run) -> None:
@@ -121,7 +121,7 @@ def test_what_others_hold_is_asked_for_when_nothing_else_is_left(run: Run, monke
         assert queue.take() is None  # the end of the first round, or the next
         assert queue.take() is None
         assert sorted(asked) == [FIRST, Rollout(CELL, 1)]
-        assert queue.outlook() is Outlook.HELD
+        assert queue.state() is QueueState.HELD
 
 
 def test_looking_at_what_others_hold_takes_a_small_part_of_the_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_looking_at_what_others_hold_takes_a_small_part_of_the_time(run: Run, mo
         for _ in range(100):
             assert queue.take() is None
         assert now[0] - started == pytest.approx(0.4)  # two claims, then a rest
-        assert queue.outlook() is Outlook.OPEN
+        assert queue.state() is QueueState.OPEN
         now[0] += 9.0
         assert queue.take() is None
         assert now[0] - started == pytest.approx(9.8)
