@@ -59,17 +59,16 @@ LONG_FILES = {
     "spec.py",
     "store/files.py",
     "store/manifest.py",
-    "workers/leases.py",
 }
 LONG_FUNCTIONS = {
     "analysis.verdict.answer",
     "axes.torch_files.import_torch",
     "commands.axis.import_",
+    "commands.exchange.export",
     "commands.axis_build.build",
     "commands.measure.measure",
     "commands.plot.plot",
     "commands.stats.stats",
-    "commands.watch.document",
     "engine.choice.choose",
     "engine.paged.attention_kernel._decode_split",
     "engine.paged.attention_kernel._chunk",

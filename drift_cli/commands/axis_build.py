@@ -55,7 +55,7 @@ def build(
     Example: drift axis build --model org/model --samples 2
     """
     from drift_cli.axes import save
-    from drift_cli.commands.axis import axis_facts, axis_tables
+    from drift_cli.commands.axis_tables import axis_facts, axis_tables
     from drift_cli.measuring.build import made_from, transcripts
     from drift_cli.measuring.personas import read
     from drift_cli.settings.config import axes_folder
