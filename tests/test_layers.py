@@ -15,6 +15,7 @@ ROOT = Path(drift_cli.__file__).parent
 ORDER = (
     "errors",
     "spec",
+    "streams",
     "display",
     "screen",
     "axis",
@@ -53,7 +54,6 @@ LONG_FILES = {
     "analysis/verdict.py",
     "commands/stats.py",
     "commands/work.py",
-    "display.py",
     "engine/paged/slots.py",
     "engine/rollouts.py",
     "spec.py",
