@@ -245,7 +245,6 @@ def test_a_name_that_was_given_stands_for_one_run(what: str, model: Path) -> Non
         assert f"the name mine is taken: run {before[0]} is not what is asked for:" in refused
         assert said in refused
         assert "Use another --name for a new run, or put it back as stored." in refused
-    options = tuple({"--engine": "--rollouts"}.get(option, option) for option in options)
     assert drift("launch", *line[1:], *options, "--workers", "1", "--dry-run", code=1).err.count("the name mine is taken") == 1
     assert runs() == before
     drift(*line[:-1], "other", *CHANGES[what][0])
