@@ -125,7 +125,7 @@ class Axis:
         """Write its file atomically, and the folders that it takes."""
         from safetensors.numpy import save as serialize
 
-        from drift_cli.store.files import atomic_write, create_folder
+        from drift_cli.files import atomic_write, create_folder
 
         tensors = {"axis": np.ascontiguousarray(self.vectors, dtype=np.float32)}
         if self.means is not None:

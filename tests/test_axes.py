@@ -10,8 +10,8 @@ import torch
 
 from drift_cli.axis import Axis
 from drift_cli.errors import DriftError, UsageError
-from drift_cli.interchange.torch_axes import import_torch
 from drift_cli.measuring.diagnostics import diagnose
+from drift_cli.measuring.torch_axes import import_torch
 from drift_cli.models.axes import demo_axis, find
 
 PERSONAS = ("default", "assistant", "bard", "ghost", "oracle")

@@ -15,8 +15,8 @@ from test_kills import Zygote
 
 from drift_cli.axis import Axis
 from drift_cli.errors import UsageError
-from drift_cli.interchange.torch_axes import import_torch
 from drift_cli.measuring import personas as people
+from drift_cli.measuring.torch_axes import import_torch
 from drift_cli.models import describe
 from drift_cli.models.axes import demo_axis
 

@@ -16,7 +16,7 @@ from made_axes import made_axis, put
 
 from drift_cli.axis import Axis
 from drift_cli.errors import DriftError, UsageError
-from drift_cli.interchange.torch_axes import import_torch
+from drift_cli.measuring.torch_axes import import_torch
 
 BLOCKS = 3  # of tiny-llama
 WIDTH = 32

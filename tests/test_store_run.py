@@ -38,9 +38,9 @@ from store_fixtures import (
 
 from drift_cli.axis import Axis
 from drift_cli.errors import DriftError, StoreError, UsageError
+from drift_cli.files import atomic_write
 from drift_cli.spec import Cell, Condition, Finish, Placement, Rollout, Transcript
 from drift_cli.store.epoch import Epoch
-from drift_cli.store.files import atomic_write
 from drift_cli.store.line import EndLine, TurnLine, encode, first_link, link
 from drift_cli.store.log import Damaged, End, InUse
 from drift_cli.store.manifest import AxisEntry, CellPlan, Imported, Manifest, ModelFacts, Setting, merge

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Unpack
 
 from drift_cli.analysis.entries import choose_axis
-from drift_cli.analysis.results import Correction, Options, Test
 from drift_cli.analysis.segments import measured
 from drift_cli.analysis.table import RunTable, load, load_on
 from drift_cli.api import frames, html
@@ -18,7 +16,7 @@ from drift_cli.api import study as studies
 from drift_cli.api.frames import Residuals
 from drift_cli.api.study import Study
 from drift_cli.axis import Axis
-from drift_cli.errors import UsageError, did_you_mean
+from drift_cli.errors import UsageError
 from drift_cli.interchange.frame import turns_frame
 from drift_cli.results.pictures import Picture
 from drift_cli.spec import Condition, Part, Transcript
@@ -180,49 +178,28 @@ class Run:
         *,
         axis: str | None = None,
         segment: str = "answer",
-        test: str = "welch",
-        primary: str = "mean",
-        correction: str = "maxt",
-        equivalence: float | None = None,
-        turns: tuple[int, int] | None = None,
-        level: float = 0.95,
+        reply_measure: str | None = None,
         flagged: bool = True,
-        seed: int = 0,
-        resamples: int = 9999,
+        **options: Unpack[studies.Asked],
     ) -> Study:
         """Compare conditions with a baseline, as `drift stats` does.
 
         Args:
             condition: which; several, or None for all. p values are those of the whole run whichever are shown.
             baseline: None for the run's first condition.
-            axis: one of the run's (None: its only one).
-            segment: as in `turns`.
-            test: welch, bootstrap, permutation, paired or mixed.
-            primary: the measure that carries the verdict: mean, change, slope or thirds.
-            correction: of the secondary family: maxt, holm, bh or none.
-            equivalence: the smallest difference of interest, in the axis's units.
-            turns: the first and the last turn that count.
-            level: of intervals; tests are at 1 - level.
+            axis, segment: as in `turns`.
+            reply_measure: the name of a measure of replies to compare in place of projections.
             flagged: whether suspect replies (empty, repeating themselves, reciting the prompt) count.
-            seed: of the resampling.
-            resamples: permutations or bootstrap samples.
+            options: test (welch, bootstrap, permutation, paired, mixed), primary (mean, change, slope, thirds, or an added measure of rollouts), correction
+                (maxt, holm, bh, none), equivalence (the smallest difference of interest), turns (first, last), level, seed, resamples.
 
         Raises:
             UsageError: no such condition, test, measure or turns.
             StoreError: no such axis, or a damaged file.
         """
-        options = Options(
-            test=_choice(Test, "test", test),
-            against=baseline,
-            primary=primary,
-            level=level,
-            correction=_choice(Correction, "correction", correction),
-            equivalence=equivalence,
-            turns=turns,
-            seed=seed,
-            resamples=resamples,
-        )
-        return studies.make(self._picture(axis, segment, against=baseline, level=level), condition, options, flagged=flagged)
+        asked = studies.asked(baseline, options)
+        picture = self._picture(axis, segment, against=baseline, level=asked.level, reply_measure=reply_measure)
+        return studies.make(picture, condition, asked, flagged=flagged)
 
     def plot(
         self,
@@ -234,6 +211,8 @@ class Run:
         style: str = "paper",
         title: str | None = None,
         reply: str | None = None,
+        reply_measure: str | None = None,
+        rollout_measure: str | None = None,
     ) -> Figure:
         """Draw the run as `drift plot` does. A matplotlib figure, not shown.
 
@@ -244,12 +223,16 @@ class Run:
             style: paper, talk, dark or talk-dark.
             title: a heading.
             reply: for tokens: CONDITION/SAMPLE/turn-N.
+            reply_measure: a measure of replies to draw in place of projections.
+            rollout_measure: for forest: the measure of rollouts (None: their means).
 
         Raises:
             UsageError: there is no such kind, style, condition or reply.
             StoreError: the run has nothing of the kind.
         """
-        return self._picture(axis, segment, against=baseline, style=style, title=title, reply=reply).draw(kind)
+        given: dict[str, Any] = {"style": style, "title": title, "reply": reply}
+        measured = {"reply_measure": reply_measure, "rollout_measure": rollout_measure}
+        return self._picture(axis, segment, against=baseline, **given, **measured).draw(kind)
 
     def report(self, path: str | Path, *, axis: str | None = None, segment: str = "answer", baseline: str | None = None) -> Path:
         """Write the run as one offline HTML file, as `drift report` does; returns its path."""
@@ -281,15 +264,5 @@ class Run:
         return html.facts(f"Run {self.id}", self._facts)
 
 
-E = TypeVar("E", bound=StrEnum)
-
-
 def _part(segment: str) -> Part:
-    return _choice(Part, "segment", segment)
-
-
-def _choice(kind: type[E], what: str, given: str) -> E:
-    try:
-        return kind(given)
-    except ValueError:
-        raise UsageError(f"there is no {what} {given!r}", mend=f"{did_you_mean(given, kind)}Use one of: {', '.join(kind)}.") from None
+    return studies.choice(Part, "segment", segment)

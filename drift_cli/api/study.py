@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from drift_cli.analysis.results import Comparison, Options
+from drift_cli.analysis.results import Comparison, Correction, Options, Test
 from drift_cli.analysis.study import Study as Statistics
 from drift_cli.analysis.study import analyze
 from drift_cli.analysis.verdict import Answer, Judgement
@@ -22,6 +23,41 @@ from drift_cli.results.tables.phrases import HARD
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+E = TypeVar("E", bound=StrEnum)
+
+
+class Asked(TypedDict, total=False):
+    """What `Run.compare` can be asked for, with the defaults of `drift stats`."""
+
+    test: str
+    primary: str
+    correction: str
+    equivalence: float | None
+    turns: tuple[int, int] | None
+    level: float
+    seed: int
+    resamples: int
+
+
+def asked(baseline: str | None, options: Asked) -> Options:
+    """The options of a study. `UsageError` for a test or a correction that there is not."""
+    known = Asked.__annotations__
+    for name in (name for name in options if name not in known):
+        raise UsageError(f"compare has no option {name!r}", mend=f"{did_you_mean(name, known)}It has: {', '.join(known)}.")
+    given: dict[str, Any] = dict(options)
+    given["test"] = choice(Test, "test", options.get("test", Test.WELCH))
+    given["correction"] = choice(Correction, "correction", options.get("correction", Correction.MAXT))
+    return Options(against=baseline, **given)
+
+
+def choice(kind: type[E], what: str, given: str) -> E:
+    """The member of that value. `UsageError` lists them."""
+    try:
+        return kind(given)
+    except ValueError:
+        raise UsageError(f"there is no {what} {given!r}", mend=f"{did_you_mean(given, kind)}Use one of: {', '.join(kind)}.") from None
+
 
 KINDS = ("trajectory", "difference", "forest")
 

@@ -17,10 +17,10 @@ from drift_cli.commands.options import (
     make_display,
     of_segment,
     open_run,
-    part_of,
 )
 from drift_cli.display import Mode
 from drift_cli.results.pictures import Picture
+from drift_cli.spec import Part
 
 
 def report(
@@ -40,8 +40,10 @@ def report(
 
     A summary in words, the trajectory to play with, the statistics, and every conversation to read and search. The file needs no network and no server,
     and nothing in it can load anything: send it, or open it from a shared folder.
+
+    Example: drift report demo-1a2b3c4d -o report.html
     """
-    part = part_of(segment)
+    part = segment or Part.ANSWER
     picture = Picture(open_run(store, run), axis, title=title, against=against, reference=reference, level=level, part=part)
     from drift_cli.results.report.gather import write
     from drift_cli.settings.config import home

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -23,8 +23,7 @@ def trace(display: Display, run: Run, axis: str | None, device: str | None) -> N
     from drift_cli import models
     from drift_cli.running.experiment import reopen, settings_of
 
-    settings = settings_of(run.manifest)
-    settings = replace(settings, values={**settings.values, **({"device": device} if device else {})})
+    settings = settings_of(run.manifest).given({"device": device})
     with Stop() as stop:
         experiment = reopen(run, settings, display.note)
         _entry(run, axis)
@@ -46,13 +45,13 @@ class Traced:
 
 def trace_with(display: Display, run: Run, experiment: Experiment, model: LoadedModel, stop: Stop, axis: str | None = None) -> Traced:
     """The same with a model that is loaded already."""
-    from drift_cli.axis import Axis
     from drift_cli.measuring.traces import measure_run
+    from drift_cli.store.axes import read_axis
 
     entry = _entry(run, axis)
     states = [state for state in run.states() if state.done]
     with display.progress(len(states), 0, "rollouts") as progress:
-        made = measure_run(run, experiment.chat, model, Axis.load(run.paths.axis(entry.name)), entry, step=progress.step, stop=stop)
+        made = measure_run(run, experiment.chat, model, read_axis(run.paths, entry), entry, step=progress.step, stop=stop)
     if made.interrupted:
         command = f"drift measure {run.paths.run_id} --axis {entry.name} --traces"
         traced = made.rollouts + made.known

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import orjson
 
 from drift_cli.chat import messages
+from drift_cli.files import atomic_write, create_folder
 from drift_cli.interchange.rows import Row, rows
 from drift_cli.spec import Condition
-from drift_cli.store.files import atomic_write, create_folder
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run
@@ -41,7 +41,7 @@ def export_assistant_axis(run: Run, folder: Path) -> list[Path]:
 
 def conversation(turns: Sequence[Row], condition: Condition) -> list[dict[str, str]]:
     """The messages of turns that have a reply; none for none, even where the prompt comes first."""
-    return messages([row.user for row in turns], [row.reply or "" for row in turns], condition) if turns else []
+    return messages([row.user or "" for row in turns], [row.reply or "" for row in turns], condition) if turns else []
 
 
 def _with_reasoning(made: list[dict[str, str]], turns: Sequence[Row]) -> list[dict[str, str]]:

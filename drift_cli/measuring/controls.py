@@ -122,7 +122,7 @@ def save(controls: Controls, path: Path) -> None:
     """Write them atomically: safetensors `random`, `shuffled` and, where there are any, `covariance`; the rest in the header."""
     from safetensors.numpy import save as serialize
 
-    from drift_cli.store.files import atomic_write, create_folder
+    from drift_cli.files import atomic_write, create_folder
 
     header = {"format": FORMAT, "axis": controls.axis, "digest": controls.digest, "layer": str(controls.layer), "seed": str(controls.seed)}
     tensors = {"random": controls.random, "shuffled": controls.shuffled}

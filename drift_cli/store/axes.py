@@ -6,7 +6,8 @@ import os
 
 from drift_cli.axis import Axis
 from drift_cli.errors import DriftError, StoreError
-from drift_cli.store.files import open_inside, release
+from drift_cli.files import release
+from drift_cli.store.files import open_inside
 from drift_cli.store.manifest import AxisEntry
 from drift_cli.store.paths import RunPaths
 

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.errors import StoreError, mend_damage
+from drift_cli.files import failed, release
 from drift_cli.spec import Finish, Part, Rollout, Turn
 from drift_cli.store import residuals as residual_file
 from drift_cli.store.decode import Malformed
-from drift_cli.store.files import failed, open_inside, release
+from drift_cli.store.files import open_inside
 from drift_cli.store.line import LIMIT, End, EndLine, Line, TurnLine, first_link, link, read
 from drift_cli.store.paths import RunPaths
 
@@ -195,6 +196,8 @@ def _next_line(raw: bytes, prev: str, lines: list[TurnLine], end: End | None, sh
             raise Malformed(f"the rollout ends at turn {line.end.turn}, but has {done} turns")
     elif line.turn.index != done + 1:
         raise Malformed(f"turn {line.turn.index} stands where turn {done + 1} belongs")
+    elif lines and (line.turn.user is None) != (lines[0].turn.user is None):
+        raise Malformed("it is a line of another format than those before it")
     else:
         _check_stored(line, residual_file.committed_size(lines), *shape)
     return line

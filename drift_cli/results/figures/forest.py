@@ -43,13 +43,7 @@ def forest(table: RunTable, study: Study, measure: str | None = None, *, title: 
     """
     check_drawable(table)
     wanted = Measure.MEAN if measure is None else find_rollout_measure(measure).name
-    rows = (row for row in (*study.comparisons, *study.drift, *study.added) if row.measure == wanted)
-    known = [pair for pair in rows if pair.difference is not None]
-    if not known:
-        raise Unavailable(
-            f"run {table.run_id} has no two conditions with a turn in common", mend="Add one: drift generate --condition NAME"
-        )
-    shown = _clearest(known)
+    shown = _clearest(known := _known(table, study, wanted))
     level = percent(study.options.level)
     with looks(style):
         names = [_name(pair, study, style.characters(style.inches(_NAMES), 8)) for pair in shown]
@@ -62,12 +56,8 @@ def forest(table: RunTable, study: Study, measure: str | None = None, *, title: 
         left.set_ylim(len(shown) - 0.5, -0.5)
         letters = max(len(line) for name in names for line in name.split("\n"))
         wide = style.characters((fig.get_figwidth() - 0.0075 * style.points(8) * letters) / 2 - style.inches(0.25), 9)
-        left.set_xlabel(
-            wrapped(
-                f"difference in {axis_label(table) if measure is None else f'{measure_name(wanted, study.first)}, {axis_label(table)}'}",
-                wide,
-            )
-        )
+        what = axis_label(table) if measure is None else f"{measure_name(wanted, study.first)}, {axis_label(table)}"
+        left.set_xlabel(wrapped(f"difference in {what}", wide))
         right.set_xlabel(wrapped("Hedges' g (differences in SDs)", wide))
         alpha = f"{1 - study.options.level:.3g}".lstrip("0")
         mark: dict[str, Any] = {"color": style.neutral, "marker": "o", "ms": style.points(4.5), "ls": "", "mew": style.points(1)}
@@ -82,6 +72,15 @@ def forest(table: RunTable, study: Study, measure: str | None = None, *, title: 
         notes = [f"{shown[0].method}. {said} {study.scope}", *([f"{left_out} pairs with larger p are not shown."] if left_out else [])]
         compose(fig, style, heading=title, notes=notes)
     return fig
+
+
+def _known(table: RunTable, study: Study, measure: str) -> list[Comparison]:
+    rows = (row for row in (*study.comparisons, *study.drift, *study.added) if row.measure == measure)
+    if not (known := [pair for pair in rows if pair.difference is not None]):
+        raise Unavailable(
+            f"run {table.run_id} has no two conditions with a turn in common", mend="Add one: drift generate --condition NAME"
+        )
+    return known
 
 
 def _clearest(pairs: Sequence[Comparison]) -> list[Comparison]:

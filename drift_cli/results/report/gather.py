@@ -8,6 +8,7 @@ from drift_cli import __version__
 from drift_cli.analysis.study import analyze
 from drift_cli.analysis.tokens import load_traces
 from drift_cli.errors import UsageError
+from drift_cli.files import atomic_write, create_folder
 from drift_cli.results.figures.panel import check_drawable
 from drift_cli.results.judged import judge
 from drift_cli.results.pictures import Picture, bands_of, references
@@ -15,7 +16,6 @@ from drift_cli.results.report.document import Contents, document
 from drift_cli.results.report.html import page
 from drift_cli.results.report.verdict import verdict
 from drift_cli.results.tables.study import controls_table, study_tables
-from drift_cli.store.files import atomic_write, create_folder
 
 
 def write(picture: Picture, path: Path) -> Path:
