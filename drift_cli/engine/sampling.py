@@ -93,7 +93,7 @@ def filtered(logits: Tensor, temperature: Tensor, filters: Sampling) -> Tensor:
         ordered = _descending(probabilities)
         # Tokens as likely as the last one that is kept are kept too: which of them come first must not matter.
         kept = (ordered.cumsum(-1) - ordered < filters.top_p).sum(-1, keepdim=True)
-        probabilities = probabilities.masked_fill(probabilities < ordered.gather(-1, kept - 1), 0.0)
+        probabilities = probabilities.masked_fill(probabilities < ordered.gather(-1, kept.clamp_min(1) - 1), 0.0)
     if filters.min_p > 0.0:
         limit = probabilities.amax(-1, keepdim=True) * filters.min_p
         probabilities = probabilities.masked_fill(probabilities < limit, 0.0)
