@@ -28,9 +28,9 @@ import world
 from drift_cli.chat import chat_for
 from drift_cli.commands.progress import Shown
 from drift_cli.display import Display, Mode
-from drift_cli.engine.plain.attention import layout_of
+from drift_cli.engine.attention import layout_of
+from drift_cli.engine.layout import Layout, layout_from
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.slots import Layout, layout_from
 from drift_cli.models import LoadedModel
 from drift_cli.running.estimate import Work, fits, prompt_lengths, seconds
 from drift_cli.running.runner import run_rollouts

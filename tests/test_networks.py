@@ -22,11 +22,11 @@ from drift_cli import axes, models
 from drift_cli.axes import Axis
 from drift_cli.engine.contract import Incident
 from drift_cli.engine.decoding import decoding
+from drift_cli.engine.layout import layout_from
 from drift_cli.engine.reference import ReferenceEngine, measure
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.rotary import length_rule
-from drift_cli.engine.slots import layout_from, refusal
-from drift_cli.engine.structure import disagreement
+from drift_cli.engine.structure import disagreement, refusal
 from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel
 from drift_cli.models.network import auto_class, parameters

@@ -14,9 +14,9 @@ from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.running.experiment import reopen, settings_of
 from drift_cli.running.runner import Outcome, run_rollouts
 from drift_cli.spec import Rollout
-from drift_cli.store.claims import claims_of
 from drift_cli.store.run import Run
-from drift_cli.store.workers import Presence
+from drift_cli.workers.claims import claims_of
+from drift_cli.workers.leases import Presence
 from drift_cli.workers.share import take_part
 
 

@@ -17,11 +17,11 @@ from drift_cli.commands.options import (
     make_display,
     of_segment,
     open_run,
-    part_of,
 )
 from drift_cli.commands.pictures import Picture
 from drift_cli.display import Mode
 from drift_cli.errors import UsageError
+from drift_cli.spec import Part
 
 if TYPE_CHECKING:
     from drift_cli.results.report.document import Contents
@@ -44,8 +44,10 @@ def report(
 
     A summary in words, the trajectory to play with, the statistics, and every conversation to read and search. The file needs no network and no server,
     and nothing in it can load anything: send it, or open it from a shared folder.
+
+    Example: drift report demo-1a2b3c4d -o report.html
     """
-    part = part_of(segment)
+    part = segment or Part.ANSWER
     picture = Picture(open_run(store, run), axis, title=title, against=against, reference=reference, level=level, part=part)
     path = write(picture, output)
     document = {"run": picture.run.paths.run_id, **of_segment(picture.table.segment), "file": str(path), "bytes": path.stat().st_size}

@@ -19,11 +19,11 @@ from drift_cli.commands.options import (
     StoreOption,
     make_display,
     open_run,
-    part_of,
 )
 from drift_cli.display import Display, Mode, Table
 from drift_cli.errors import UsageError
 from drift_cli.results.tables.formats import Format
+from drift_cli.spec import Part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,6 +81,8 @@ def stats(
 
     The unit is the rollout: every number is over rollouts, and one transcript supports claims about sampling noise only. Differences come from Welch's t
     test on rollout means unless --test says otherwise; pairs and turns are tested together, by flipping signs of whole rollouts within each condition.
+
+    Example: drift stats demo-1a2b3c4d --against baseline --full
     """
     from drift_cli.analysis.entries import unnamed
     from drift_cli.analysis.results import Correction, Flagged, Options, Test
@@ -98,7 +100,7 @@ def stats(
         seed=seed,
         resamples=resamples,
     )
-    wanted, written, part = _choice(Flagged, "--flagged", flagged), _format(format_, output), part_of(segment)
+    wanted, written, part = _choice(Flagged, "--flagged", flagged), _format(format_, output), segment or Part.ANSWER
     widths = _widths(half_width or [], power)
     opened, shown = open_run(store, run), make_display(display, as_json)
     table = load(opened, axis, part)
@@ -150,7 +152,6 @@ def among_controls(run: Run, table: RunTable, options: Options) -> Sequence[Stan
     """Where the table's differences stand among those on the control axes of its axis; nothing where `drift measure --controls` made none."""
     from drift_cli.analysis.controls import standings
     from drift_cli.measuring import controls
-    from drift_cli.spec import Part
 
     path = run.paths.controls(table.axis)
     return standings(table, controls.project(run, controls.load(path), table.segment or Part.ANSWER), options) if path.exists() else ()

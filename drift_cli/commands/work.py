@@ -13,9 +13,9 @@ from drift_cli.display import Display, Table, duration
 from drift_cli.errors import EXIT_INTERRUPTED, UsageError
 from drift_cli.launch.plan import launcher_of
 from drift_cli.running.interrupts import Stop
-from drift_cli.settings.config import Settings
+from drift_cli.settings.settings import Settings
 from drift_cli.spec import Finish
-from drift_cli.store.workers import WorkerState
+from drift_cli.workers.leases import WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +46,7 @@ class Work:
 
         `scripts` are transcripts that come from no file; where given, the settings name none.
         """
-        self.display.note(f"model: {settings['model']} ({why(settings)})")
+        self.display.note(f"model: {settings.model} ({why(settings)})")
         with Stop() as stop:
             from drift_cli.running.continued import prepare_for
 
@@ -55,7 +55,7 @@ class Work:
 
     def go_on(self, run: Run, settings: Settings, *, dry_run: bool = False) -> Run | None:
         """Go on with a run that exists."""
-        self.display.note(f"model: {settings['model']} (run {run.paths.run_id})")
+        self.display.note(f"model: {settings.model} (run {run.paths.run_id})")
         with Stop() as stop:
             from drift_cli.running.experiment import reopen
 
@@ -69,7 +69,7 @@ class Work:
             self.display.note(notice)
         self.warn_of_lacking(experiment)
         if dry_run:
-            self._foretell(experiment, existing, settings)
+            self._dry_run(experiment, existing, settings)
             refuse_without_a_turn(experiment, foreseen(experiment))
             return None
         warn_of_context(self.display, experiment)
@@ -98,7 +98,7 @@ class Work:
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
         from drift_cli.running.runner import Outcome
-        from drift_cli.store.queue import correct_hints
+        from drift_cli.workers.queue import correct_hints
         from drift_cli.workers.share import take_part
 
         states = run.states()
@@ -166,22 +166,23 @@ class Work:
 
     def _load(self, part: Part) -> tuple[LoadedModel, Engine]:
         from drift_cli import models
-        from drift_cli.commands.foretell import slower
+        from drift_cli.commands.dry_run import slower
         from drift_cli.engine.choice import choose, rows
         from drift_cli.running.estimate import fits, longest
-        from drift_cli.running.machine import keep_threads, loaded_otherwise
+        from drift_cli.running.machine import keep_threads, loaded_otherwise, rounded_otherwise
 
         run, experiment, settings = part.run, part.experiment, part.settings
         spec = run.manifest.spec
-        asked = self._engine_for_gpus(settings["engine"])
+        asked = self._engine_for_gpus(settings.engine)
         if (kept := keep_threads(run.manifest, experiment.device)) is not None:
             self.display.note(kept)
-        if (otherwise := loaded_otherwise(run.manifest)) is not None:
-            self.display.note(otherwise)
+        for otherwise in (loaded_otherwise(run.manifest), rounded_otherwise(run.manifest)):
+            if otherwise is not None:
+                self.display.note(otherwise)
         model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device, gpus=self.gpus)
         for note in model.notes:
             self.display.note(note)
-        batch = rows(settings["batch"], experiment.device)
+        batch = rows(settings.batch, experiment.device)
         chosen = choose(
             asked,
             model,
@@ -260,7 +261,7 @@ class Work:
 
     def _others(self, run: Run, outcome: Outcome) -> str:
         """Who is at what is left, in words."""
-        from drift_cli.store.workers import read_worker
+        from drift_cli.workers.leases import read_worker
 
         found = [read_worker(run.paths, worker) if worker else None for worker in outcome.others]
         named = [str(worker) for worker in found if worker is not None]
@@ -309,14 +310,12 @@ class Work:
         """What statistics and pictures will lack, one sentence each."""
         return experiment.lacking
 
-    def _foretell(self, experiment: Experiment, existing: Run | None, settings: Settings) -> None:
-        from drift_cli.commands.foretell import foretell
+    def _dry_run(self, experiment: Experiment, existing: Run | None, settings: Settings) -> None:
+        from drift_cli.commands.dry_run import dry_run
         from drift_cli.engine.choice import rows
 
-        batch = rows(settings["batch"], experiment.device)
-        foretell(
-            self.display, self.store, replace(experiment, lacking=tuple(self.lacking(experiment))), existing, settings["engine"], batch
-        )
+        batch = rows(settings.batch, experiment.device)
+        dry_run(self.display, self.store, replace(experiment, lacking=tuple(self.lacking(experiment))), existing, settings.engine, batch)
 
 
 @dataclass(frozen=True)
@@ -352,6 +351,6 @@ def said_of(run: Run) -> list[str]:
 
 def why(settings: Settings) -> str:
     """Why this model: where it was named, or that nobody named one."""
-    if settings["model"] == "demo" and settings.origin("preset") == "default":
+    if settings.model == "demo" and settings.origin("preset") == "default":
         return "built-in, as no --model, DRIFT_MODEL or drift.toml names another"
     return settings.origin("model")

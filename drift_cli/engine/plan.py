@@ -10,6 +10,10 @@ from drift_cli.probe import Means
 from drift_cli.spec import Rollout, Segment
 
 
+class NoRoom(Exception):
+    """The slots' memory is used up: the row asked for cannot grow now."""
+
+
 @dataclass(frozen=True)
 class Draw:
     """How the replies of a rollout's turn are drawn."""

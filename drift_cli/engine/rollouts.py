@@ -11,10 +11,10 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 from drift_cli.engine.contract import Incident, JobSource, Reply, Stopped, is_out_of_memory, no_memory
-from drift_cli.engine.plan import DoesNotFit, Done, Encode, Free, Plan, Step
+from drift_cli.engine.plan import DoesNotFit, Done, Encode, Free, NoRoom, Plan, Step
 from drift_cli.engine.rotary import ends_with_context
 from drift_cli.engine.scheduler import Limits, Scheduler
-from drift_cli.engine.slots import NoRoom, Slots
+from drift_cli.engine.slots import Slots, make_slots
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Sampling
 
@@ -40,7 +40,8 @@ class SlotEngine:
         """Make the slots now rather than at the first reply: compiled and captured where the device is a GPU."""
         while self.slots is None:
             try:
-                self.slots = make_slots(self, report)
+                asked = (self.model, self.layers, self.filters, self.max_new_tokens, self.batch)
+                self.slots = make_slots(*asked, longest=self.longest, segmented=self.segmented, report=report)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -137,17 +138,3 @@ def _arrived(scheduler: Scheduler, *, wait: bool) -> Iterator[Reply]:
     while done and (wait or done[0][1] is None or done[0][1].ready()):
         reply, residual = done.popleft()
         yield reply if residual is None else reply.measured(residual.value())
-
-
-def make_slots(engine: SlotEngine, report: Callable[[Incident], None]) -> Slots:
-    """Paged slots where they can be had, else plain ones, with a sentence saying why."""
-    from drift_cli.engine.plain.slots import PlainSlots
-
-    if engine.model.device.type == "cuda":
-        from drift_cli.engine.paged.slots import paged_slots
-
-        asked = (engine.model, engine.layers, engine.filters, engine.max_new_tokens, engine.batch, engine.longest)
-        made = paged_slots(*asked, report, segmented=engine.segmented)
-        if made is not None:
-            return made
-    return PlainSlots(engine.model, engine.layers, engine.filters, engine.batch)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from drift_cli.chat import Chat, TemplateProblem
 from drift_cli.chat.conversation import stand_in
-from drift_cli.engine.slots import Layout
+from drift_cli.engine.layout import Layout
 from drift_cli.running.speeds import Speeds
 from drift_cli.spec import Cell, Condition, Rollout, Transcript
 from drift_cli.store.manifest import Manifest, ModelFacts

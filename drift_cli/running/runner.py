@@ -27,9 +27,9 @@ from drift_cli.errors import UsageError
 from drift_cli.running.events import Began, Event, Finished, GivenUp, Notice, Outcome, Taken, TurnCommitted
 from drift_cli.running.session import Session
 from drift_cli.store.manifest import Manifest
-from drift_cli.store.queue import correct_hints
 from drift_cli.store.run import Run
-from drift_cli.store.workers import WorkerState
+from drift_cli.workers.leases import WorkerState
+from drift_cli.workers.queue import correct_hints
 from drift_cli.workers.share import Share, take_part
 
 __all__ = ["Outcome", "run_events", "run_rollouts"]

@@ -21,8 +21,8 @@ from drift_cli.running.events import Event, Notice, RolloutEnded, TurnCommitted
 from drift_cli.spec import Finish, Rollout, Turn
 from drift_cli.store.growing import Forked
 from drift_cli.store.log import Damaged, End, InUse, RolloutLog
-from drift_cli.store.queue import Queue
 from drift_cli.store.run import RolloutState, Run
+from drift_cli.workers.queue import Queue
 
 
 @dataclass

@@ -10,7 +10,6 @@ from typing import Any
 
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.spec import Finish, Rollout
-from drift_cli.store.claims import forget_ended
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.events import append_event, read_events
 from drift_cli.store.files import atomic_write, create_folder
@@ -164,7 +163,6 @@ class Run:
                 continue
             if repair is not None:
                 made.append(repair)
-                forget_ended(self.paths, rollout.cell)
                 files = [str(file.relative_to(self.paths.root)) for file in repair.files]
                 self.event("repaired", rollout=str(rollout), problem=repair.problem, kept=repair.kept, lines=repair.lines, files=files)
         return made, problems

@@ -1,8 +1,7 @@
-"""Queued work: graphs and copies on a CUDA device. On the CPU the same calls do the work at once, so that what is built on them can be tested anywhere."""
+"""Copies between the host and a device. On a CUDA device they are queued behind the work that is there; on the CPU the same calls copy at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,40 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from drift_cli.engine.kernels import repeatable
-
-
-@dataclass(frozen=True)
-class Graph:
-    """Work that can be queued again and again at the cost of one launch."""
-
-    work: Callable[[], None]
-    graph: torch.cuda.CUDAGraph | None
-
-    def replay(self) -> None:
-        """Queue it."""
-        if self.graph is not None:
-            self.graph.replay()
-        else:
-            with repeatable():
-                self.work()
-
-
-def captured(work: Callable[[], None], device: torch.device, memory: Any, warm: int = 1) -> Graph:
-    """`work` as a graph. Its memory is shared with all others of `memory`: nothing in it outlives a replay."""
-    if device.type != "cuda":
-        return Graph(work, None)
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side), repeatable():
-        for _ in range(warm):
-            work()
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with repeatable(), torch.cuda.graph(graph, pool=memory):
-        work()
-    return Graph(work, graph)
 
 
 def to_device(numbers: NDArray[Any], device: torch.device) -> Tensor:

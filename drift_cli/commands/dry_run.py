@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from drift_cli.display import Display, Table, duration
 from drift_cli.running.estimate import Fit, Work, fits, longest, seconds
@@ -15,62 +17,88 @@ if TYPE_CHECKING:
     from drift_cli.store.run import RolloutState, Run
 
 
-def foretell(display: Display, store: Store, experiment: Experiment, existing: Run | None, engine: str, batch: int) -> None:
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do. Its fields are the document's."""
+
+    run: str
+    exists: bool
+    turns_left: int
+    turns: int
+    seconds_estimated: float
+    weight_bytes: int
+    kv_bytes_at_most: int
+    residual_bytes: int
+    context: int
+    """Tokens."""
+    lacking: Sequence[str]
+    """What statistics and pictures will lack, one sentence each."""
+    cells: Sequence[Mapping[str, Any]]
+
+
+def dry_run(display: Display, store: Store, experiment: Experiment, existing: Run | None, engine: str, batch: int) -> None:
     """Render the plan of an experiment. Nothing is written."""
     from drift_cli.store.manifest import merge
     from drift_cli.store.run import Run
 
     manifest = experiment.manifest if existing is None else merge(existing.manifest, experiment.manifest)
-    run = Run(store.run(manifest.spec.id), manifest)
-    states = run.states()
+    states = Run(store.run(manifest.spec.id), manifest).states()
     lengths = fits(manifest, experiment.chat, experiment.card.context)
-    assert manifest.model is not None
-    work = _work(manifest, experiment, batch, engine)
-    weight_bytes, took = work.weight_bytes, seconds(engine, states, lengths, work)
     together = min(batch, sum(not state.ended for state in states))
-    kept = together * work.layout.held(longest(manifest, lengths, experiment.card.context), manifest.spec.max_new_tokens) * work.itemsize
+    plan = _plan(manifest, experiment, states, lengths, _work(manifest, experiment, batch, engine), (engine, together))
+    plan = replace(plan, exists=existing is not None)
+    needed = plan.weight_bytes + plan.kv_bytes_at_most
+    notes = [
+        f"{plan.turns_left} of {plan.turns} turns left, about {duration(plan.seconds_estimated)} if every reply is as long as it may be, "
+        f"on {experiment.device} ({manifest.spec.dtype}, {batch} at a time, engine {engine})",
+        f"memory: weights {_size(plan.weight_bytes)}, keys and values of {together} rollouts up to {_size(plan.kv_bytes_at_most)}"
+        f"{_room(experiment.device, needed)}",
+        f"residual means {'up to ' if manifest.segments else ''}{_size(plan.residual_bytes)} on disk; context {plan.context} tokens",
+        *(f"WARNING: {sentence}" for sentence in plan.lacking),
+    ]
+    heads = ["cell", "rollouts>", "turns left>", "last prompt at least>", "context"]
+    display.result(plan, Table(f"Plan of run {plan.run}", heads, [_row(fit, states) for fit in lengths], notes))
+
+
+def _plan(
+    manifest: Manifest, experiment: Experiment, states: list[RolloutState], lengths: Sequence[Fit], work: Work, on: tuple[str, int]
+) -> Plan:
+    """`on`: the engine, and the rollouts that it makes at the same time."""
+    engine, together = on
+    assert manifest.model is not None
     left = sum(state.total - state.done for state in states if not state.ended)
-    total = sum(state.total for state in states)
+    held = work.layout.held(longest(manifest, lengths, experiment.card.context), manifest.spec.max_new_tokens)
     # Of a reply with segments: the answer's, the reasoning's, and those of all its tokens.
     residuals = len(manifest.layers) * manifest.model.width * 4 * left * (3 if manifest.segments else 1)
-    rows = [_row(fit, states) for fit in lengths]
-    notes = [
-        f"{left} of {total} turns left, about {duration(took)} if every reply is as long as it may be, "
-        f"on {experiment.device} ({manifest.spec.dtype}, {batch} at a time, engine {engine})",
-        f"memory: weights {_size(weight_bytes)}, keys and values of {together} rollouts up to {_size(kept)}{_room(experiment.device, weight_bytes + kept)}",
-        f"residual means {'up to ' if manifest.segments else ''}{_size(residuals)} on disk; context {experiment.card.context} tokens",
-        *(f"WARNING: {sentence}" for sentence in experiment.lacking),
+    cells = [
+        {
+            "cell": str(fit.cell),
+            "last_prompt_at_least": fit.prompt_lengths[-1],
+            "ends_before_turn": fit.certain,
+            "may_end_before_turn": fit.possible,
+        }
+        for fit in lengths
     ]
-    document = {
-        "run": manifest.spec.id,
-        "exists": existing is not None,
-        "turns_left": left,
-        "turns": total,
-        "seconds_estimated": round(took, 1),
-        "weight_bytes": weight_bytes,
-        "kv_bytes_at_most": kept,
-        "residual_bytes": residuals,
-        "context": experiment.card.context,
-        "lacking": list(experiment.lacking),
-        "cells": [
-            {
-                "cell": str(fit.cell),
-                "last_prompt_at_least": fit.prompt_lengths[-1],
-                "ends_before_turn": fit.certain,
-                "may_end_before_turn": fit.possible,
-            }
-            for fit in lengths
-        ],
-    }
-    table = Table(f"Plan of run {manifest.spec.id}", ["cell", "rollouts>", "turns left>", "last prompt at least>", "context"], rows, notes)
-    display.result(document, table)
+    return Plan(
+        run=manifest.spec.id,
+        exists=False,
+        turns_left=left,
+        turns=sum(state.total for state in states),
+        seconds_estimated=round(seconds(engine, states, lengths, work), 1),
+        weight_bytes=work.weight_bytes,
+        kv_bytes_at_most=together * held * work.itemsize,
+        residual_bytes=residuals,
+        context=experiment.card.context,
+        lacking=list(experiment.lacking),
+        cells=cells,
+    )
 
 
 def _work(manifest: Manifest, experiment: Experiment, batch: int, engine: str) -> Work:
     """What an estimate needs to know; the device's speeds are measured."""
     import torch
 
-    from drift_cli.engine.slots import layout_from
+    from drift_cli.engine.layout import layout_from
 
     assert manifest.model is not None
     dtype = getattr(torch, manifest.spec.dtype)

@@ -1,20 +1,22 @@
 """A step's attention where a window is narrow: of every row the last tokens, one place for each that a query may see.
 
-What a row holds for its chunks (`pages.Shelf`) is several times as much as a narrow window shows. So a reply's steps look at a copy of what they may see, in
-which each new token takes the place of the one that leaves the window. Every row has its own places, and all rows attend in products of one fixed shape: a
-row's bits do not depend on its company.
+What a row holds in pages is several times as much as a narrow window shows. So a reply's steps look at a copy of what they may see, in which each new token
+takes the place of the one that leaves the window. Every row has its own places, and all rows attend in products of one fixed shape: a row's bits do not
+depend on the other rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from drift_cli.engine.plain.pages import Shelf
+from drift_cli.engine.kernels.torch.pools import Pool
+from drift_cli.engine.pages import Pages
 
 NARROW = 1024
 """The widest window that is kept twice."""
@@ -40,16 +42,16 @@ class Ring:
     """(rows, kv heads, window, width) of each layer."""
     values: dict[int, Tensor] = field(default_factory=dict)
 
-    def follow(self, row: int, far: Shelf, length: int) -> None:
-        """Hold of a row's first `length` tokens, which `far` holds, those that the query behind them sees."""
+    def follow(self, row: int, pages: Pages, group: int, pools: Mapping[int, Pool], length: int) -> None:
+        """Hold of a row's first `length` tokens, which are in pages, those that the query behind them sees."""
         start = max(0, length - self.window + 1)
-        pages, places = (torch.tensor(kind, dtype=torch.long) for kind in far.table.places(row, start, length))
+        page, place = (torch.from_numpy(kind) for kind in pages.of(group, row, start, length))
         into = torch.arange(start, length) % self.window
         with torch.inference_mode():
-            for layer, pool in far.pools.items():
+            for layer, pool in pools.items():
                 keys, values = self._of(layer, pool.keys, pool.values)
-                keys[row, :, into] = pool.keys[pages, :, places].transpose(0, 1)
-                values[row, :, into] = pool.values[pages, :, places].transpose(0, 1)
+                keys[row, :, into] = pool.keys[page, :, place].transpose(0, 1)
+                values[row, :, into] = pool.values[page, :, place].transpose(0, 1)
 
     def _of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """A layer's, made like (n, kv heads, n, width) keys and values."""
@@ -58,9 +60,9 @@ class Ring:
                 kept[layer] = kind.new_zeros((self.rows, kind.shape[1], self.window, kind.shape[-1]))
         return self.keys[layer], self.values[layer]
 
-    def turn(self, lengths: Sequence[int]) -> Turn:
-        """`lengths` are the positions of the new tokens."""
-        at = np.asarray(lengths)
+    def turn(self, places: NDArray[np.int64]) -> Turn:
+        """`places` are (rows,) positions of the new tokens, -1 where a row stands still."""
+        at = np.maximum(places, 0)
         seen = np.arange(self.window) <= at[:, None]
         bias = np.where(seen, np.float32(0.0), np.float32(-np.inf))
         return Turn(torch.from_numpy(bias)[:, None, None], torch.from_numpy(at % self.window))

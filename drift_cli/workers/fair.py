@@ -10,7 +10,7 @@ import random
 import time
 from dataclasses import dataclass, field
 
-from drift_cli.store.workers import BEAT, Life, Observer, worker_ids
+from drift_cli.workers.leases import HEARTBEAT, Life, Observer, worker_ids
 
 _SETTLING = 60.0
 """Seconds after its start for which a worker leaves their share to those that were started with it and are yet to come."""
@@ -26,7 +26,7 @@ class FairShare:
     worker: str
     among: int = 1
     """Workers that were started together with this one, itself included."""
-    pause: float = BEAT
+    pause: float = HEARTBEAT
     """Seconds between looks."""
     _started: float = field(default_factory=time.monotonic)
     _ids: tuple[float, list[str]] | None = None

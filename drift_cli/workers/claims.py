@@ -15,33 +15,27 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.spec import Cell, Rollout
-from drift_cli.store.files import create_inside, failed, open_folder, open_inside, read_inside, release, write_all
+from drift_cli.store.files import open_folder, open_inside, read_inside, release
 from drift_cli.store.paths import RunPaths
-from drift_cli.store.workers import LEASE, Life, Observer
+from drift_cli.workers.files import make_file, names_of, remove_file
+from drift_cli.workers.leases import LEASE, Life, Observer
 
 _LIMIT = 128
 """Bytes: an id has 80 at most."""
 _LISTED = 16 << 20
 _SAMPLE = re.compile(rb"[0-9]{4,9}")
-_EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def claimed(paths: RunPaths, cell: Cell) -> set[int]:
     """Samples of a cell that somebody has claimed: one listing, no file is read."""
     folder = paths.claims(cell)
-    try:
-        names = os.listdir(folder)  # noqa: PTH208 (names, not paths, are wanted)
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except OSError as error:
-        raise failed("read", folder, error) from error
-    found = (paths.claim_of(folder / name) for name in names)
+    found = (paths.claim_of(folder / name) for name in names_of(folder))
     return {rollout.sample for rollout in found if rollout is not None}
 
 
@@ -59,12 +53,7 @@ def seen_ended(paths: RunPaths, cell: Cell) -> set[int]:
 
 def forget_ended(paths: RunPaths, cell: Cell) -> None:
     """Take the hint away, since it was wrong or is of no use any more."""
-    with suppress(OSError, StoreError):
-        folder = open_folder(paths.root, paths.claims(cell))
-        try:
-            os.unlink(paths.ended(cell).name, dir_fd=folder)
-        finally:
-            release(folder)
+    remove_file(paths.root, paths.ended(cell))
 
 
 def claims_of(paths: RunPaths) -> Iterator[tuple[Rollout, str]]:
@@ -105,24 +94,10 @@ class Claims:
 
     def take(self, rollout: Rollout) -> bool:
         """Claim a rollout. False where somebody has. Raises `StoreError`."""
-        path = self.paths.claim(rollout)
-        with _folder(self.paths, path.parent) as folder:
-            try:
-                fd = os.open(path.name, _EXCLUSIVE, 0o666, dir_fd=folder)
-            except FileExistsError:
-                return False
-            except OSError as error:
-                raise failed("create", path, error) from error
-            try:
-                write_all(fd, self._content)
-            except OSError as error:
-                with suppress(OSError):
-                    os.unlink(path.name, dir_fd=folder)
-                raise failed("write", path, error) from error
-            finally:
-                release(fd)
-        self.held.add(rollout)
-        return True
+        made = make_file(self.paths.root, self.paths.claim(rollout), f"{self.worker}\n".encode())
+        if made:
+            self.held.add(rollout)
+        return made
 
     def is_mine(self, rollout: Rollout) -> bool:
         """Whether the claim on a rollout still names this worker."""
@@ -132,10 +107,8 @@ class Claims:
         """Give a rollout up for others. A claim that somebody else has made meanwhile stays."""
         self.held.discard(rollout)
         if self.is_mine(rollout):
-            path = self.paths.claim(rollout)
             # What cannot be removed stays behind as the claim of a worker that has left: it keeps nobody out.
-            with suppress(OSError, StoreError), _folder(self.paths, path.parent) as folder:
-                os.unlink(path.name, dir_fd=folder)
+            remove_file(self.paths.root, self.paths.claim(rollout))
 
     def finish(self, rollout: Rollout) -> None:
         """Release a rollout that has ended, and tell others that it has. Where that cannot be written, they read its file."""
@@ -166,49 +139,31 @@ class Claims:
     def _move_away(self, rollout: Rollout, holder: str) -> bool:
         """Take away the claim that `holder` made, and no other. Only one process can."""
         path = self.paths.claim(rollout)
-        away = f".{path.name}.{secrets.token_hex(6)}.tmp"
-        with _folder(self.paths, path.parent) as folder:
-            try:
-                os.rename(path.name, away, src_dir_fd=folder, dst_dir_fd=folder)
-            except OSError:
-                return False
-            gone = not holder or _text(away, folder) == f"{holder}\n".encode()
+        away = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        try:
+            folder = open_folder(self.paths.root, path.parent)
+        except FileNotFoundError:
+            return False
+        try:
+            os.rename(path.name, away.name, src_dir_fd=folder, dst_dir_fd=folder)
+            gone = not holder or _content(self.paths, away) == f"{holder}\n".encode()
             if not gone:
                 # Another worker took it over between the look and the move: it is that worker's new claim. It goes back, unless a third made one meanwhile.
                 with suppress(OSError):
-                    os.link(away, path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+                    os.link(away.name, path.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
             with suppress(OSError):
-                os.unlink(away, dir_fd=folder)
+                os.unlink(away.name, dir_fd=folder)
+        except OSError:
+            return False
+        finally:
+            release(folder)
         self._unnamed.pop(rollout, None)
         return gone
 
-    @property
-    def _content(self) -> bytes:
-        return f"{self.worker}\n".encode()
 
-
-@contextmanager
-def _folder(paths: RunPaths, folder: Path) -> Iterator[int]:
-    """Descriptor of a folder of claims, made if need be."""
+def _content(paths: RunPaths, path: Path) -> bytes:
+    """What a claim holds; nothing where it cannot be read."""
     try:
-        fd = open_folder(paths.root, folder)
-    except FileNotFoundError:
-        create_inside(paths.root, folder)
-        fd = open_folder(paths.root, folder)
-    try:
-        yield fd
-    finally:
-        release(fd)
-
-
-def _text(name: str, folder: int) -> bytes:
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
+        return read_inside(paths.root, path, _LIMIT)
+    except (FileNotFoundError, StoreError):
         return b""
-    try:
-        return os.read(fd, _LIMIT)
-    except OSError:
-        return b""
-    finally:
-        release(fd)

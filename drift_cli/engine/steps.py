@@ -1,4 +1,4 @@
-"""One decode step of all rows as a CUDA graph: network, draw, and the end of replies, without a word from the host.
+"""A decode step of all rows, and how a reply begins: network, draw, and the end of replies, all on the device.
 
 Everything a step needs is on the device: each row's next token and its position, its generator key and counts, its temperature and limit. A step writes the
 tokens it draws into a log; a row whose reply has ended stands still. `Begin` sets a row going from the logits of its last chunk.
@@ -6,9 +6,6 @@ tokens it draws into a log; a row whose reply has ended stands still. `Begin` se
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,12 +13,11 @@ import torch
 from torch import Tensor
 
 from drift_cli.engine.attention import forward
-from drift_cli.engine.paged.device import to_device
-from drift_cli.engine.paged.network import Items, on
-from drift_cli.engine.paged.pages import Pages
+from drift_cli.engine.device import to_device
+from drift_cli.engine.kernels import Batch, Kernels, Uniforms
+from drift_cli.engine.plan import Draw
 from drift_cli.engine.sampling import draw, split_key, uniforms
-from drift_cli.engine.slots import Draw
-from drift_cli.models import LoadedModel, blocks
+from drift_cli.models import LoadedModel
 from drift_cli.spec import Sampling
 
 ACTIVE, COUNT, BAD, IDS = 0, 1, 2, 3
@@ -62,43 +58,44 @@ class Rows:
         return stops | (counts >= numbers[:, 4])
 
 
-REPEATABLE: dict[str, str | int | bool | Callable[..., object]] = {"deterministic": True}
-"""The compiler tries nothing out on the device: which of several kernels is fastest differs from process to process, and so would the order of sums."""
+@dataclass
+class Step:
+    """One token for every row that goes on."""
 
-Uniforms = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    model: LoadedModel
+    kernels: Kernels
+    rows: Rows
+    filters: Sampling
+    newest: Tensor
+    """(rows, vocabulary), where the logits are left."""
+    every: Tensor = field(init=False)
+    """(rows,) int32, counting."""
+    uniforms: Uniforms = field(init=False)
 
+    def __post_init__(self) -> None:
+        self.every = torch.arange(self.rows.size, dtype=torch.int32, device=self.rows.device)
+        self.uniforms = self.kernels.fused(uniforms)
 
-def step(
-    model: LoadedModel, pages: Pages, rows: Rows, filters: Sampling, every: Tensor, newest: Tensor, fused: Uniforms | None = None
-) -> None:
-    """One token for every row that goes on.
-
-    Args:
-        model: the network, whose attention goes to `pages`.
-        pages: keys and values.
-        rows: the state of all rows.
-        filters: of the draw.
-        every: (rows,) int32, counting.
-        newest: (rows, vocabulary), where the logits are left.
-        fused: `uniforms` as one kernel, where there is one.
-    """
-    active = rows.log[:, ACTIVE] > 0
-    places = torch.where(active, rows.places, -1).int()
-    with on(Items(pages, every, places)):
-        logits = forward(model, rows.ids, rows.places[:, None]).logits[:, -1]
-    newest.copy_(logits)
-    counts = rows.log[:, COUNT].long()
-    u = (fused or uniforms)(rows.numbers[:, :2], rows.numbers[:, 2], rows.numbers[:, 3], counts)
-    tokens = draw(logits, rows.temperature, u, filters)
-    tokens = torch.where(active, tokens, rows.ids[:, 0])
-    column = torch.where(active, counts + IDS, IDS + rows.tokens - 1).clamp(max=IDS + rows.tokens - 1)[:, None]
-    kept = rows.log.gather(1, column)
-    rows.log.scatter_(1, column, torch.where(active[:, None], tokens[:, None].int(), kept))
-    rows.log[:, COUNT] += active.int()
-    rows.log[:, BAD] |= (active & ~torch.isfinite(logits.amax(-1))).int()
-    rows.log[:, ACTIVE] = (active & ~rows.ended(tokens, counts + 1, rows.numbers) & (rows.log[:, BAD] == 0)).int()
-    rows.ids.copy_(tokens[:, None])
-    rows.places += active.long()
+    def run(self) -> None:
+        """Run the network on every row's newest token, draw the next, and see which replies end."""
+        rows = self.rows
+        active = rows.log[:, ACTIVE] > 0
+        places = torch.where(active, rows.places, -1).int()
+        with self.kernels.batch(Batch(self.every, places)):
+            logits = forward(self.model, rows.ids, rows.places[:, None]).logits[:, -1]
+        self.newest.copy_(logits)
+        counts = rows.log[:, COUNT].long()
+        u = self.uniforms(rows.numbers[:, :2], rows.numbers[:, 2], rows.numbers[:, 3], counts)
+        tokens = draw(logits, rows.temperature, u, self.filters)
+        tokens = torch.where(active, tokens, rows.ids[:, 0])
+        column = torch.where(active, counts + IDS, IDS + rows.tokens - 1).clamp(max=IDS + rows.tokens - 1)[:, None]
+        kept = rows.log.gather(1, column)
+        rows.log.scatter_(1, column, torch.where(active[:, None], tokens[:, None].int(), kept))
+        rows.log[:, COUNT] += active.int()
+        rows.log[:, BAD] |= (active & ~torch.isfinite(logits.amax(-1))).int()
+        rows.log[:, ACTIVE] = (active & ~rows.ended(tokens, counts + 1, rows.numbers) & (rows.log[:, BAD] == 0)).int()
+        rows.ids.copy_(tokens[:, None])
+        rows.places += active.long()
 
 
 @dataclass
@@ -136,34 +133,3 @@ class Begin:
         rows.places.index_copy_(0, row, self.given[1:2])
         rows.numbers.index_copy_(0, row, numbers)
         rows.temperature.index_copy_(0, row, self.heat)
-
-
-@contextmanager
-def compiled(model: LoadedModel, *, dynamic: bool) -> Iterator[None]:
-    """The network's blocks are compiled within, on a GPU: once for each kind of block, not once for each; `dynamic` for any number of tokens."""
-    if model.device.type != "cuda":
-        yield
-        return
-    found = blocks(model.network)
-    kinds = {type(block): torch.compile(type(block).forward, dynamic=dynamic, fullgraph=True, options=REPEATABLE) for block in found}
-    with _without_hooks(found):
-        for block in found:
-            block.forward = kinds[type(block)].__get__(block)
-        try:
-            yield
-        finally:
-            for block in found:
-                del block.forward
-
-
-@contextmanager
-def _without_hooks(found: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """transformers leaves hooks on modules whose output it was once asked for. Those inside a block do nothing here, and do not compile."""
-    held = [(module, module._forward_hooks) for block in found for module in block.modules() if module is not block]
-    for module, _ in held:
-        module._forward_hooks = OrderedDict()
-    try:
-        yield
-    finally:
-        for module, hooks in held:
-            module._forward_hooks = hooks

@@ -11,28 +11,26 @@ claims are read, for a small part of the time (docs/scaling.md has what all this
 
 from __future__ import annotations
 
-import os
 import random
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from drift_cli.spec import Cell, Rollout
-from drift_cli.store.claims import Claims, claimed, forget_ended, read_holder, seen_ended
-from drift_cli.store.fair import FairShare
-from drift_cli.store.files import failed
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.run import RolloutState, Run
 from drift_cli.store.tails import tail_state
-from drift_cli.store.workers import BEAT, Life, worker_ids
+from drift_cli.workers.claims import Claims, claimed, forget_ended, read_holder, seen_ended
+from drift_cli.workers.fair import FairShare
+from drift_cli.workers.files import names_of
+from drift_cli.workers.leases import HEARTBEAT, Life, worker_ids
 
 _FRESH = 5.0
 """Seconds for which a listing of a cell is good enough: what it misses costs a failed claim, no more."""
 _SOON = 0.5
 """Seconds to the next look where it is known to find something."""
-
 _FEW_CELLS = 16
 """Cells that a worker looks at before it takes anything, to know what its share is."""
 _BUDGET = 0.25
@@ -44,19 +42,21 @@ Unit = tuple[Rollout, ...]
 """What is claimed together."""
 
 
-class Outlook(StrEnum):
-    """What there is to be hoped for where nothing can be taken."""
+class QueueState(StrEnum):
+    """Why nothing can be taken."""
 
     DONE = "done"
     """Every rollout has ended."""
     HELD = "held"
-    """What is left is in the hands of workers that live."""
+    """What is left is held by workers that live."""
     OPEN = "open"
     """Something is held by a worker of which it is not known whether it lives, or can be taken the next time."""
 
 
 @dataclass(frozen=True)
 class _Listing:
+    """A cell's samples at one look."""
+
     when: float
     claimed: frozenset[int]
     begun: frozenset[int]
@@ -68,27 +68,27 @@ class Queue:
     """A run's rollouts that have not ended, for one worker."""
 
     def __init__(
-        self, run: Run, claims: Claims, *, size: int = 1, shuffled: bool = False, pause: float = BEAT, fair: FairShare | None = None
+        self, run: Run, claims: Claims, *, size: int = 1, shuffled: bool = False, pause: float = HEARTBEAT, fair: FairShare | None = None
     ) -> None:
         """`size` planned rollouts are claimed together; where it is more than 1, they are the same groups in every worker. `pause`: seconds between looks.
         `fair` says how much of the run is this worker's; without it, all that it can get.
         """
         self.run, self.claims, self.pause, self.fair = run, claims, pause, fair
-        self._planned = sum(plan.samples for plan in run.manifest.cells)
         self.totals = {name: transcript.total for name, transcript in run.manifest.transcripts.items()}
-        self._untried: deque[Unit] = deque(_units(run, size, random.Random(claims.worker) if shuffled else None))
+        self._untried = deque(_units(run, size, random.Random(claims.worker) if shuffled else None))
+        self._planned = sum(map(len, self._untried))
         self._held: list[Unit] = []
         self._taken: dict[Rollout, Unit] = {}
         self._ended: set[Rollout] = set()
         self._holders: dict[Rollout, str] = {}
         self._locked: set[Rollout] = set()
         self._listings: dict[Cell, _Listing] = {}
-        self._again = 0.0
-        self._shuffled, self._first, self._rest = shuffled, True, 0.0
-        if shuffled:
-            # Seen now, and again when their claims are asked for: by then those that gave no sign of life in between are known to be gone.
-            for worker in worker_ids(run.paths):
-                claims.observer.worker(worker)
+        self._lazy = shuffled
+        """Whether what others hold is passed over unasked: by one of many workers, in its first round."""
+        self._first, self._again, self._rest = True, 0.0, 0.0
+        # Seen now, and again when their claims are asked for: by then those without a heartbeat in between are known to be gone.
+        for worker in worker_ids(run.paths) if shuffled else ():
+            claims.observer.worker(worker)
 
     def take(self) -> list[RolloutState] | None:
         """Claim what comes next: its rollouts as they are now, of which those that have not ended are claimed. None where nothing can be taken now.
@@ -102,8 +102,7 @@ class Queue:
         if not self._first and started < self._rest:
             return None
         while self._untried:
-            states = self._claim(self._next())
-            if states is not None:
+            if (states := self._claim(self._next())) is not None:
                 return states
             spent = time.monotonic() - started
             if not self._first and spent > _BUDGET:
@@ -111,47 +110,21 @@ class Queue:
                 break
         return None
 
-    def _all_left(self) -> int:
-        """Rollouts of the run that have not ended, as far as this worker knows. Where there are few cells, it looks at each once."""
-        cells = self.run.manifest.cells
-        if len(cells) <= _FEW_CELLS:
-            for cell in (plan.cell for plan in cells if plan.cell not in self._listings):
-                self._ended.update(Rollout(cell, sample) for sample in self._listing(cell).ended)
-        return self._planned - len(self._ended)
-
     def is_open(self) -> bool:
         """Whether something could be taken now. Nothing is claimed. Raises as `take`."""
         self._look_again()
         while self._untried:
             unit = self._next()
             left = self._left(unit)
-            if left and not any(self._is_in_the_way(rollout) for rollout in left):
+            if left and not any(self._is_held(rollout) for rollout in left):
                 self._untried.appendleft(unit)
                 return True
             self._held += [unit] if left else []
         return False
 
-    def _look_again(self) -> None:
-        """Begin another round with what was held by others, if the last one is long enough ago."""
-        if not self._untried and time.monotonic() >= self._again:
-            self._untried, self._held, self._first = deque(self._held), [], False
-            self._listings.clear()
-
-    def _next(self) -> Unit:
-        unit = self._untried.popleft()
-        if not self._untried:
-            self._again = time.monotonic() + (0.0 if self._lazy else self.pause)
-        return unit
-
-    @property
-    def _lazy(self) -> bool:
-        """Whether what others hold is passed over unasked: by one of many workers, in its first round."""
-        return self._shuffled and self._first
-
     def put_back(self, rollouts: Iterable[Rollout]) -> None:
         """Rollouts that were taken and given up again are to be tried another time, with what was claimed together with them."""
-        for unit in dict.fromkeys(self._taken[rollout] for rollout in rollouts):
-            self._held.append(unit)
+        self._held += dict.fromkeys(self._taken[rollout] for rollout in rollouts)
         self._again = max(self._again, time.monotonic() + self.pause)
 
     def locked(self, rollouts: Sequence[Rollout]) -> None:
@@ -162,55 +135,66 @@ class Queue:
         """A rollout has ended: nobody needs to look at it again."""
         self._ended.add(rollout)
 
-    def outlook(self) -> Outlook:
-        """What is to be hoped for, once `take` or `is_open` has found nothing."""
-        left = [unit for unit in (*self._untried, *self._held) if any(rollout not in self._ended for rollout in unit)]
-        if not left:
-            return Outlook.DONE
-        lives = [self._life(unit) for unit in left]
+    def state(self) -> QueueState:
+        """Why nothing can be taken, once `take` or `is_open` has found nothing."""
+        lives = [self._life(unit) for unit in (*self._untried, *self._held) if not self._ended.issuperset(unit)]
         if Life.GONE in lives:
             # Somebody left or died since the last look: no need to wait for the next one to be due.
             self._again = min(self._again, time.monotonic() + _SOON)
-        return Outlook.HELD if all(life is Life.ALIVE for life in lives) else Outlook.OPEN
+        return QueueState.OPEN if {Life.GONE, Life.QUIET} & {*lives} else QueueState.HELD if lives else QueueState.DONE
 
     def others(self) -> dict[str, int]:
         """Who holds what is left, as far as this worker knows: ids ("" for a process that has no claim) and how many rollouts."""
-        found: dict[str, int] = {}
+        found: Counter[str] = Counter()
         for unit in self._held:
             left = [rollout for rollout in unit if rollout not in self._ended]
-            known = [holder for rollout in left if rollout not in self._locked and (holder := self._holders.get(rollout))]
-            holder = known[0] if known else ""
-            found[holder] = found.get(holder, 0) + len(left)
-        return {holder: number for holder, number in found.items() if number}
+            known = (self._holders[rollout] for rollout in left if rollout in self._holders and rollout not in self._locked)
+            found[next(known, "")] += len(left)
+        return dict(+found)
 
     def _life(self, unit: Unit) -> Life:
         """Whether somebody is at a unit that could not be taken."""
-        lives = {self.claims.observer.life(holder) for rollout in unit if (holder := self._holders.get(rollout)) is not None}
-        if Life.ALIVE in lives or not self._locked.isdisjoint(unit):
+        lives = {self.claims.observer.life(self._holders[rollout]) for rollout in unit if rollout in self._holders}
+        if not self._locked.isdisjoint(unit):
             return Life.ALIVE
-        return Life.QUIET if Life.QUIET in lives else Life.GONE
+        return next((life for life in (Life.ALIVE, Life.QUIET) if life in lives), Life.GONE)
+
+    def _all_left(self) -> int:
+        """Rollouts of the run that have not ended, as far as this worker knows. Where there are few cells, it looks at each once."""
+        cells = {plan.cell for plan in self.run.manifest.cells}
+        for cell in cells - self._listings.keys() if len(cells) <= _FEW_CELLS else ():
+            self._ended.update(Rollout(cell, sample) for sample in self._listing(cell).ended)
+        return self._planned - len(self._ended)
+
+    def _look_again(self) -> None:
+        """Begin another round with what was held by others, if the last one is long enough ago."""
+        if not self._untried and time.monotonic() >= self._again:
+            self._untried, self._held, self._first, self._lazy = deque(self._held), [], False, False
+            self._listings.clear()
+
+    def _next(self) -> Unit:
+        unit = self._untried.popleft()
+        if not self._untried:
+            self._again = time.monotonic() + (0.0 if self._lazy else self.pause)
+        return unit
 
     def _claim(self, unit: Unit) -> list[RolloutState] | None:
         """Claim what has not ended of a unit: all or nothing. None where all of it has, or somebody holds a part."""
-        left, taken = self._left(unit), list[Rollout]()
-        if not left:
-            return None
+        left, surplus = self._left(unit), list[Rollout]()
         try:
             for rollout in left:
-                if self._is_in_the_way(rollout) or not self.claims.take_over(rollout):
+                if self._is_held(rollout) or not self.claims.take_over(rollout):
                     self._held.append(unit)
-                    break
-                taken.append(rollout)
-            else:
-                states = [self._state(rollout) for rollout in unit]
-                # What ended between the look and the claim needs no claim.
-                taken = [state.rollout for state in states if state.ended and state.rollout in taken]
-                self._locked.difference_update(unit)
-                self._taken.update(dict.fromkeys(unit, unit))
-                return None if all(state.ended for state in states) else states
-            return None
+                    return None
+                surplus.append(rollout)
+            states = [self._state(rollout) for rollout in unit] if left else []
+            # What ended between the look and the claim needs no claim.
+            surplus = [state.rollout for state in states if state.ended and state.rollout in surplus]
+            self._locked.difference_update(unit)
+            self._taken.update(dict.fromkeys(unit, unit))
+            return None if all(state.ended for state in states) else states
         finally:
-            for rollout in taken:
+            for rollout in surplus:
                 self.claims.release(rollout)
 
     def _left(self, unit: Unit) -> Unit:
@@ -220,12 +204,10 @@ class Queue:
             rollout for rollout in unit if rollout not in self._ended and (self._is_claimed(rollout) or not self._state(rollout).ended)
         )
 
-    def _is_in_the_way(self, rollout: Rollout) -> bool:
+    def _is_held(self, rollout: Rollout) -> bool:
         """Whether a worker that may be alive holds a rollout."""
-        if not self._is_claimed(rollout):
-            return False
-        if self._lazy:
-            return True
+        if not self._is_claimed(rollout) or self._lazy:
+            return self._is_claimed(rollout)
         known = self._holders.pop(rollout, None)
         # While a worker lives, what it was once seen to hold is not read again.
         if known is None or self.claims.observer.life(known) is Life.GONE:
@@ -250,7 +232,7 @@ class Queue:
         known = self._listings.get(cell)
         if known is None or time.monotonic() - known.when > _FRESH:
             # In this order: what ends meanwhile is seen claimed, or ended, and never free.
-            held, begun = frozenset(claimed(self.run.paths, cell)), frozenset(_begun(self.run, cell))
+            held, begun = frozenset(claimed(self.run.paths, cell)), _begun(self.run.paths, cell)
             known = _Listing(time.monotonic(), held, begun, begun & seen_ended(self.run.paths, cell))
             self._listings[cell] = known
         return known
@@ -261,29 +243,18 @@ def correct_hints(paths: RunPaths, states: Sequence[RolloutState]) -> bool:
 
     Returns whether nothing is.
     """
-    cells: dict[Cell, set[int]] = {state.rollout.cell: set() for state in states}
-    for state in states:
-        if not state.ended:
-            cells[state.rollout.cell].add(state.rollout.sample)
-    complete = not any(cells.values())
-    for cell, left in cells.items():
-        if complete or (left and left & seen_ended(paths, cell)):
+    left = {state.rollout for state in states if not state.ended}
+    for cell in dict.fromkeys(state.rollout.cell for state in states):
+        if not left or any(Rollout(cell, sample) in left for sample in seen_ended(paths, cell)):
             forget_ended(paths, cell)
-    return complete
+    return not left
 
 
-def _begun(run: Run, cell: Cell) -> Iterator[int]:
+def _begun(paths: RunPaths, cell: Cell) -> frozenset[int]:
     """Samples of a cell that have a file of lines."""
-    folder = run.paths.cell(cell)
-    try:
-        names = os.listdir(folder)  # noqa: PTH208 (names, not paths, are wanted)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise failed("read", folder, error) from error
-    for name in names:
-        if name.endswith(".jsonl") and (rollout := run.paths.rollout_of(folder / name)) is not None:
-            yield rollout.sample
+    folder = paths.cell(cell)
+    found = (paths.rollout_of(folder / name) for name in names_of(folder) if name.endswith(".jsonl"))
+    return frozenset(rollout.sample for rollout in found if rollout is not None)
 
 
 def _units(run: Run, size: int, chance: random.Random | None) -> list[Unit]:

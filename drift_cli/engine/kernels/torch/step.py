@@ -1,15 +1,47 @@
-"""A step's attention in plain slots: one new token of every row looks at what its row holds, for all rows at once, on a CPU in float32."""
+"""A step's attention in plain torch: one new token of every row looks at what its row holds, for all rows at once, on a CPU in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from drift_cli.engine.plain.pages import BLOCK, PAGE, Pool, Table
+from drift_cli.engine.kernels.torch.pools import Pool
+from drift_cli.engine.layout import PAGE
+from drift_cli.engine.pages import Pages
+
+BLOCK = 8
+"""Pages that are added up in one go."""
+
+
+@dataclass(frozen=True)
+class Owners:
+    """Whose pages there are in one group: true until the table changes."""
+
+    rows: NDArray[np.int64]
+    """(pages,): the row that each page belongs to, -1 for none."""
+    base: NDArray[np.int64]
+    """(pages,): the position of each page's first token."""
+    order: Tensor
+    """(rows, a multiple of BLOCK): every row's pages in order, page 0 where it has no more. Columns are whole blocks of positions, so that which pages are
+    added up in one go depends on positions alone.
+    """
+
+    @classmethod
+    def of(cls, pages: Pages, group: int) -> Owners:
+        """As the table says now."""
+        held, count = pages.held[group], pages.stocks[group].count
+        owner, base = np.full(count, -1), np.zeros(count, dtype=np.int64)
+        row, page = np.nonzero(held)
+        owner[held[row, page]], base[held[row, page]] = row, page * PAGE
+        first = pages.kept[group] // BLOCK * BLOCK
+        width = max(1, int((np.asarray(pages.upto) - first).max()))
+        order = np.zeros((len(held), -(-width // BLOCK) * BLOCK), dtype=np.int64)
+        order[row, page - first[row]] = held[row, page]
+        return cls(owner, base, torch.from_numpy(order))
 
 
 @dataclass(frozen=True)
@@ -21,30 +53,24 @@ class Together:
     bias: Tensor
     """(pages, 1, 1, PAGE) float32: 0 where a key may be seen, else minus infinity."""
     order: Tensor
-    """(rows, a multiple of BLOCK): see `Table.order`."""
+    """See `Owners.order`."""
     into: tuple[Tensor, Tensor]
     """(rows,) pages and places of the new tokens."""
 
     @classmethod
-    def of(
-        cls, table: Table, window: int, lengths: Sequence[int], moving: Sequence[bool], before: Together | None, order: bool
-    ) -> Together:
-        """`lengths` are the positions of the new tokens, for which pages have been reserved. With `order` False, `before`'s is still true."""
-        owner, base = table.owner[: table.count], table.base[: table.count]
-        asked = np.where(owner >= 0, owner, 0)
-        newest = np.where(moving, lengths, -1)[asked][:, None]
-        places = base[:, None] + np.arange(PAGE)
-        seen = (places <= newest) & (owner >= 0)[:, None]
+    def of(cls, pages: Pages, group: int, places: NDArray[np.int64], owners: Owners) -> Together:
+        """`places` are (rows,) positions of the new tokens, for which there are pages; -1 where a row stands still."""
+        window, mine = pages.windows[group], owners.rows >= 0
+        asked = np.where(mine, owners.rows, 0)
+        newest = np.where(mine, places[asked], -1)[:, None]
+        at = owners.base[:, None] + np.arange(PAGE)
+        seen = at <= newest
         if window:
-            seen &= places > newest - window
+            seen &= at > newest - window
         bias = np.where(seen, np.float32(0.0), np.float32(-np.inf))
-        pages = [
-            table.pages[row][at // PAGE - table.first[row]] if moves else 0
-            for row, (at, moves) in enumerate(zip(lengths, moving, strict=True))
-        ]
-        into = torch.tensor(pages), torch.tensor([at % PAGE for at in lengths])
-        kept = before.order if before is not None and not order else torch.from_numpy(table.order())
-        return cls(torch.from_numpy(asked), torch.from_numpy(bias)[:, None, None], kept, into)
+        page = np.where(places >= 0, pages.held[group, np.arange(len(places)), np.maximum(places, 0) // PAGE], 0)
+        into = torch.from_numpy(page), torch.from_numpy(np.maximum(places, 0) % PAGE)
+        return cls(torch.from_numpy(asked), torch.from_numpy(bias)[:, None, None], owners.order, into)
 
 
 def attend_together(query: Tensor, pool: Pool, plan: Together, scale: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Attention over keys and values that lie in pages: Triton kernels for a decode step of many rows and for a chunk of one.
 
 A row's token at position p lies in page `table[row, p // PAGE]` at offset `p % PAGE`. Every result depends on the row's own keys, length and position and on
-nothing else: a decode step cuts a row's keys into splits of a fixed length at fixed positions and joins them in order, so that neither company, nor pages, nor
+nothing else: a decode step cuts a row's keys into splits of a fixed length at fixed positions and joins them in order, so that neither others, nor pages, nor
 the number of rows changes a bit. (The online softmax over splits: Dao, Haziza, Massa, Sizov, "Flash-Decoding for long-context inference", 2023.)
 
 Places say where a token goes: its position, or -1 for one that is neither stored nor attended from.
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from drift_cli.engine.slots import PAGE
+from drift_cli.engine.layout import PAGE
 
 SPLIT = 1024
 """Keys of one split of a decode step."""

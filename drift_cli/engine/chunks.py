@@ -1,10 +1,11 @@
-"""Chunks of one row as CUDA graphs, one for each size that a piece of a chunk is rounded up to.
+"""Chunks of one row: their keys and values, their residual means, and the logits of their last token.
 
-A chunk is cut into pieces of `LARGEST` tokens and a rest, each rounded up to a multiple of `GRAIN`: shapes depend on the chunk alone, so bits do not depend on
-company. A piece stores its keys and values, adds the hidden states of the tokens that count to running sums, and leaves the logits of its last token.
+A chunk is cut into pieces of `LARGEST` tokens and a rest, each padded to a multiple of the kernels' grain: shapes depend on the chunk alone, so bits do not
+depend on other rows. A piece stores its keys and values, adds the hidden states of the tokens that count to running sums, and leaves the logits of its last
+token. Where kernels capture work, there is a graph for every size of a piece.
 
-Where replies may have segments, the graphs have two more sums, of the answer's tokens and of the reasoning's, which each piece is told token by token. The sum
-of all tokens that count is made as it is without them, so that a reply without segments has the same bits in either kind of graph.
+Where replies may have segments, there are two more sums, of the answer's tokens and of the reasoning's, which each piece is told token by token. The sum of all
+tokens that count is made as it is without them, so that a reply without segments has the same bits either way.
 """
 
 from __future__ import annotations
@@ -12,22 +13,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drift_cli.engine.attention import forward
-from drift_cli.engine.paged.device import Copy, Graph, captured, to_device, to_host
-from drift_cli.engine.paged.network import Items, on
-from drift_cli.engine.paged.pages import Pages
-from drift_cli.models import LoadedModel, text_config
+from drift_cli.engine.attention import forward, last_logits, logits_at
+from drift_cli.engine.device import Copy, to_device, to_host
+from drift_cli.engine.kernels import Batch, Kernels, Work, repeatable
+from drift_cli.models import LoadedModel
 from drift_cli.probe import Means
 from drift_cli.spec import Part, Segment, spans
 
-LARGEST, GRAIN = 512, 64
+LARGEST = 512
+"""Tokens of a piece."""
 _ROW, _START, _TOKENS, _COUNTED, _FRESH, _HEAD = 0, 1, 2, 3, 4, 5
 """What a piece is told before its ids: row, position of its first token, tokens, how many of them are measured, whether sums begin anew."""
 _PARTS = (Part.ANSWER, Part.REASONING)
@@ -43,11 +43,6 @@ class Piece:
     counted: int
     first: int = 0
     """Ids of the chunk before it."""
-
-    @property
-    def size(self) -> int:
-        """What it is rounded up to."""
-        return -(-len(self.ids) // GRAIN) * GRAIN
 
 
 def pieces(ids: Sequence[int], start: int, counted: int) -> Iterator[Piece]:
@@ -67,73 +62,78 @@ def told(segments: Sequence[Segment], size: int) -> NDArray[np.int64]:
 
 
 @dataclass
-class Encoder:
+class Chunks:
     """Runs pieces. `layers` are the residual layers whose sums are kept; `segmented` whether there are sums of the answer and of the reasoning too."""
 
     model: LoadedModel
-    pages: Pages
+    kernels: Kernels
     layers: tuple[int, ...]
-    memory: Any
-    segmented: bool = False
-    logits: Tensor = field(init=False)
+    logits: Tensor
     """(1, vocabulary) of the last piece's last token."""
+    segmented: bool = False
     sums: Tensor = field(init=False)
     """(layers, width) float32, over all tokens that count."""
     parts: Tensor = field(init=False)
     """(2, layers, width) float32, over those of each of `_PARTS`; (0, layers, width) where there are no segments."""
     given: dict[int, Tensor] = field(default_factory=dict)
-    graphs: dict[int, Graph] = field(default_factory=dict)
+    """By size: what a captured piece is told."""
+    captured: dict[int, Work] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        device, card = self.model.device, self.model.card
-        head = self.model.network.get_output_embeddings()
-        vocabulary = int(text_config(card.config).vocab_size) if head is None else head.weight.shape[0]
-        self.logits = torch.zeros((1, vocabulary), dtype=self.pages.dtype, device=device)
-        self.sums = torch.zeros((len(self.layers), card.width), dtype=torch.float32, device=device)
-        self.parts = torch.zeros((len(_PARTS) * self.segmented, *self.sums.shape), dtype=torch.float32, device=device)
+        shape = (len(self.layers), self.model.card.width)
+        self.sums = torch.zeros(shape, dtype=torch.float32, device=self.model.device)
+        self.parts = torch.zeros((len(_PARTS) * self.segmented, *shape), dtype=torch.float32, device=self.model.device)
 
     def capture(self) -> None:
-        """Make the graphs. The network's attention must go to the pages meanwhile."""
-        for size in range(LARGEST, 0, -GRAIN):
-            self.given[size] = torch.zeros(_HEAD + size * (1 + self.segmented), dtype=torch.long, device=self.model.device)
-            self.given[size][_TOKENS] = 1
+        """Make every size ready. The network's attention must go to the pages meanwhile."""
+        for size in range(LARGEST, 0, -self.kernels.grain):
+            given = torch.zeros(_HEAD + size * (1 + self.segmented), dtype=torch.long, device=self.model.device)
+            given[_TOKENS] = 1
             # Row 0's table is empty yet: what these trial runs write goes to page 0, which belongs to nobody.
-            self.graphs[size] = captured(partial(self._piece, size), self.model.device, self.memory)
+            work = self.kernels.capture(partial(self._piece, given, size, measured=True, parted=self.segmented))
+            if work.graph is None:
+                return
+            self.given[size], self.captured[size] = given, work
 
     def run(self, row: int, piece: Piece, *, fresh: bool, told: NDArray[np.int64] | None = None) -> None:
         """Queue a piece. `fresh` where it is the first of its chunk; `told` is that of the chunk, None where it has no segments."""
-        numbers = np.zeros(_HEAD + piece.size * (1 + self.segmented), dtype=np.int64)
+        size = -(-len(piece.ids) // self.kernels.grain) * self.kernels.grain
+        numbers = np.zeros(_HEAD + size * (1 + self.segmented), dtype=np.int64)
         numbers[:_HEAD] = row, piece.start, len(piece.ids), piece.counted, fresh
         numbers[_HEAD : _HEAD + len(piece.ids)] = piece.ids
-        if piece.size not in self.given:  # never captured: the work is done at once
-            self.given[piece.size] = torch.zeros(len(numbers), dtype=torch.long, device=self.model.device)
-            self.graphs[piece.size] = Graph(partial(self._piece, piece.size), None)
         if told is not None:
             if not self.segmented:
                 raise ValueError("a reply has segments, and these slots were made for replies without")
-            numbers[_HEAD + piece.size :][: len(piece.ids)] = told[piece.first : piece.first + len(piece.ids)]
-        self.given[piece.size].copy_(to_device(numbers, self.model.device))
-        self.graphs[piece.size].replay()
+            numbers[_HEAD + size :][: len(piece.ids)] = told[piece.first : piece.first + len(piece.ids)]
+        sent = to_device(numbers, self.model.device)
+        if size in self.captured:
+            self.given[size].copy_(sent)
+            self.captured[size].run()
+        else:
+            with repeatable():
+                self._piece(sent, size, measured=piece.counted > 0, parted=told is not None)
 
-    def _piece(self, size: int) -> None:
-        given = self.given[size]
+    def _piece(self, given: Tensor, size: int, *, measured: bool, parted: bool) -> None:
         row, start, tokens, counted, fresh = (given[i] for i in range(_HEAD))
         at = torch.arange(size, device=given.device)
         places = torch.where(at < tokens, start + at, -1).int()
         bounds = torch.stack([start, start + tokens]).int()
-        with on(Items(self.pages, row.int().expand(size).contiguous(), places, bounds)):
-            ids = given[None, _HEAD : _HEAD + size]
-            out = forward(self.model, ids, (start + at)[None], output_hidden_states=True, logits_to_keep=(tokens - 1)[None])
-        self.logits.copy_(out.logits[:, -1])
-        states = self.model.residuals.of(out.hidden_states)
-        self._add(self.sums, (at < counted)[:, None], states, fresh)
-        for number, sums in enumerate(self.parts, 1):
-            self._add(sums, (given[_HEAD + size :] == number)[:, None], states, fresh)
+        last = logits_at(self.model, tokens - 1) if self.kernels.static else last_logits(self.model, size)
+        how = {**last, "output_hidden_states": True} if measured else last
+        with self.kernels.batch(Batch(row.int().expand(size).contiguous(), places, bounds)):
+            out = forward(self.model, given[None, _HEAD : _HEAD + size], (start + at)[None], **how)
+        self.logits.copy_(out.logits[:, -1] if last else out.logits.index_select(1, (tokens - 1)[None])[:, 0])
+        if measured:
+            states = self.model.residuals.of(out.hidden_states)
+            self._add(self.sums, at < counted, states, fresh)
+            for number, sums in enumerate(self.parts if parted else (), 1):
+                self._add(sums, given[_HEAD + size :] == number, states, fresh)
 
     def _add(self, sums: Tensor, measured: Tensor, hidden_states: Sequence[Tensor], fresh: Tensor) -> None:
-        """Add the hidden states of the tokens that are measured, (tokens, 1) bool, to sums (layers, width), or begin them anew."""
+        """Add the hidden states of the tokens that are measured, (tokens,) bool, to sums (layers, width), or begin them anew."""
         for index, layer in enumerate(self.layers):
-            part = torch.where(measured, hidden_states[layer][0].float(), 0.0).sum(0)
+            states = hidden_states[layer][0].float()
+            part = (torch.where(measured[:, None], states, 0.0) if self.kernels.static else states[measured]).sum(0)
             sums[index] = torch.where(fresh > 0, part, sums[index] + part)
 
     def arriving(self, counted: int, segments: Sequence[Segment]) -> Arriving:
@@ -157,5 +157,5 @@ class Arriving:
         return self.sums[-1][2].ready()
 
     def value(self) -> Means:
-        """See `slots.Residual.value`; waits for them."""
+        """See `rows.Residual.value`; waits for them."""
         return {part: np.asarray(sums.numpy() / np.float32(count), dtype=np.float32) for part, count, sums in self.sums}

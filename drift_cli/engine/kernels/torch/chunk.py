@@ -1,4 +1,4 @@
-"""A chunk's attention in plain slots: the new tokens of one row look at what the row holds. Its bits are the row's own."""
+"""A chunk's attention in plain torch: the new tokens of one row look at what the row holds. Its bits are the row's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from drift_cli.engine.plain.pages import PAGE, Table
+from drift_cli.engine.layout import PAGE
+from drift_cli.engine.pages import Pages
 
 _BAND = 192
 """New tokens that attend in one go, over what any of them may see: a long chunk does not compute what its mask would throw away."""
@@ -29,7 +30,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one row's new tokens, at positions `start` to before `end`, look at, and where they are written."""
+    """What one row's new tokens look at, and where they are written."""
 
     pages: Tensor
     """The pages read, in order."""
@@ -38,16 +39,15 @@ class Reading:
     """(new tokens,) pages and places."""
 
     @classmethod
-    def of(cls, table: Table, window: int, row: int, start: int, end: int, like: Tensor) -> Reading:
-        """Pages for the new tokens are reserved. `like` has the device and the type of keys."""
-        table.reserve(row, end)
-        base, device = table.first[row] * PAGE, like.device
-        skipped = (max(0, start + 1 - window) - base) // PAGE if window else 0
-        pages = torch.tensor(table.pages[row][skipped : -(-(end - base) // PAGE)], device=device)
-        origin = base + skipped * PAGE
-        bands = tuple(_band(window, start, first, min(first + _BAND, end), origin, like) for first in range(start, end, _BAND))
-        into = tuple(torch.tensor(kind, device=device) for kind in table.places(row, start, end))
-        return cls(pages, bands, (into[0], into[1]))
+    def of(cls, pages: Pages, group: int, row: int, start: int, end: int, like: Tensor) -> Reading:
+        """New tokens at positions `start` to before `end`, for which there are pages. `like` has the device and the type of keys."""
+        window, device = pages.windows[group], like.device
+        skipped = max(0, start + 1 - window) // PAGE if window else 0
+        read = torch.from_numpy(pages.held[group, row, skipped : -(-end // PAGE)].astype("int64")).to(device)
+        firsts = range(start, end, _BAND)
+        bands = tuple(_band(window, start, first, min(first + _BAND, end), skipped * PAGE, like) for first in firsts)
+        page, place = (torch.from_numpy(kind).to(device) for kind in pages.of(group, row, start, end))
+        return cls(read, bands, (page, place))
 
 
 def _band(window: int, start: int, first: int, end: int, origin: int, like: Tensor) -> Band:
