@@ -57,8 +57,6 @@ LONG_FILES = {
     "engine/paged/slots.py",
     "engine/rollouts.py",
     "spec.py",
-    "store/files.py",
-    "store/manifest.py",
 }
 LONG_FUNCTIONS = {
     "analysis.verdict.answer",

@@ -38,7 +38,7 @@ class Plan:
 
 def dry_run(display: Display, store: Store, experiment: Experiment, existing: Run | None, engine: str, batch: int) -> None:
     """Render the plan of an experiment. Nothing is written."""
-    from drift_cli.store.manifest import merge
+    from drift_cli.store.merge import merge
     from drift_cli.store.run import Run
 
     manifest = experiment.manifest if existing is None else merge(existing.manifest, experiment.manifest)

@@ -21,7 +21,8 @@ from drift_cli.running.existing import as_recorded, check_places
 from drift_cli.settings.config import axes_folder
 from drift_cli.settings.settings import Settings, keys
 from drift_cli.spec import Cell, Condition, RunSpec, Sampling, Transcript, plain_name
-from drift_cli.store.manifest import CellPlan, Manifest, ModelFacts, Setting, merge
+from drift_cli.store.manifest import CellPlan, Manifest, ModelFacts, Setting
+from drift_cli.store.merge import merge
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run

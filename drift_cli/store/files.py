@@ -128,7 +128,7 @@ def sync_folders(root: Path, folder: Path) -> None:
 
 def create_inside(root: Path, folder: Path) -> None:
     """Create `folder` below the existing folder `root`, following no symbolic link. `sync_folders` makes it durable. Raises `StoreError`."""
-    fd, here = _open_root(root), root
+    fd, here = _step(None, root), root
     for name in folder.relative_to(root).parts:
         here /= name
         try:
@@ -153,7 +153,7 @@ def _make(parent: int, path: Path) -> int:
 
 def open_folder(root: Path, folder: Path) -> int:
     """Descriptor of `folder`, at or below `root`, following no symbolic link below `root`. Raises `StoreError`, `FileNotFoundError`."""
-    fd, here = _open_root(root), root
+    fd, here = _step(None, root), root
     for name in folder.relative_to(root).parts:
         here /= name
         try:
@@ -261,19 +261,10 @@ def write_some(fd: int, data: memoryview) -> int:
     return written
 
 
-def _open_root(root: Path) -> int:
+def _step(parent: int | None, path: Path) -> int:
+    """Open the folder `path`, in its open parent and unless it is a symbolic link; a run's own folder, which has no `parent` here, may be one."""
     try:
-        return _open(root, _FOLDER)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise failed("open", root, error) from error
-
-
-def _step(parent: int, path: Path) -> int:
-    """Open the folder `path` in its open parent, unless it is a symbolic link."""
-    try:
-        return _open(path.name, _FOLDER | os.O_NOFOLLOW, parent)
+        return _open(path, _FOLDER) if parent is None else _open(path.name, _FOLDER | os.O_NOFOLLOW, parent)
     except FileNotFoundError:
         raise
     except OSError as error:
