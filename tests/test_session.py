@@ -9,7 +9,6 @@ import pytest
 from workers import make
 
 from drift_cli import models
-from drift_cli.display import Display, Mode
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.running.experiment import reopen, settings_of
@@ -32,7 +31,6 @@ def go(run: Run, stop: Callable[[], bool], kind: type[SlotEngine] | type[Referen
         chat=experiment.chat,
         axis=experiment.axis,
         end_ids=experiment.card.end_ids,
-        display=Display(Mode.NONE),
         stop=stop,
     )
 

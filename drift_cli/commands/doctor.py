@@ -126,7 +126,7 @@ def _speed(device: str, name: str, dtype: torch.dtype) -> list[Check]:
 
     from drift_cli.display import duration
     from drift_cli.engine.choice import rows
-    from drift_cli.engine.slots import layout_from
+    from drift_cli.engine.layout import layout_from
     from drift_cli.running.estimate import Work, example
     from drift_cli.running.speeds import measure_speeds
     from drift_cli.store.manifest import ModelFacts

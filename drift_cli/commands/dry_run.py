@@ -98,7 +98,7 @@ def _work(manifest: Manifest, experiment: Experiment, batch: int, engine: str) -
     """What an estimate needs to know; the device's speeds are measured."""
     import torch
 
-    from drift_cli.engine.slots import layout_from
+    from drift_cli.engine.layout import layout_from
 
     assert manifest.model is not None
     dtype = getattr(torch, manifest.spec.dtype)

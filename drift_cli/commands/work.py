@@ -20,7 +20,7 @@ from drift_cli.workers.leases import WorkerState
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from drift_cli.engine.contract import Engine
+    from drift_cli.engine.contract import Engine, Incident
     from drift_cli.models import LoadedModel, ModelCard
     from drift_cli.running.experiment import Experiment
     from drift_cli.running.runner import Outcome
@@ -62,6 +62,9 @@ class Work:
             return self._carry_out(reopen(run, settings, self.display.note), run, settings, stop, dry_run)
 
     def _carry_out(self, experiment: Experiment, existing: Run | None, settings: Settings, stop: Stop, dry_run: bool) -> Run | None:
+        from drift_cli.running.runner import check_users
+
+        check_users(experiment.manifest, {})
         for notice in experiment.notices:
             self.display.note(notice)
         self.warn_of_lacking(experiment)
@@ -113,6 +116,7 @@ class Work:
 
     def _generate(self, part: Part, facts: Mapping[str, Any]) -> Outcome:
         """Read the model and make turns, once there is something to be taken. `facts` are told with the event of the start."""
+        from drift_cli.commands.progress import Shown
         from drift_cli.engine.contract import Stopped
         from drift_cli.running.machine import epoch_now
         from drift_cli.running.runner import Outcome, run_rollouts
@@ -120,7 +124,7 @@ class Work:
         run, share, experiment, stop = part.run, part.share, part.experiment, part.stop
         queue = share.queue(run, 1)
         try:
-            if not share.wait(self.display, queue, queue.is_open, stop):
+            if not share.wait(self.display.note, queue, queue.is_open, stop):
                 return Outcome(0, 0.0, interrupted=False, others=queue.others())
         except Stopped:
             return Outcome(0, 0.0, interrupted=True)
@@ -130,16 +134,17 @@ class Work:
         run.begin(epoch_now(experiment.device, engine.name, engine.batch, self.gpus, run.manifest.spec.dtype))
         if not stop():
             run.event("start", **facts, epoch=run.epoch())
-        outcome = run_rollouts(
-            run,
-            engine,
-            chat=experiment.chat,
-            axis=experiment.axis,
-            end_ids=experiment.card.end_ids,
-            display=self.display,
-            stop=stop,
-            share=share,
-        )
+        with Shown(self.display) as shown:
+            outcome = run_rollouts(
+                run,
+                engine,
+                chat=experiment.chat,
+                axis=experiment.axis,
+                end_ids=experiment.card.end_ids,
+                stop=shown.ticking(stop),
+                tell=shown.tell,
+                share=share,
+            )
         kind = "interrupted" if outcome.interrupted else "left" if outcome.others else "done"
         run.event(kind, signal=stop.signal_name, turns=outcome.turns, seconds=round(outcome.seconds, 3), **self._named(share))
         if self.traces and kind == "done":
@@ -164,16 +169,16 @@ class Work:
         from drift_cli.commands.dry_run import slower
         from drift_cli.engine.choice import choose, rows
         from drift_cli.running.estimate import fits, longest
-        from drift_cli.running.machine import keep_threads, loaded_otherwise
-        from drift_cli.running.runner import told
+        from drift_cli.running.machine import keep_threads, loaded_otherwise, rounded_otherwise
 
         run, experiment, settings = part.run, part.experiment, part.settings
         spec = run.manifest.spec
         asked = self._engine_for_gpus(settings.engine)
         if (kept := keep_threads(run.manifest, experiment.device)) is not None:
             self.display.note(kept)
-        if (otherwise := loaded_otherwise(run.manifest)) is not None:
-            self.display.note(otherwise)
+        for otherwise in (loaded_otherwise(run.manifest), rounded_otherwise(run.manifest)):
+            if otherwise is not None:
+                self.display.note(otherwise)
         model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device, gpus=self.gpus)
         for note in model.notes:
             self.display.note(note)
@@ -187,7 +192,7 @@ class Work:
             batch=batch,
             longest=longest(run.manifest, fits(run.manifest, experiment.chat, experiment.card.context), experiment.card.context),
             text=ordinary_text(experiment.card, experiment.manifest.transcripts.values()),
-            report=lambda incident: told(self.display, run, incident),
+            report=lambda incident: self._report(run, incident),
             segmented=experiment.chat.segmented,
         )
         if chosen.refused is not None:
@@ -196,6 +201,11 @@ class Work:
                 + slower(run.manifest, run.states(), experiment, batch)
             )
         return model, chosen.engine
+
+    def _report(self, run: Run, incident: Incident) -> None:
+        """Show and record what came of choosing an engine."""
+        self.display.note(incident.detail)
+        run.event(incident.kind, detail=incident.detail)
 
     def _engine_for_gpus(self, asked: str) -> str:
         """The engine to ask for: slots keep everything on one device, so a model that is spread over several runs on `reference`."""

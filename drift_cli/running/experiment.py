@@ -13,6 +13,7 @@ from drift_cli.axes import Axis
 from drift_cli.axes.layer import by_depth
 from drift_cli.axes.use import Subject, Use, named, use
 from drift_cli.chat import Chat, chat_for
+from drift_cli.chat.conversation import stand_in
 from drift_cli.errors import UsageError
 from drift_cli.measuring.missing import axes_for, commands_for
 from drift_cli.models import ModelCard
@@ -21,6 +22,7 @@ from drift_cli.running.existing import as_recorded, check_places
 from drift_cli.settings.config import axes_folder
 from drift_cli.settings.settings import Settings, keys
 from drift_cli.spec import Cell, Condition, RunSpec, Sampling, Transcript, plain_name
+from drift_cli.store.line import LINES
 from drift_cli.store.manifest import CellPlan, Manifest, ModelFacts, Setting
 from drift_cli.store.merge import merge
 
@@ -123,7 +125,7 @@ def _assemble(
     chat = chat_for(card.tokenizer, settings.chat, date=settings.chat_date, options=settings.chat_options)
     for condition in conditions:
         for script in scripts:
-            chat.check(condition, script)
+            chat.check(condition, stand_in(script))
     card = _with_end(card, chat)
     device = models.choose_device(settings.device)
     used = None
@@ -153,6 +155,7 @@ def _assemble(
         model=_facts(card),
         template_adds=adds,
         settings=_recorded(settings, card, spec, used),
+        lines=LINES,
         segments=chat.segmented,
     )
     said = (*_notices(card, adds), *(used.notices() if used is not None else ()))

@@ -17,6 +17,7 @@ from drift_cli.spec import Cell, Condition, RunSpec, Transcript, at_layer
 from drift_cli.store.decode import OPTIONAL, Malformed, decode, parse, plain
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.files import read_inside
+from drift_cli.store.line import LINES
 from drift_cli.store.paths import RunPaths
 
 FORMAT = 1
@@ -113,6 +114,8 @@ class Manifest:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     epochs: tuple[Epoch, ...] = ()
     imported: Imported | None = None
+    lines: int = field(default=1, metadata=OPTIONAL)
+    """The format of its rollouts' lines, see `line`: that in which the run was begun, also where it is extended."""
     segments: bool = field(default=False, metadata=OPTIONAL)
     """Whether replies may have reasoning apart from their answer. In run.json only where they may."""
     format: int = FORMAT
@@ -184,6 +187,8 @@ def checked(manifest: Manifest) -> Manifest:
             raise Malformed(f"condition {plan.cell.condition!r} is not in the run", f"cells[{place}]")
         if plan.cell.transcript not in manifest.transcripts:
             raise Malformed(f"transcript {plan.cell.transcript!r} is not in the run", f"cells[{place}]")
+    if not 1 <= manifest.lines <= LINES:
+        raise Malformed(f"lines of format {manifest.lines} are not known to this drift, which knows formats 1 to {LINES}", "lines")
     _refuse_twins((plan.cell for plan in manifest.cells), "cells")
     _refuse_twins((entry.name for entry in (*manifest.axes, *manifest.measured)), "axes")
     _refuse_twins(manifest.layers, "layers")

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from drift_cli.errors import StoreError
-from drift_cli.spec import RunSpec
+from drift_cli.spec import RunSpec, Transcript
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.manifest import AxisEntry, CellPlan, Imported, Manifest
 
@@ -94,10 +94,15 @@ def _differences(old: Manifest, new: Manifest) -> Iterator[_Difference]:
     yield from _shared("imported.labels", *(manifest.imported.labels if manifest.imported else {} for manifest in (old, new)))
     yield from _one("axes", *(", ".join(_spelled(entry) for entry in manifest.axes) for manifest in (old, new)))
     yield from _shared("axes", *({entry.name: _spelled(entry) for entry in found} for found in ((*old.axes, *old.measured), new.measured)))
-    yield from _shared("transcripts", *({name: "\n\n".join(t.users) for name, t in m.transcripts.items()} for m in (old, new)))
+    yield from _shared("transcripts", *({name: _said(t) for name, t in m.transcripts.items()} for m in (old, new)))
     for name in (name for name in new.conditions if name in old.conditions):
         yield from _fields(f"condition {name}: ", old.conditions[name], new.conditions[name])
         yield from _one(f"condition {name}: the template's own prompt", old.template_adds.get(name), new.template_adds.get(name))
+
+
+def _said(transcript: Transcript) -> str:
+    """A transcript's user turns, for a comparison."""
+    return "\n\n".join(transcript.users) if transcript.user is None else f"{transcript.total} turns of {transcript.user}"
 
 
 def _spelled(entry: AxisEntry) -> str:

@@ -35,7 +35,7 @@ class RolloutState:
     done: int
     """Committed turns."""
     total: int
-    """User turns of its transcript."""
+    """Its user turns."""
     end: End | None
 
     @property
@@ -113,7 +113,7 @@ class Run:
         """Every planned rollout, cells in the manifest's order, samples ascending. Reads only the ends of files; `StoreError` if one is damaged."""
         found = []
         for plan in self.manifest.cells:
-            total = len(self.manifest.transcripts[plan.cell.transcript].users)
+            total = self.manifest.transcripts[plan.cell.transcript].total
             for sample, (done, end) in enumerate(cell_states(self.paths, plan.cell, plan.samples)):
                 found.append(RolloutState(Rollout(plan.cell, sample), done, total, end))
         return found
@@ -131,7 +131,13 @@ class Run:
             )
         manifest = self.manifest
         return RolloutLog.open(
-            self.paths, rollout, epoch=self.epoch(), layers=len(manifest.layers), width=self._width, segments=manifest.segments
+            self.paths,
+            rollout,
+            epoch=self.epoch(),
+            layers=len(manifest.layers),
+            width=self._width,
+            segments=manifest.segments,
+            format=manifest.lines,
         )
 
     def event(self, kind: str, **fields: Any) -> None:

@@ -131,8 +131,12 @@ def _rollout(paths: RunPaths, manifest: Manifest, rollout: Rollout, directions: 
         return
     if scan.tail:
         yield Finding(path, f"{scan.tail} bytes of an unfinished line at byte {scan.size} do not count", fatal=False)
-    total = len(manifest.transcripts[rollout.cell.transcript].users)
-    for problem in (*_plan_problems(scan, total, len(manifest.epochs)), *_segment_problems(scan, manifest)):
+    total = manifest.transcripts[rollout.cell.transcript].total
+    for problem in (
+        *_plan_problems(scan, total, len(manifest.epochs)),
+        *_segment_problems(scan, manifest),
+        *_user_problems(scan, manifest, rollout),
+    ):
         yield Finding(path, problem, fatal=True)
     yield from _residuals(paths, rollout, scan, directions)
 
@@ -160,6 +164,16 @@ def _segment_problems(scan: Scan, manifest: Manifest) -> Iterator[str]:
         if turn.segments and manifest.layers:
             lacking = [part for part in Part if line.of(part) is None and (part is Part.ALL or spans(turn.segments, part))]
             yield from (f"turn {turn.index} has no residual mean of {part.words}" for part in lacking)
+
+
+def _user_problems(scan: Scan, manifest: Manifest, rollout: Rollout) -> Iterator[str]:
+    """Where lines are of another format than the run's, or have another user's text than the script."""
+    script = manifest.transcripts[rollout.cell.transcript].users
+    for turn in (line.turn for line in scan.lines):
+        if (turn.user is not None) != (manifest.lines > 1):
+            yield f"turn {turn.index} is a line of another format than the run's lines (format {manifest.lines})"
+        elif turn.user is not None and script and turn.index <= len(script) and turn.user != script[turn.index - 1]:
+            yield f"turn {turn.index} answers another user's text than the transcript's"
 
 
 def _residuals(paths: RunPaths, rollout: Rollout, scan: Scan, directions: Sequence[_Direction]) -> Iterator[Finding]:

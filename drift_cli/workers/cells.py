@@ -190,7 +190,7 @@ class Cells:
         manifest = read_manifest(self.paths)
         self._stamp = stamp
         for plan in manifest.cells:
-            length = len(manifest.transcripts[plan.cell.transcript].users)
+            length = manifest.transcripts[plan.cell.transcript].total
             self._cells.setdefault(plan.cell, _Seen(plan.cell, length)).plan(plan.samples)
 
     def _look_at(self, seen: _Seen) -> None:

@@ -74,7 +74,7 @@ class Queue:
         `fair` says how much of the run is this worker's; without it, all that it can get.
         """
         self.run, self.claims, self.pause, self.fair = run, claims, pause, fair
-        self.totals = {name: len(transcript.users) for name, transcript in run.manifest.transcripts.items()}
+        self.totals = {name: transcript.total for name, transcript in run.manifest.transcripts.items()}
         self._untried = deque(_units(run, size, random.Random(claims.worker) if shuffled else None))
         self._planned = sum(map(len, self._untried))
         self._held: list[Unit] = []

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from drift_cli.display import Display, Progress
 from drift_cli.engine.contract import Stopped
 from drift_cli.errors import StoreError
 from drift_cli.store.run import Run
@@ -45,14 +44,10 @@ class Share:
         fair = FairShare(self.claims.observer, self.presence.id, self.among, pause)
         return Queue(run, self.claims, size=size, shuffled=self.shuffled, pause=pause, fair=fair)
 
-    def progress(self, display: Display) -> Progress:
-        """What is shown while it works."""
-        return display.progress(*self.turns) if self.turns is not None else display.progress(0, 0, "turns taken on")
-
-    def wait(self, display: Display, queue: Queue, ready: Callable[[], bool], stop: Callable[[], bool]) -> bool:
+    def wait(self, note: Callable[[str], object], queue: Queue, ready: Callable[[], bool], stop: Callable[[], bool]) -> bool:
         """True once `ready()`; False where there is nothing to wait for: all has ended, or what is left is held by workers that live.
 
-        Raises `Stopped` where `stop()` turns true.
+        `note` is told what it waits for. Raises `Stopped` where `stop()` turns true.
         """
         said = False
         while not ready():
@@ -61,7 +56,7 @@ class Share:
                 self.complete = state is QueueState.DONE
                 return False
             if not said and (others := self.named(queue.others())):
-                display.note(f"waiting to see whether others are still at work: {others}")
+                note(f"waiting to see whether others are still at work: {others}")
                 said = True
             self.presence.now(WorkerState.WAITING)
             if stop():

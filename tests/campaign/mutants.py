@@ -144,7 +144,13 @@ MUTANTS = (
     Mutant("a lost terminal is no error", "display.py", "error.errno != errno.EIO", "True", "test_preemption.py -k terminal_that_is_gone"),
     Mutant("escapes are inert", "display.py", '{"Cc", "Cf", "Cs"}', '{"Cs"}', "test_display.py"),
     Mutant("pickles run nothing", "axes/torch_files.py", "weights_only=True", "weights_only=False", "test_hostile.py -k torch_file"),
-    Mutant("templates have a limit", "chat/limit.py", "    thread.join(SECONDS)", "    thread.join()", "test_chat_hostile.py"),
+    Mutant(
+        "templates have a limit",
+        "chat/confined.py",
+        "            signal.setitimer(signal.ITIMER_PROF, SECONDS)\n",
+        "",
+        "test_chat_hostile.py",
+    ),
 )
 
 
