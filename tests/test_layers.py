@@ -68,8 +68,6 @@ LONG_FUNCTIONS = {
     "engine.kernels.triton.attention_kernel._decode_split",
     "engine.kernels.triton.attention_kernel._chunk",
     "engine.kernels.triton.draw_kernel._draw",
-    "results.figures.terminal._group",
-    "results.figures.trajectory.trajectory",
 }
 """Known, and to be made shorter. These lists only shrink."""
 
