@@ -7,11 +7,11 @@ from collections.abc import Callable
 import plain_kernels
 import pytest
 import torch
-
-from drift_cli.engine.contract import Engine, Incident
 from drift_cli.engine.paged import network as paged_network
 from drift_cli.engine.paged import slots as paged_slots
 from drift_cli.engine.plain.slots import PlainSlots
+
+from drift_cli.engine.contract import Engine, Incident
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import Slots
