@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from drift_cli.engine.contract import Engine, Incident
-from drift_cli.engine.paged import network as paged_network
-from drift_cli.engine.paged import slots as paged_slots
-from drift_cli.engine.plain.slots import PlainSlots
+from drift_cli.engine.kernels.triton import backend as triton_backend
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.slots import Slots
+from drift_cli.engine.slots import Slots, make_slots
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Sampling
 
@@ -37,12 +35,8 @@ class _On(SlotEngine):
         return self.slots
 
     def _made(self) -> Slots:
-        if self.backend == "torch":
-            return PlainSlots(self.model, self.layers, self.filters, self.batch)
-        asked = (self.model, self.layers, self.filters, self.max_new_tokens, self.batch, self.longest)
-        made = paged_slots.paged_slots(*asked, lambda incident: None, segmented=self.segmented)
-        assert made is not None
-        return made
+        asked = (self.model, self.layers, self.filters, self.max_new_tokens, self.batch)
+        return make_slots(*asked, longest=self.longest, segmented=self.segmented, backend=self.backend)
 
 
 class _OnTriton(_On):
@@ -62,4 +56,4 @@ def engine(
 def stand_in(patch: pytest.MonkeyPatch) -> None:
     """Plain torch in place of Triton kernels, where there is no GPU."""
     if not GPU:
-        patch.setattr(paged_network, "_kernels", lambda: plain_kernels)
+        patch.setattr(triton_backend, "_kernels", lambda: plain_kernels)
