@@ -85,7 +85,7 @@ def test_1_rollouts_are_independent(kind: str, name: str, at_hand: dict[str, Loa
 @every
 def test_2_a_tokens_uniform_is_its_own_and_draws_it_from_plain_logits(kind: str, name: str, at_hand: dict[str, LoadedModel]) -> None:
     model = at_hand[name]
-    todo = {job.rollout: job for job in jobs(model)}
+    todo = {job.rollout: job for job in [*jobs(model), *jobs(model, samples=1, temperature=0.0)]}
     for reply in run(engine(kind, model), todo.values()).values():
         given = logits(model, [*reply.prompt, *reply.ids])[len(reply.prompt) - 1 : -1]
         counts = torch.arange(len(reply.ids), device=model.device)
