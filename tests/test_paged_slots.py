@@ -14,9 +14,9 @@ from drift_cli import models
 from drift_cli.engine import slots as slots_module
 from drift_cli.engine.contract import Engine, Incident
 from drift_cli.engine.layout import PAGE
+from drift_cli.engine.pooling import pool_parts
 from drift_cli.engine.slots import make_slots
 from drift_cli.models import LoadedModel
-from drift_cli.probe import pool_parts
 from drift_cli.spec import Finish, Part, Sampling, Segment, SegmentKind
 
 TOKENS = 12

@@ -12,6 +12,7 @@ from drift_cli.commands.context import foreseen, refuse_without_a_turn, warn_of_
 from drift_cli.display import Display, Table, duration
 from drift_cli.errors import EXIT_INTERRUPTED, UsageError
 from drift_cli.launch.plan import launcher_of
+from drift_cli.pool import Pool
 from drift_cli.running.interrupts import Stop
 from drift_cli.settings.settings import Settings
 from drift_cli.spec import Finish
@@ -194,6 +195,7 @@ class Work:
             text=ordinary_text(experiment.card, experiment.manifest.transcripts.values()),
             report=lambda incident: self._report(run, incident),
             segmented=experiment.chat.segmented,
+            pool=Pool.of(run.manifest.pool),
         )
         if chosen.refused is not None:
             self.display.note(

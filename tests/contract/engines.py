@@ -14,6 +14,7 @@ from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.slots import Slots, make_slots
 from drift_cli.models import LoadedModel
+from drift_cli.pool import MEAN, Pool
 from drift_cli.spec import Sampling
 
 KINDS = ("reference", "torch", "triton")
@@ -36,7 +37,7 @@ class _On(SlotEngine):
 
     def _made(self) -> Slots:
         asked = (self.model, self.layers, self.filters, self.max_new_tokens, self.batch)
-        return make_slots(*asked, longest=self.longest, segmented=self.segmented, backend=self.backend)
+        return make_slots(*asked, longest=self.longest, segmented=self.segmented, pool=self.pool, backend=self.backend)
 
 
 class _OnTriton(_On):
@@ -44,13 +45,20 @@ class _OnTriton(_On):
 
 
 def engine(
-    kind: str, model: LoadedModel, *, batch: int = 4, tokens: int = TOKENS, segmented: bool = False, filters: Sampling = FILTERS
+    kind: str,
+    model: LoadedModel,
+    *,
+    batch: int = 4,
+    tokens: int = TOKENS,
+    segmented: bool = False,
+    filters: Sampling = FILTERS,
+    pool: Pool = MEAN,
 ) -> Engine:
     """An engine that pools every layer."""
     layers = tuple(range(model.card.layers + 1))
     if kind == "reference":
-        return ReferenceEngine(model, layers, filters, tokens, batch)
-    return {"torch": _On, "triton": _OnTriton}[kind](model, layers, filters, tokens, batch, 1024, segmented)
+        return ReferenceEngine(model, layers, filters, tokens, batch, pool)
+    return {"torch": _On, "triton": _OnTriton}[kind](model, layers, filters, tokens, batch, 1024, segmented, pool)
 
 
 def stand_in(patch: pytest.MonkeyPatch) -> None:
