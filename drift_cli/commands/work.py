@@ -10,19 +10,17 @@ import typer
 
 from drift_cli.commands.context import foreseen, refuse_without_a_turn, warn_of_context
 from drift_cli.display import Display, Table, duration
-from drift_cli.errors import EXIT_INTERRUPTED, UsageError
+from drift_cli.errors import EXIT_INTERRUPTED
 from drift_cli.launch.plan import launcher_of
-from drift_cli.pool import Pool
 from drift_cli.running.interrupts import Stop
 from drift_cli.settings.settings import Settings
 from drift_cli.spec import Finish
 from drift_cli.workers.leases import WorkerState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from drift_cli.engine.contract import Engine, Incident
-    from drift_cli.models import LoadedModel, ModelCard
+    from drift_cli.models import LoadedModel
     from drift_cli.running.experiment import Experiment
     from drift_cli.running.runner import Outcome
     from drift_cli.spec import Transcript
@@ -87,14 +85,13 @@ class Work:
 
     def open(self, experiment: Experiment) -> Run:
         """Create the run or add to it; whatever contradicts the run on disk is refused here, before any weight is read."""
-        from drift_cli.axes import save
         from drift_cli.running.existing import relocate
         from drift_cli.store.run import Run
 
         run = Run.create(self.store, experiment.manifest)
         relocate(run, experiment)
         if experiment.axis is not None and not run.paths.axis(experiment.axis.name).exists():
-            save(experiment.axis, run.paths.axis(experiment.axis.name))
+            experiment.axis.save(run.paths.axis(experiment.axis.name))
         return run
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
@@ -119,6 +116,7 @@ class Work:
         """Read the model and make turns, once there is something to be taken. `facts` are told with the event of the start."""
         from drift_cli.commands.progress import Shown
         from drift_cli.engine.contract import Stopped
+        from drift_cli.running.loading import load
         from drift_cli.running.machine import epoch_now
         from drift_cli.running.runner import Outcome, run_rollouts
 
@@ -130,7 +128,7 @@ class Work:
         except Stopped:
             return Outcome(0, 0.0, interrupted=True)
         share.presence.now(WorkerState.LOADING)
-        model, engine = self._load(part)
+        model, engine = load(run, experiment, part.settings, self.display.note, gpus=self.gpus)
         self._record_residuals(run, model)
         run.begin(epoch_now(experiment.device, engine.name, engine.batch, self.gpus, run.manifest.spec.dtype))
         if not stop():
@@ -164,63 +162,6 @@ class Work:
     def _named(self, share: Share) -> dict[str, str]:
         """What events say of this worker, beyond its host and process."""
         return {}
-
-    def _load(self, part: Part) -> tuple[LoadedModel, Engine]:
-        from drift_cli import models
-        from drift_cli.commands.dry_run import slower
-        from drift_cli.engine.choice import choose, rows
-        from drift_cli.running.estimate import fits, longest
-        from drift_cli.running.machine import keep_threads, loaded_otherwise, rounded_otherwise
-
-        run, experiment, settings = part.run, part.experiment, part.settings
-        spec = run.manifest.spec
-        asked = self._engine_for_gpus(settings.engine)
-        if (kept := keep_threads(run.manifest, experiment.device)) is not None:
-            self.display.note(kept)
-        for otherwise in (loaded_otherwise(run.manifest), rounded_otherwise(run.manifest)):
-            if otherwise is not None:
-                self.display.note(otherwise)
-        model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device, gpus=self.gpus)
-        for note in model.notes:
-            self.display.note(note)
-        batch = rows(settings.batch, experiment.device)
-        chosen = choose(
-            asked,
-            model,
-            layers=run.manifest.layers,
-            filters=spec.sampling,
-            max_new_tokens=spec.max_new_tokens,
-            batch=batch,
-            longest=longest(run.manifest, fits(run.manifest, experiment.chat, experiment.card.context), experiment.card.context),
-            text=ordinary_text(experiment.card, experiment.manifest.transcripts.values()),
-            report=lambda incident: self._report(run, incident),
-            segmented=experiment.chat.segmented,
-            pool=Pool.of(run.manifest.pool),
-        )
-        if chosen.refused is not None:
-            self.display.note(
-                f"the slots engine cannot run {model.card.name} ({chosen.refused}): using the reference engine, "
-                + slower(run.manifest, run.states(), experiment, batch)
-            )
-        return model, chosen.engine
-
-    def _report(self, run: Run, incident: Incident) -> None:
-        """Show and record what came of choosing an engine."""
-        self.display.note(incident.detail)
-        run.event(incident.kind, detail=incident.detail)
-
-    def _engine_for_gpus(self, asked: str) -> str:
-        """The engine to ask for: slots keep everything on one device, so a model that is spread over several runs on `reference`."""
-        if self.gpus == 1:
-            return asked
-        if asked == "slots":
-            raise UsageError(
-                f"the slots engine cannot run a model that is spread over {self.gpus} GPUs", mend="Use the reference engine, or auto."
-            )
-        self.display.note(
-            f"the model is spread over {self.gpus} GPUs: using the slower reference engine (slots keep everything on one device)"
-        )
-        return "reference"
 
     def _trace(self, run: Run, experiment: Experiment, stop: Stop, model: LoadedModel | None) -> None:
         from drift_cli import models
@@ -278,7 +219,7 @@ class Work:
 
     def finished(self, run: Run, outcome: Outcome) -> None:
         """Say what became of a run that is done."""
-        from drift_cli.measuring.missing import next_step
+        from drift_cli.analysis.missing import next_step
 
         states = run.states()
         rows, cells = [], []
@@ -329,12 +270,6 @@ class Part:
     experiment: Experiment
     settings: Settings
     stop: Stop
-
-
-def ordinary_text(card: ModelCard, scripts: Iterable[Transcript]) -> list[int]:
-    """Token ids of what the users of some scripts say: text for the trial of slots."""
-    said = "\n".join(text for script in scripts for text in script.users)
-    return [int(i) for i in card.tokenizer.encode(said, add_special_tokens=False)]
 
 
 def said_of(run: Run) -> list[str]:
