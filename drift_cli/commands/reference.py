@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from drift_cli import models
 from drift_cli.display import Display, Table
 from drift_cli.errors import UsageError
+from drift_cli.pool import MEAN, Pool
 from drift_cli.spec import shortened_name, split_layer
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Reader:
     chat: Chat
     used: Use
     load: Callable[[], LoadedModel]
+    pool: Pool = MEAN
 
 
 def beside(display: Display, run: Run, reading: Reading) -> None:
@@ -57,7 +59,7 @@ def beside(display: Display, run: Run, reading: Reading) -> None:
     _check_script(run, script)
     experiment = reopen(run, settings, display.note)
     load = partial(models.load, experiment.card, dtype=run.manifest.spec.dtype, device=experiment.device)
-    line = replace(_measured(display, script, Reader(experiment.card, experiment.chat, used, load)), axis=name)
+    line = replace(_measured(display, script, Reader(experiment.card, experiment.chat, used, load, Pool.of(run.manifest.pool))), axis=name)
     _write(display, line, reading.output or run.paths.reference(line.transcript, name))
     if line.transcript not in run.manifest.transcripts:
         display.note(f"run {run.paths.run_id} has no transcript {line.transcript}: {_not_drawn(run, script)}")
@@ -137,7 +139,7 @@ def _measured(display: Display, script: Transcript, reader: Reader) -> Reference
     for notice in used.notices():
         display.note(notice)
     reader.chat.check(Condition("reference"), script)
-    reading = plan(script, reader.chat, reader.card)
+    reading = plan(script, reader.chat, reader.card, reader.pool)
     if reading.note is not None:
         display.note(f"WARNING: {reading.note}: these have no value in the line", kind="warning")
     display.note(f"{len(script.users)} turns to read, {reading.tokens} tokens{_how(len(reading.passages), apart=reading.apart)}")

@@ -18,6 +18,7 @@ from drift_cli.engine.trial import Trial, judge
 from drift_cli.engine.trial_text import conversations, length, random_text
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.models import LoadedModel
+from drift_cli.pool import MEAN, Pool
 from drift_cli.spec import Sampling
 
 ROWS = {"cuda": 48, "cpu": 16}
@@ -53,6 +54,7 @@ def choose(
     batch: int,
     longest: int | None = None,
     segmented: bool = False,
+    pool: Pool = MEAN,
     text: Sequence[int] = (),
     report: Report = lambda incident: None,
 ) -> Choice:
@@ -67,6 +69,7 @@ def choose(
         batch: slots, or rows of a batch.
         longest: the most tokens that a conversation may come to have, where that is known.
         segmented: whether replies may have segments.
+        pool: which tokens of a part stand for it.
         text: token ids of ordinary text for the trial; random ones where there are none.
         report: told of what was dealt with on the way.
 
@@ -74,10 +77,10 @@ def choose(
         UsageError: `slots` was asked for and cannot run this model exactly.
         DriftError: the logits are not finite, or slots failed in a way that is no property of the model.
     """
-    reference = ReferenceEngine(model, layers, filters, max_new_tokens, batch)
+    reference = ReferenceEngine(model, layers, filters, max_new_tokens, batch, pool)
     if asked == "reference":
         return Choice(reference, None, None)
-    engine = SlotEngine(model, layers, filters, max_new_tokens, batch, longest, segmented)
+    engine = SlotEngine(model, layers, filters, max_new_tokens, batch, longest, segmented, pool)
     reason, trial = refusal(model), None
     if reason is None:
         try:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drift_cli.engine.attention import Watched, watched
-from drift_cli.engine.chunks import LARGEST, Arriving, Chunks, pieces, told
+from drift_cli.engine.chunks import LARGEST, Arriving, Chunks, pieces
 from drift_cli.engine.contract import Incident, is_out_of_memory, not_finite
 from drift_cli.engine.device import Copy, to_host
 from drift_cli.engine.kernels import Kernels, Work
@@ -34,6 +34,7 @@ from drift_cli.engine.layout import Layout
 from drift_cli.engine.plan import Draw
 from drift_cli.engine.steps import ACTIVE, BAD, COUNT, IDS, Begin, Rows, Step
 from drift_cli.models import LoadedModel
+from drift_cli.pool import MEAN, Pool
 from drift_cli.spec import Part, Sampling, Segment
 
 _TRIES = 4
@@ -103,7 +104,7 @@ class Slots:
     def _encode(
         self, chunks: Chunks, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None, segments: Sequence[Segment] = ()
     ) -> Arriving | None:
-        kinds, pages = told(segments, len(ids)) if segments else None, self.kernels.pages
+        kinds, pages = chunks.told(len(ids), counted, segments), self.kernels.pages
         self.begun.pop(row, None)
         if start == 0:
             pages.release(row)
@@ -206,6 +207,7 @@ def make_slots(
     *,
     longest: int | None = None,
     segmented: bool = False,
+    pool: Pool = MEAN,
     backend: str | None = None,
     report: Callable[[Incident], None] = lambda incident: None,
 ) -> Slots:
@@ -215,13 +217,14 @@ def make_slots(
         layers: residual layers to pool.
         longest: the most tokens that a conversation may come to have, where that is known to be less than the context.
         segmented: whether replies may have segments.
+        pool: which tokens of a part stand for it.
         backend: `torch` or `triton`; where None, Triton on a GPU if the network can be captured there, else torch, with a report that says why.
 
     Raises:
         ValueError: `triton` was asked for and is not for this network.
         RuntimeError: out of memory.
     """
-    given = _Given(model, layers, filters, max_new_tokens, rows, segmented, watched(model))
+    given = _Given(model, layers, filters, max_new_tokens, rows, segmented, pool, watched(model))
     if backend == "triton" or (backend is None and model.device.type == "cuda"):
         made, why = _on_triton(given, min(longest or model.card.context, model.card.context), report)
         if made is not None:
@@ -243,13 +246,14 @@ class _Given:
     max_new_tokens: int
     rows: int
     segmented: bool
+    pool: Pool
     seen: Watched
 
     def made(self, kernels: Kernels) -> Slots:
         """Slots over these kernels, with all work captured that they capture."""
         model, device, logits = self.model, self.model.device, torch.zeros_like(self.seen.logits)
         state = Rows(self.rows, self.max_new_tokens, device, ends=torch.tensor(sorted(model.card.end_ids), device=device))
-        chunks = Chunks(model, kernels, self.layers, logits, self.segmented or not kernels.static)
+        chunks = Chunks(model, kernels, self.layers, logits, self.segmented or not kernels.static, self.pool)
         begins = Begin(state, self.filters, logits)
         steps = Step(model, kernels, state, self.filters, logits.new_zeros((self.rows, logits.shape[1])))
         held, works = ExitStack(), list[Work]()
