@@ -1,4 +1,4 @@
-"""What plain slots are made of: pages that stay together, rings, and chunks in bands."""
+"""The torch kernels: pages that stay together, rings, and chunks in bands."""
 
 from __future__ import annotations
 
