@@ -17,34 +17,109 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from drift_cli.api import Residuals, Run, Study, Verdict, compare, load_axis, open
+    from drift_cli.analysis.measure import Measure, Reply, ReplyMeasure, RolloutMeasure, reply_measure, rollout_measure
+    from drift_cli.api import Done, Opened, Residuals, Run, Study, Verdict, compare, generate, load_axis, open
     from drift_cli.axis import Axis
+    from drift_cli.chat import Ask, Conversation, Exchange
     from drift_cli.errors import DriftError, StoreError, UsageError
+    from drift_cli.running.events import Began, Notice, RolloutEnded, TurnCommitted
     from drift_cli.spec import Condition, Placement, Transcript
 
 __all__ = [
+    "Ask",
     "Axis",
+    "Began",
     "Condition",
+    "Conversation",
+    "Done",
     "DriftError",
+    "Exchange",
+    "Measure",
+    "Notice",
+    "Opened",
     "Placement",
+    "Reply",
+    "ReplyMeasure",
     "Residuals",
+    "RolloutEnded",
+    "RolloutMeasure",
     "Run",
     "StoreError",
     "Study",
     "Transcript",
+    "TurnCommitted",
     "UsageError",
     "Verdict",
     "__version__",
     "compare",
+    "generate",
     "load_axis",
     "open",
+    "reply_measure",
+    "rollout_measure",
 ]
 
 _HOME = {
-    **dict.fromkeys(("Residuals", "Run", "Study", "Verdict", "compare", "load_axis", "open"), "drift_cli.api"),
-    "Axis": "drift_cli.axis",
-    **dict.fromkeys(("DriftError", "StoreError", "UsageError"), "drift_cli.errors"),
-    **dict.fromkeys(("Condition", "Placement", "Transcript"), "drift_cli.spec"),
+    **dict.fromkeys(
+        (
+            "Done",
+            "Opened",
+            "Residuals",
+            "Run",
+            "Study",
+            "Verdict",
+            "compare",
+            "generate",
+            "load_axis",
+            "open",
+        ),
+        "drift_cli.api",
+    ),
+    **dict.fromkeys(
+        (
+            "Measure",
+            "Reply",
+            "ReplyMeasure",
+            "RolloutMeasure",
+            "reply_measure",
+            "rollout_measure",
+        ),
+        "drift_cli.analysis.measure",
+    ),
+    **dict.fromkeys(("Axis",), "drift_cli.axis"),
+    **dict.fromkeys(
+        (
+            "Ask",
+            "Conversation",
+            "Exchange",
+        ),
+        "drift_cli.chat",
+    ),
+    **dict.fromkeys(
+        (
+            "DriftError",
+            "StoreError",
+            "UsageError",
+        ),
+        "drift_cli.errors",
+    ),
+    **dict.fromkeys(
+        (
+            "Began",
+            "Notice",
+            "RolloutEnded",
+            "TurnCommitted",
+        ),
+        "drift_cli.running.events",
+    ),
+    **dict.fromkeys(
+        (
+            "Condition",
+            "Placement",
+            "Transcript",
+        ),
+        "drift_cli.spec",
+    ),
 }
 """The module that each public name is in."""
 

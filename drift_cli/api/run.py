@@ -250,7 +250,7 @@ class Run:
         return {
             "model": self.model,
             "conditions": ", ".join(self.conditions),
-            "transcripts": ", ".join(f"{name} ({len(script.users)} turns)" for name, script in self.transcripts.items()),
+            "transcripts": ", ".join(f"{name} ({script.total} turns)" for name, script in self.transcripts.items()),
             "temperatures": ", ".join(f"{value:g}" for value in dict.fromkeys(plan.cell.temperature for plan in cells)),
             "rollouts": f"{sum(plan.samples for plan in cells)} planned",
             "axes": axes or "none",

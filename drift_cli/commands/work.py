@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from drift_cli.commands.context import foreseen, refuse_without_a_turn, warn_of_context
+from drift_cli.commands.context import warn_of_context
 from drift_cli.display import Display, Table, duration
 from drift_cli.errors import EXIT_INTERRUPTED, UsageError
 from drift_cli.launch.plan import launcher_of
@@ -18,10 +18,10 @@ from drift_cli.spec import Finish
 from drift_cli.workers.leases import WorkerState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from drift_cli.engine.contract import Engine, Incident
-    from drift_cli.models import LoadedModel, ModelCard
+    from drift_cli.engine.contract import Engine
+    from drift_cli.models import LoadedModel
     from drift_cli.running.experiment import Experiment
     from drift_cli.running.runner import Outcome
     from drift_cli.spec import Transcript
@@ -69,6 +69,8 @@ class Work:
             self.display.note(notice)
         self.warn_of_lacking(experiment)
         if dry_run:
+            from drift_cli.running.making import foreseen, refuse_without_a_turn
+
             self._dry_run(experiment, existing, settings)
             refuse_without_a_turn(experiment, foreseen(experiment))
             return None
@@ -86,14 +88,9 @@ class Work:
 
     def open(self, experiment: Experiment) -> Run:
         """Create the run or add to it; whatever contradicts the run on disk is refused here, before any weight is read."""
-        from drift_cli.running.existing import relocate
-        from drift_cli.store.run import Run
+        from drift_cli.running.making import open_run
 
-        run = Run.create(self.store, experiment.manifest)
-        relocate(run, experiment)
-        if experiment.axis is not None and not run.paths.axis(experiment.axis.name).exists():
-            experiment.axis.save(run.paths.axis(experiment.axis.name))
-        return run
+        return open_run(self.store, experiment)
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
         from drift_cli.running.runner import Outcome
@@ -118,6 +115,7 @@ class Work:
         from drift_cli.commands.progress import Shown
         from drift_cli.engine.contract import Stopped
         from drift_cli.running.machine import epoch_now
+        from drift_cli.running.making import record_residuals
         from drift_cli.running.runner import Outcome, run_rollouts
 
         run, share, experiment, stop = part.run, part.share, part.experiment, part.stop
@@ -129,7 +127,8 @@ class Work:
             return Outcome(0, 0.0, interrupted=True)
         share.presence.now(WorkerState.LOADING)
         model, engine = self._load(part)
-        self._record_residuals(run, model)
+        if (remark := record_residuals(run, model)) is not None:
+            self.display.note(remark)
         run.begin(epoch_now(experiment.device, engine.name, engine.batch, self.gpus, run.manifest.spec.dtype))
         if not stop():
             run.event("start", **facts, epoch=run.epoch())
@@ -150,61 +149,24 @@ class Work:
             self._trace(run, experiment, stop, model)
         return outcome
 
-    def _record_residuals(self, run: Run, model: LoadedModel) -> None:
-        """Where a model's hidden states are not what they usually are, say so, and keep it with the run's settings."""
-        from drift_cli.store.manifest import Setting
-
-        if (remark := model.residuals.remark) is not None:
-            self.display.note(remark)
-            settings = {**run.manifest.settings, "residuals": Setting(remark, "the model's network")}
-            run.update(replace(run.manifest, settings=settings))
-
     def _named(self, share: Share) -> dict[str, str]:
         """What events say of this worker, beyond its host and process."""
         return {}
 
     def _load(self, part: Part) -> tuple[LoadedModel, Engine]:
-        from drift_cli import models
         from drift_cli.commands.dry_run import slower
-        from drift_cli.engine.choice import choose, rows
-        from drift_cli.running.estimate import fits, longest
-        from drift_cli.running.machine import keep_threads, loaded_otherwise, rounded_otherwise
+        from drift_cli.engine.choice import rows
+        from drift_cli.running.making import load_engine
 
         run, experiment, settings = part.run, part.experiment, part.settings
-        spec = run.manifest.spec
         asked = self._engine_for_gpus(settings.engine)
-        if (kept := keep_threads(run.manifest, experiment.device)) is not None:
-            self.display.note(kept)
-        for otherwise in (loaded_otherwise(run.manifest), rounded_otherwise(run.manifest)):
-            if otherwise is not None:
-                self.display.note(otherwise)
-        model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device, gpus=self.gpus)
-        for note in model.notes:
-            self.display.note(note)
-        batch = rows(settings.batch, experiment.device)
-        chosen = choose(
-            asked,
-            model,
-            layers=run.manifest.layers,
-            filters=spec.sampling,
-            max_new_tokens=spec.max_new_tokens,
-            batch=batch,
-            longest=longest(run.manifest, fits(run.manifest, experiment.chat, experiment.card.context), experiment.card.context),
-            text=ordinary_text(experiment.card, experiment.manifest.transcripts.values()),
-            report=lambda incident: self._report(run, incident),
-            segmented=experiment.chat.segmented,
-        )
+        model, chosen = load_engine(run, experiment, settings, say=self.display.note, engine=asked, gpus=self.gpus)
         if chosen.refused is not None:
             self.display.note(
                 f"the slots engine cannot run {model.card.name} ({chosen.refused}): using the reference engine, "
-                + slower(run.manifest, run.states(), experiment, batch)
+                + slower(run.manifest, run.states(), experiment, rows(settings.batch, experiment.device))
             )
         return model, chosen.engine
-
-    def _report(self, run: Run, incident: Incident) -> None:
-        """Show and record what came of choosing an engine."""
-        self.display.note(incident.detail)
-        run.event(incident.kind, detail=incident.detail)
 
     def _engine_for_gpus(self, asked: str) -> str:
         """The engine to ask for: slots keep everything on one device, so a model that is spread over several runs on `reference`."""
@@ -326,12 +288,6 @@ class Part:
     experiment: Experiment
     settings: Settings
     stop: Stop
-
-
-def ordinary_text(card: ModelCard, scripts: Iterable[Transcript]) -> list[int]:
-    """Token ids of what the users of some scripts say: text for the trial of slots."""
-    said = "\n".join(text for script in scripts for text in script.users)
-    return [int(i) for i in card.tokenizer.encode(said, add_special_tokens=False)]
 
 
 def said_of(run: Run) -> list[str]:
