@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from drift_cli.axis import Axis
     from drift_cli.chat import Ask, Conversation, Exchange
     from drift_cli.errors import DriftError, StoreError, UsageError
+    from drift_cli.interchange.exporters import Exporter, exporter
     from drift_cli.running.events import Began, Notice, RolloutEnded, TurnCommitted
     from drift_cli.spec import Condition, Placement, Transcript
 
@@ -34,6 +35,7 @@ __all__ = [
     "Done",
     "DriftError",
     "Exchange",
+    "Exporter",
     "Measure",
     "Notice",
     "Opened",
@@ -52,6 +54,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "compare",
+    "exporter",
     "generate",
     "load_axis",
     "open",
@@ -59,68 +62,17 @@ __all__ = [
     "rollout_measure",
 ]
 
-_HOME = {
-    **dict.fromkeys(
-        (
-            "Done",
-            "Opened",
-            "Residuals",
-            "Run",
-            "Study",
-            "Verdict",
-            "compare",
-            "generate",
-            "load_axis",
-            "open",
-        ),
-        "drift_cli.api",
-    ),
-    **dict.fromkeys(
-        (
-            "Measure",
-            "Reply",
-            "ReplyMeasure",
-            "RolloutMeasure",
-            "reply_measure",
-            "rollout_measure",
-        ),
-        "drift_cli.analysis.measure",
-    ),
-    **dict.fromkeys(("Axis",), "drift_cli.axis"),
-    **dict.fromkeys(
-        (
-            "Ask",
-            "Conversation",
-            "Exchange",
-        ),
-        "drift_cli.chat",
-    ),
-    **dict.fromkeys(
-        (
-            "DriftError",
-            "StoreError",
-            "UsageError",
-        ),
-        "drift_cli.errors",
-    ),
-    **dict.fromkeys(
-        (
-            "Began",
-            "Notice",
-            "RolloutEnded",
-            "TurnCommitted",
-        ),
-        "drift_cli.running.events",
-    ),
-    **dict.fromkeys(
-        (
-            "Condition",
-            "Placement",
-            "Transcript",
-        ),
-        "drift_cli.spec",
-    ),
+_NAMES = {
+    "drift_cli.analysis.measure": "Measure Reply ReplyMeasure RolloutMeasure reply_measure rollout_measure",
+    "drift_cli.api": "Done Opened Residuals Run Study Verdict compare generate load_axis open",
+    "drift_cli.axis": "Axis",
+    "drift_cli.chat": "Ask Conversation Exchange",
+    "drift_cli.errors": "DriftError StoreError UsageError",
+    "drift_cli.interchange.exporters": "Exporter exporter",
+    "drift_cli.running.events": "Began Notice RolloutEnded TurnCommitted",
+    "drift_cli.spec": "Condition Placement Transcript",
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 """The module that each public name is in."""
 
 
