@@ -151,7 +151,7 @@ def test_a_run_made_before_its_format_had_segments_is_not_gone_on_with(model: Pa
 
 
 def test_a_dry_run_foresees_the_residual_means_of_three_parts(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drift_cli.commands.dry_run.measure_speeds", lambda *given: SPEEDS)
+    monkeypatch.setattr("drift_cli.running.loading.measure_speeds", lambda *given: SPEEDS)
     line = (*LINE, "--model", str(model), "--axis", "odd.safetensors", "--layer", "2", "--dry-run", "--json")
     several = drift(*line).json["residual_bytes"]
     think_no_more(monkeypatch)

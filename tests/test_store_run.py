@@ -43,7 +43,8 @@ from drift_cli.spec import Cell, Condition, Finish, Placement, Rollout, Transcri
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.line import EndLine, TurnLine, encode, first_link, link
 from drift_cli.store.log import Damaged, End, InUse
-from drift_cli.store.manifest import AxisEntry, CellPlan, Imported, Manifest, ModelFacts, Setting, merge
+from drift_cli.store.manifest import AxisEntry, CellPlan, Imported, Manifest, ModelFacts, Setting
+from drift_cli.store.merge import merge
 from drift_cli.store.paths import RunPaths, Store
 from drift_cli.store.run import Run
 

@@ -46,8 +46,7 @@ def generate(
 ) -> Iterator[Opened | Event | Done]:
     """Make a run, or go on with it, as `drift generate` does: yields what happens, prints nothing.
 
-    The same call goes on where the last one stopped; with more samples or another condition it adds to the run. Who stops iterating stops the run: every turn
-    that was told of is on disk.
+    The same call goes on where the last one stopped; a longer one adds to the run. Who stops iterating stops the run: every turn told of is on disk.
 
     Args:
         conditions: names (of drift.toml or the preset) or `Condition`s; none for all that are defined.
@@ -75,8 +74,7 @@ def generate(
         raise UsageError("transcripts are given both by name and as they are", mend="Load the others: drift_cli.transcripts.load(NAME).")
     flags = {**settings, **({"transcripts": tuple(named)} if named else {})}
     asked = _with_conditions(flags, conditions, None if config is None else Path(config))
-    found = Store(store_folder(None if store is None else Path(store)))
-    return _events(found, asked, scripts or None, users)
+    return _events(Store(store_folder(None if store is None else Path(store))), asked, scripts or None, users)
 
 
 def _events(

@@ -66,7 +66,7 @@ def _model(name: str, dtype: str, device: str) -> list[Check]:
     from drift_cli import models, transcripts
     from drift_cli.engine.choice import choose, rows
     from drift_cli.engine.rollouts import SlotEngine
-    from drift_cli.running.making import ordinary_text
+    from drift_cli.running.loading import ordinary_text
     from drift_cli.spec import Sampling
 
     card, where = models.describe(name), models.choose_device(device)

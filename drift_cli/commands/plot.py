@@ -46,6 +46,10 @@ def plot(
         ),
     ] = None,
     reply: Annotated[str | None, typer.Option(help="For tokens: CONDITION/SAMPLE/turn-N (default: the lowest projection).")] = None,
+    reply_measure: ReplyMeasureOption = None,
+    rollout_measure: Annotated[
+        str | None, typer.Option(help="For forest: what is compared of rollouts (default: their means).", show_default=False)
+    ] = None,
     reference: Annotated[Path | None, typer.Option(help="A reference line to draw, made by `drift measure --transcript`.")] = None,
     title: Annotated[str | None, typer.Option(help="A heading.")] = None,
     output: Annotated[

@@ -10,7 +10,7 @@ import typer
 
 from drift_cli.commands.context import warn_of_context
 from drift_cli.display import Display, Table, duration
-from drift_cli.errors import EXIT_INTERRUPTED, UsageError
+from drift_cli.errors import EXIT_INTERRUPTED
 from drift_cli.launch.plan import launcher_of
 from drift_cli.running.interrupts import Stop
 from drift_cli.settings.settings import Settings
@@ -20,7 +20,6 @@ from drift_cli.workers.leases import WorkerState
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from drift_cli.engine.contract import Engine
     from drift_cli.models import LoadedModel
     from drift_cli.running.experiment import Experiment
     from drift_cli.running.runner import Outcome
@@ -114,6 +113,7 @@ class Work:
         """Read the model and make turns, once there is something to be taken. `facts` are told with the event of the start."""
         from drift_cli.commands.progress import Shown
         from drift_cli.engine.contract import Stopped
+        from drift_cli.running.loading import load
         from drift_cli.running.machine import epoch_now
         from drift_cli.running.making import record_residuals
         from drift_cli.running.runner import Outcome, run_rollouts
@@ -126,7 +126,7 @@ class Work:
         except Stopped:
             return Outcome(0, 0.0, interrupted=True)
         share.presence.now(WorkerState.LOADING)
-        model, engine = self._load(part)
+        model, engine = load(run, experiment, part.settings, self.display.note, gpus=self.gpus)
         if (remark := record_residuals(run, model)) is not None:
             self.display.note(remark)
         run.begin(epoch_now(experiment.device, engine.name, engine.batch, self.gpus, run.manifest.spec.dtype))
@@ -152,34 +152,6 @@ class Work:
     def _named(self, share: Share) -> dict[str, str]:
         """What events say of this worker, beyond its host and process."""
         return {}
-
-    def _load(self, part: Part) -> tuple[LoadedModel, Engine]:
-        from drift_cli.commands.dry_run import slower
-        from drift_cli.engine.choice import rows
-        from drift_cli.running.making import load_engine
-
-        run, experiment, settings = part.run, part.experiment, part.settings
-        asked = self._engine_for_gpus(settings.engine)
-        model, chosen = load_engine(run, experiment, settings, say=self.display.note, engine=asked, gpus=self.gpus)
-        if chosen.refused is not None:
-            self.display.note(
-                f"the slots engine cannot run {model.card.name} ({chosen.refused}): using the reference engine, "
-                + slower(run.manifest, run.states(), experiment, rows(settings.batch, experiment.device))
-            )
-        return model, chosen.engine
-
-    def _engine_for_gpus(self, asked: str) -> str:
-        """The engine to ask for: slots keep everything on one device, so a model that is spread over several runs on `reference`."""
-        if self.gpus == 1:
-            return asked
-        if asked == "slots":
-            raise UsageError(
-                f"the slots engine cannot run a model that is spread over {self.gpus} GPUs", mend="Use the reference engine, or auto."
-            )
-        self.display.note(
-            f"the model is spread over {self.gpus} GPUs: using the slower reference engine (slots keep everything on one device)"
-        )
-        return "reference"
 
     def _trace(self, run: Run, experiment: Experiment, stop: Stop, model: LoadedModel | None) -> None:
         from drift_cli import models

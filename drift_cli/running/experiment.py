@@ -24,7 +24,8 @@ from drift_cli.settings.settings import Settings, keys
 from drift_cli.spec import Cell, Condition, RunSpec, Sampling, Transcript, plain_name
 from drift_cli.store.axes import read_axis
 from drift_cli.store.line import LINES
-from drift_cli.store.manifest import CellPlan, Manifest, ModelFacts, Setting, merge
+from drift_cli.store.manifest import CellPlan, Manifest, ModelFacts, Setting
+from drift_cli.store.merge import merge
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run
@@ -133,17 +134,7 @@ def _assemble(
         subject = Subject(card.name, card.identity, card.width, card.layers)
         used = use(axis, subject, settings.layer, foreign=settings.foreign_axis, kept=kept)
     layers = _layers(settings, card, used)
-    spec = RunSpec(
-        name=name or settings.name or plain_name((card.name if card.adapter is None else card.adapter.name).rsplit("/", 1)[-1]),
-        model=card.name,
-        revision=card.revision,
-        dtype=models.choose_dtype(settings.dtype.value, device),
-        chat=chat.format,
-        sampling=_sampling(settings, card),
-        max_new_tokens=settings.max_new_tokens,
-        seed=settings.seed,
-        adapter=None if card.adapter is None else card.adapter.digest,
-    )
+    spec = _spec(settings, card, chat, device, name)
     adds = {condition.name: text for condition in conditions if (text := chat.adds(condition)) is not None}
     manifest = Manifest(
         spec=spec,
@@ -160,6 +151,20 @@ def _assemble(
     )
     said = (*_notices(card, adds), *(used.notices() if used is not None else ()))
     return Experiment(manifest, card, chat, axis, device, said, _lacking(manifest) if used is None else ())
+
+
+def _spec(settings: Settings, card: ModelCard, chat: Chat, device: str, name: str | None) -> RunSpec:
+    return RunSpec(
+        name=name or settings.name or plain_name((card.name if card.adapter is None else card.adapter.name).rsplit("/", 1)[-1]),
+        model=card.name,
+        revision=card.revision,
+        dtype=models.choose_dtype(settings.dtype.value, device),
+        chat=chat.format,
+        sampling=_sampling(settings, card),
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+        adapter=None if card.adapter is None else card.adapter.digest,
+    )
 
 
 def _with_end(card: ModelCard, chat: Chat) -> ModelCard:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,8 @@ from drift_cli.store.run import Run
 
 if TYPE_CHECKING:
     from drift_cli.chat import Ask
-    from drift_cli.engine.choice import Choice
-    from drift_cli.engine.contract import Incident
-    from drift_cli.models import LoadedModel, ModelCard
+    from drift_cli.engine.contract import Engine
+    from drift_cli.models import LoadedModel
     from drift_cli.running.estimate import Fit
     from drift_cli.running.experiment import Experiment
     from drift_cli.store.paths import Store
@@ -62,6 +61,7 @@ def make(
 
 
 def _take_part(run: Run, experiment: Experiment, settings: Settings, users: Mapping[str, Ask]) -> Iterator[Event]:
+    from drift_cli.running.loading import load
     from drift_cli.workers.leases import WorkerState
     from drift_cli.workers.queue import correct_hints
     from drift_cli.workers.share import take_part
@@ -80,21 +80,18 @@ def _take_part(run: Run, experiment: Experiment, settings: Settings, users: Mapp
             yield Finished(Outcome(0, 0.0, interrupted=False, others=queue.others()))
             return
         share.presence.now(WorkerState.LOADING)
-        model, chosen = load_engine(run, experiment, settings, say=said.append)
-        if chosen.refused is not None:
-            said.append(f"the slots engine cannot run {model.card.name} ({chosen.refused}): using the slower reference engine")
+        model, engine = load(run, experiment, settings, said.append)
         if (remark := record_residuals(run, model)) is not None:
             said.append(remark)
         yield from map(Notice, said)
-        yield from _made_with(run, experiment, chosen, share, users)
+        yield from _made_with(run, experiment, engine, share, users)
 
 
-def _made_with(run: Run, experiment: Experiment, chosen: Choice, share: Share, users: Mapping[str, Ask]) -> Iterator[Event]:
+def _made_with(run: Run, experiment: Experiment, engine: Engine, share: Share, users: Mapping[str, Ask]) -> Iterator[Event]:
     """The turns, and the run's own record of this call: how it began, and how it ended."""
     from drift_cli.running.machine import epoch_now
     from drift_cli.running.runner import run_events
 
-    engine = chosen.engine
     run.begin(epoch_now(experiment.device, engine.name, engine.batch, 1, run.manifest.spec.dtype))
     run.event("start", epoch=run.epoch())
     outcome: Outcome | None = None
@@ -126,51 +123,6 @@ def open_run(store: Store, experiment: Experiment) -> Run:
     return run
 
 
-def load_engine(
-    run: Run, experiment: Experiment, settings: Settings, *, say: Say, engine: str | None = None, gpus: int = 1
-) -> tuple[LoadedModel, Choice]:
-    """Read the model's weights and choose what makes the rollouts.
-
-    Args:
-        run: the run; what came of choosing is recorded with it.
-        experiment: its model's card and its chat format.
-        settings: engine and batch.
-        say: told what a person should know, a sentence each.
-        engine: instead of the settings'.
-        gpus: that the model is spread over.
-    """
-    from drift_cli import models
-    from drift_cli.engine.choice import choose, rows
-    from drift_cli.running.estimate import fits, longest
-    from drift_cli.running.machine import keep_threads, loaded_otherwise, rounded_otherwise
-
-    manifest, spec, context = run.manifest, run.manifest.spec, experiment.card.context
-    for text in (keep_threads(manifest, experiment.device), loaded_otherwise(manifest), rounded_otherwise(manifest)):
-        if text is not None:
-            say(text)
-    model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device, gpus=gpus)
-    for text in model.notes:
-        say(text)
-
-    def report(incident: Incident) -> None:
-        say(incident.detail)
-        run.event(incident.kind, detail=incident.detail)
-
-    chosen = choose(
-        engine or settings.engine,
-        model,
-        layers=manifest.layers,
-        filters=spec.sampling,
-        max_new_tokens=spec.max_new_tokens,
-        batch=rows(settings.batch, experiment.device),
-        longest=longest(manifest, fits(manifest, experiment.chat, context), context),
-        text=ordinary_text(experiment.card, experiment.manifest.transcripts.values()),
-        report=report,
-        segmented=experiment.chat.segmented,
-    )
-    return model, chosen
-
-
 def record_residuals(run: Run, model: LoadedModel) -> str | None:
     """Where a model's hidden states are not what they usually are, keep that with the run's settings, and return it in words."""
     from drift_cli.store.manifest import Setting
@@ -179,12 +131,6 @@ def record_residuals(run: Run, model: LoadedModel) -> str | None:
     if remark is not None:
         run.update(replace(run.manifest, settings={**run.manifest.settings, "residuals": Setting(remark, "the model's network")}))
     return remark
-
-
-def ordinary_text(card: ModelCard, scripts: Iterable[Transcript]) -> list[int]:
-    """Token ids of what the users of some scripts say: text for the trial of slots."""
-    said = "\n".join(text for script in scripts for text in script.users)
-    return [int(i) for i in card.tokenizer.encode(said, add_special_tokens=False)]
 
 
 def foreseen(experiment: Experiment) -> Sequence[Fit]:

@@ -27,7 +27,7 @@ def sync_folders(root: Path, folder: Path) -> None:
 
 def create_inside(root: Path, folder: Path) -> None:
     """Create `folder` below the existing folder `root`, following no symbolic link. `sync_folders` makes it durable. Raises `StoreError`."""
-    fd, here = _open_root(root), root
+    fd, here = _step(None, root), root
     for name in folder.relative_to(root).parts:
         here /= name
         try:
@@ -52,7 +52,7 @@ def _make(parent: int, path: Path) -> int:
 
 def open_folder(root: Path, folder: Path) -> int:
     """Descriptor of `folder`, at or below `root`, following no symbolic link below `root`. Raises `StoreError`, `FileNotFoundError`."""
-    fd, here = _open_root(root), root
+    fd, here = _step(None, root), root
     for name in folder.relative_to(root).parts:
         here /= name
         try:
@@ -139,19 +139,10 @@ def size_of(fd: int, path: Path) -> int:
         raise failed("read", path, error) from error
 
 
-def _open_root(root: Path) -> int:
+def _step(parent: int | None, path: Path) -> int:
+    """Open the folder `path`, in its open parent and unless it is a symbolic link; a run's own folder, which has no `parent` here, may be one."""
     try:
-        return open_file(root, FOLDER)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise failed("open", root, error) from error
-
-
-def _step(parent: int, path: Path) -> int:
-    """Open the folder `path` in its open parent, unless it is a symbolic link."""
-    try:
-        return open_file(path.name, FOLDER | os.O_NOFOLLOW, parent)
+        return open_file(path, FOLDER) if parent is None else open_file(path.name, FOLDER | os.O_NOFOLLOW, parent)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -16,7 +16,8 @@ from drift_cli.store.events import append_event, read_events
 from drift_cli.store.line import End
 from drift_cli.store.lock import hold
 from drift_cli.store.log import RolloutLog
-from drift_cli.store.manifest import Manifest, Setting, merge, read_manifest
+from drift_cli.store.manifest import Manifest, Setting, read_manifest
+from drift_cli.store.merge import merge
 from drift_cli.store.paths import RunPaths, Store
 from drift_cli.store.reader import RolloutRecord, read_rollout
 from drift_cli.store.repair import Repair, repair_rollout
