@@ -53,6 +53,24 @@ RunArgument = Annotated[
 MeasuredAxisOption = Annotated[
     str | None, typer.Option("--axis", help="Which of the run's axes (default: the only one).", show_default=False)
 ]
+
+
+def _reply_measures() -> list[str]:
+    """For the shell's completion."""
+    from drift_cli.analysis.measure import reply_measures
+
+    return [measure.name for measure in reply_measures()]
+
+
+ReplyMeasureOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reply-measure",
+        help="Instead of projections: a measure of replies that a package adds (docs/extending.md).",
+        autocompletion=_reply_measures,
+        show_default=False,
+    ),
+]
 SegmentOption = Annotated[
     Part | None,
     typer.Option("--segment", help="Of replies with reasoning, the part to measure (default: answer).", show_default=False),
