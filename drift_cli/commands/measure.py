@@ -12,6 +12,7 @@ import typer
 from drift_cli.commands.flags import Flags, with_settings
 from drift_cli.commands.options import Common, RunArgument, SegmentOption, of_segment
 from drift_cli.commands.reference import Reading, alone, beside
+from drift_cli.commands.traces import trace
 from drift_cli.display import Display
 from drift_cli.errors import UsageError
 from drift_cli.spec import Part, at_layer
@@ -58,8 +59,6 @@ def measure(
         _refuse_without_transcript(of_line)
     if traces:
         _refuse_with_traces({"transcript": transcript, **of_line, "layer": layer, "controls": controls, "segment": segment})
-        from drift_cli.commands.traces import trace
-
         trace(shown, common.open(run), axis, flags["device"])
     elif controls is not None:
         _refuse_with_controls({"transcript": transcript, **of_line, "layer": layer})
@@ -71,9 +70,7 @@ def measure(
     elif run is None:
         alone(shown, Reading(transcript, output, flags))
     else:
-        for key in ("model", "adapter"):
-            if flags[key] is not None:
-                raise UsageError(f"--{key} and RUN were both given", mend=f"A run has its model already: leave --{key} out.")
+        _refuse_with_run({key: flags[key] for key in ("model", "adapter")})
         beside(shown, common.open(run), Reading(transcript, output, flags))
 
 
@@ -81,6 +78,12 @@ def _refuse_without_transcript(given: Mapping[str, object]) -> None:
     for name, value in given.items():
         if value is not None:
             raise UsageError(f"--{name} goes with --transcript", mend="It is about a reference line: drift measure --transcript FILE")
+
+
+def _refuse_with_run(given: Mapping[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"--{name} and RUN were both given", mend=f"A run has its model already: leave --{name} out.")
 
 
 def _refuse_with_traces(given: Mapping[str, object]) -> None:
