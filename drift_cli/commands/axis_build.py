@@ -27,7 +27,7 @@ _FILTERS = ("top_p", "top_k", "min_p", "independent_noise")
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from drift_cli.axes import Axis
+    from drift_cli.axis import Axis
     from drift_cli.measuring.personas import Personas
     from drift_cli.running.experiment import Experiment
     from drift_cli.running.runner import Outcome
@@ -76,12 +76,11 @@ def build(
 
 def _write(shown: Display, made: Axis, run_id: str, output: Path | None) -> None:
     """Write the axis to its file and show it."""
-    from drift_cli.axes import save
     from drift_cli.commands.axis_tables import axis_facts, axis_tables
     from drift_cli.settings.config import axes_folder
 
     path = output or axes_folder() / f"{made.name}.safetensors"
-    save(made, path)
+    made.save(path)
     named = made.name if output is None else path
     use = f'written to {path}; use it with --axis {named}, or in drift.toml: axis = "{named}"'
     shown.result({**axis_facts(made), "run": run_id, "file": str(path)}, *axis_tables(made), use)
@@ -89,7 +88,7 @@ def _write(shown: Display, made: Axis, run_id: str, output: Path | None) -> None
 
 def _title(name: str | None, model: str, output: Path | None) -> str:
     """The axis's name. The built-in axis's own is taken, unless the file goes where no name is looked for."""
-    from drift_cli.axes import DEMO
+    from drift_cli.models import DEMO
     from drift_cli.spec import plain_name
 
     if name == DEMO and output is None:

@@ -19,9 +19,9 @@ from drift_cli.commands.options import (
     of_segment,
     open_run,
 )
-from drift_cli.commands.pictures import ALL, KINDS, Picture
 from drift_cli.display import Display, Drawing, Mode
 from drift_cli.errors import UsageError
+from drift_cli.results.pictures import ALL, KINDS, Picture
 from drift_cli.spec import Part
 
 if TYPE_CHECKING:

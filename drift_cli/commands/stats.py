@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from drift_cli.analysis.controls import Standing
     from drift_cli.analysis.power import Power
-    from drift_cli.analysis.results import Measure, Options
+    from drift_cli.analysis.results import Options
     from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
     from drift_cli.analysis.verdict import Answer
@@ -91,7 +91,7 @@ def stats(
     options = Options(
         test=_choice(Test, "--test", test),
         against=against,
-        primary=_primary(primary),
+        primary=primary,
         level=level,
         correction=_choice(Correction, "--correction", correction),
         equivalence=equivalence,
@@ -134,27 +134,13 @@ class Result:
 
 
 def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: float | None) -> Result:
-    from drift_cli.analysis.axis_error import axis_errors
-    from drift_cli.analysis.scale import persona_scale
     from drift_cli.analysis.study import analyze
-    from drift_cli.analysis.verdict import answer
+    from drift_cli.results.judged import judge
 
     tables, remark = _tables(table, options, wanted)
     studies = {name: analyze(chosen, options) for name, chosen in tables.items()}
-    first = next(iter(tables.values()))
-    controls = among_controls(run, first, options)
-    study = next(iter(studies.values()))
-    said = answer(first, study, controls, persona_scale(run, first), break_at, axis_errors(run, first, study))
-    return Result(studies, remark, controls, answer=said)
-
-
-def among_controls(run: Run, table: RunTable, options: Options) -> Sequence[Standing]:
-    """Where the table's differences stand among those on the control axes of its axis; nothing where `drift measure --controls` made none."""
-    from drift_cli.analysis.controls import standings
-    from drift_cli.measuring import controls
-
-    path = run.paths.controls(table.axis)
-    return standings(table, controls.project(run, controls.load(path), table.segment or Part.ANSWER), options) if path.exists() else ()
+    judged = judge(run, next(iter(tables.values())), study=next(iter(studies.values())), break_at=break_at)
+    return Result(studies, remark, judged.controls, answer=judged.answer)
 
 
 def _power(table: RunTable, options: Options, widths: Sequence[float], wanted: str) -> Result:
@@ -211,12 +197,15 @@ def _show(display: Display, result: Result, format_: Format, output: Path | None
 def _brief(display: Display, result: Result, wanted: Wanted) -> None:
     """The answer, and the parts of the tables that were asked for."""
     from drift_cli.results.tables.answer import lines
-    from drift_cli.results.tables.comparisons import drift_table, pairs_table
+    from drift_cli.results.tables.comparisons import added_table, drift_table, pairs_table
     from drift_cli.results.tables.turns import all_turns
 
     assert result.answer is not None
     study = _first(result)
-    tables = [*([pairs_table(study), drift_table(study)] if wanted.measures else []), *(all_turns(study) if wanted.turns else [])]
+    tables = [
+        *([pairs_table(study), drift_table(study), added_table(study)] if wanted.measures else []),
+        *(all_turns(study) if wanted.turns else []),
+    ]
     closing = [str(study.provenance)] if tables else []
     display.result(
         _document(result), *lines(result.answer, display.width), *([""] if tables else []), *(t for t in tables if t.rows), *closing
@@ -295,16 +284,6 @@ def _choice(kind: type[E], option: str, given: str) -> E:
         return kind(given)
     except ValueError:
         raise UsageError(f"there is no {option} {given!r}", mend=f"Use one of: {', '.join(kind)}.") from None
-
-
-def _primary(given: str) -> Measure:
-    """The measure that carries the verdict. The area is the change in other units."""
-    from drift_cli.analysis.results import Measure
-
-    found = _choice(Measure, "--primary", given)
-    if found is Measure.AREA:
-        raise UsageError("--primary area is the change in other units", mend="Use --primary change.")
-    return found
 
 
 def _format(given: str | None, output: Path | None) -> Format:

@@ -85,14 +85,13 @@ class Work:
 
     def open(self, experiment: Experiment) -> Run:
         """Create the run or add to it; whatever contradicts the run on disk is refused here, before any weight is read."""
-        from drift_cli.axes import save
         from drift_cli.running.existing import relocate
         from drift_cli.store.run import Run
 
         run = Run.create(self.store, experiment.manifest)
         relocate(run, experiment)
         if experiment.axis is not None and not run.paths.axis(experiment.axis.name).exists():
-            save(experiment.axis, run.paths.axis(experiment.axis.name))
+            experiment.axis.save(run.paths.axis(experiment.axis.name))
         return run
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
@@ -220,7 +219,7 @@ class Work:
 
     def finished(self, run: Run, outcome: Outcome) -> None:
         """Say what became of a run that is done."""
-        from drift_cli.measuring.missing import next_step
+        from drift_cli.analysis.missing import next_step
 
         states = run.states()
         rows, cells = [], []

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from drift_cli.errors import StoreError, UsageError
+from drift_cli.files import atomic_write, create_folder
 from drift_cli.spec import Finish, Rollout
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.events import append_event, read_events
-from drift_cli.store.files import atomic_write, create_folder
 from drift_cli.store.line import End
 from drift_cli.store.lock import hold
 from drift_cli.store.log import RolloutLog

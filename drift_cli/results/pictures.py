@@ -49,10 +49,18 @@ class Picture:
     level: float = 0.95
     part: Part = Part.ANSWER
     """What of each reply is measured, where replies have segments."""
+    reply_measure: str | None = None
+    """A measure of replies, by name, in place of projections."""
+    rollout_measure: str | None = None
+    """What a forest compares of rollouts (default: their means)."""
 
     @cached_property
     def table(self) -> RunTable:
-        """The run's projections on the axis."""
+        """The run's projections on the axis, or what the measure of replies gives."""
+        if self.reply_measure is not None:
+            from drift_cli.analysis.measured import load_measure
+
+            return load_measure(self.run, self.reply_measure, self.part)
         from drift_cli.analysis.table import load
 
         return load(self.run, self.axis, self.part)
@@ -79,9 +87,11 @@ class Picture:
         return self.against or names[0]
 
     def draw(self, kind: str) -> Figure:
-        """One of `KINDS` but `text`. Raises `Unavailable` where the run has nothing of the kind."""
+        """One of `KINDS` but `text`. Raises `Unavailable` where the run has nothing of the kind, `UsageError` where there is no such kind."""
         from drift_cli.results.figures.panel import check_drawable
 
+        if kind not in _DRAW:
+            raise UsageError(f"there is no kind {kind!r}", mend=f"Use one of: {', '.join(_DRAW)}.")
         check_drawable(self.table)
         return _DRAW[kind](self)
 
@@ -99,6 +109,8 @@ def references(run: Run, table: RunTable, given: Path | None) -> dict[str, NDArr
     from drift_cli.measuring.reference_line import read
 
     names = dict.fromkeys(cell.transcript for cell in table.cells)
+    if table.measure is not None:
+        return None
     if given is not None:
         line = read(given)
         name = line.transcript if line.transcript in names else next(iter(names))
@@ -152,7 +164,7 @@ def _forest(picture: Picture) -> Figure:
     from drift_cli.results.figures.forest import forest
     from drift_cli.results.figures.palette import style_named
 
-    return forest(picture.table, picture.study, title=picture.title, style=style_named(picture.style))
+    return forest(picture.table, picture.study, picture.rollout_measure, title=picture.title, style=style_named(picture.style))
 
 
 def _marks(picture: Picture) -> list[Mark]:
