@@ -55,13 +55,9 @@ LONG_FILES = {
 LONG_FUNCTIONS = {
     "analysis.verdict.answer",
     "measuring.torch_axes.import_torch",
-    "commands.axis.import_",
     "commands.exchange.export",
-    "commands.axis_build.build",
-    "commands.measure.measure",
     "commands.plot.plot",
     "commands.stats.stats",
-    "engine.choice.choose",
     "engine.kernels.triton.attention_kernel._decode_split",
     "engine.kernels.triton.attention_kernel._chunk",
     "engine.kernels.triton.draw_kernel._draw",

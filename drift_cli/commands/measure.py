@@ -47,14 +47,13 @@ def measure(
     `drift measure RUN --axis A` adds the axis to the run: `drift stats RUN --axis A` and `drift plot RUN --axis A` use it from then on. An axis that the run
     has already is added at another --layer L as `A@L`.
     `drift measure RUN --transcript FILE` runs the model over FILE's replies; `drift plot RUN` then draws them as the reference line.
-    `drift measure RUN --controls N` makes N random unit vectors and N axes of personas with shuffled labels, at the axis's layer; `drift stats
-    RUN` says from then on where its differences stand among theirs.
+    `drift measure RUN --controls N` makes N random unit vectors and N axes of personas with shuffled labels; `drift stats RUN` then ranks among them.
     `drift measure RUN --traces` runs the model over the run's own replies; `drift report RUN` then colours every token.
 
     Example: drift measure demo-1a2b3c4d --axis mine --layer 4
     """
-    shown, part = common.show(), segment or Part.ANSWER
-    axis, layer, of_line = flags["axis"], flags["layer"], {key: flags[key] for key in ("model", "adapter", "turns")} | {"output": output}
+    shown, part, axis, layer = common.show(), segment or Part.ANSWER, flags["axis"], flags["layer"]
+    of_line = {key: flags[key] for key in ("model", "adapter", "turns")} | {"output": output}
     if transcript is None:
         _refuse_without_transcript(of_line)
     if traces:
