@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drift_cli import models
 from drift_cli.display import Display, Table
 from drift_cli.errors import UsageError
 from drift_cli.pool import MEAN, Pool
@@ -46,6 +45,7 @@ class Reader:
 
 def beside(display: Display, run: Run, reading: Reading) -> None:
     """Measure a conversation with a run's own model and chat format, and keep the line in the run."""
+    from drift_cli import models
     from drift_cli.commands.measure import axis_of
     from drift_cli.running.experiment import reopen, settings_of
 
@@ -77,6 +77,7 @@ def _not_drawn(run: Run, script: Transcript) -> str:
 
 def alone(display: Display, reading: Reading) -> None:
     """Measure a conversation with a model named here; no run is involved."""
+    from drift_cli import models
     from drift_cli.chat import chat_for
     from drift_cli.measuring.axis_use import Subject, named, use
     from drift_cli.models.axes import find
