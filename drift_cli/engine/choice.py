@@ -65,16 +65,14 @@ def choose(
         model: the network.
         layers: residual layers to pool.
         filters: of the draw.
-        max_new_tokens: the longest reply.
-        batch: slots, or rows of a batch.
+        max_new_tokens, batch: the longest reply; slots, or rows of a batch.
         longest: the most tokens that a conversation may come to have, where that is known.
         segmented: whether replies may have segments.
         pool: which tokens of a part stand for it.
         text: token ids of ordinary text for the trial; random ones where there are none.
         report: told of what was dealt with on the way.
 
-    Raises `UsageError` where `slots` was asked for and cannot run this model exactly, `DriftError` where the logits are not finite, or slots failed in a
-    way that is no property of the model.
+    Raises `UsageError` where `slots` was asked for and cannot run this model exactly, `DriftError` where slots fail in a way that is no property of it.
     """
     reference = ReferenceEngine(model, layers, filters, max_new_tokens, batch, pool)
     if asked == "reference":
