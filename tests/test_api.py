@@ -66,7 +66,9 @@ print(*({"torch", "transformers", "tokenizers", "matplotlib"} & sys.modules.keys
 
 def test_the_line_of_the_readme_works(store: Path) -> None:
     code = "import drift_cli as d; r = d.open('demo'); print(r.turns().head()); print(r.compare('simple','baseline').verdict)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "DRIFT_STORE": str(store)})
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "DRIFT_STORE": str(store)}
+    )
     assert "[5 rows x 12 columns]" in found.stdout
     assert re.search(r"^simple: [A-Z ]+\.", found.stdout, re.MULTILINE)
     assert found.stderr == ""
