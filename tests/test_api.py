@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -60,6 +62,16 @@ for module in pkgutil.iter_modules(a.__path__):
     importlib.import_module(f"{a.__name__}.{module.name}")
 print(*({"torch", "transformers", "tokenizers", "matplotlib"} & sys.modules.keys()))"""
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
+
+
+def test_the_line_of_the_readme_works(store: Path) -> None:
+    code = "import drift_cli as d; r = d.open('demo'); print(r.turns().head()); print(r.compare('simple','baseline').verdict)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "DRIFT_STORE": str(store)}
+    )
+    assert "[5 rows x 12 columns]" in found.stdout
+    assert re.search(r"^simple: [A-Z ]+\.", found.stdout, re.MULTILINE)
+    assert found.stderr == ""
 
 
 def test_opening_and_comparing_a_run_needs_no_torch(store: Path) -> None:

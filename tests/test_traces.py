@@ -91,9 +91,9 @@ def test_a_rewritten_history_is_read_as_it_was_at_each_turn(loaded: dict[str, Lo
     rewritten = Answered((9, 8, 7, 20, 3, 3), (40,), 1)  # the template dropped token 21 from the first reply
     found = list(traces._replies([*kept, rewritten], model, direction, 2))
     for turn, values in zip([*kept, rewritten], found, strict=True):
-        alone = traces._project(model, [*turn.prompt, *turn.content], direction, 2)[len(turn.prompt) :]
+        alone = traces._project_tokens(model, [*turn.prompt, *turn.content], direction, 2)[len(turn.prompt) :]
         np.testing.assert_allclose(values, alone, atol=1e-5)
-    assert not np.allclose(found[2], traces._project(model, [*kept[1].prompt, 40], direction, 2)[-1], atol=1e-3)
+    assert not np.allclose(found[2], traces._project_tokens(model, [*kept[1].prompt, 40], direction, 2)[-1], atol=1e-3)
 
 
 def test_verify_finds_damaged_traces_and_says_that_nothing_committed_is_affected(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,13 +20,9 @@ if TYPE_CHECKING:
     from drift_cli.analysis.table import RunTable
     from drift_cli.results.figures.curves import Bands
     from drift_cli.results.figures.trajectory import Mark
-    from drift_cli.spec import Rollout
     from drift_cli.store.run import Run
 
 PULLS = "pulls"
-_REPLY = re.compile(
-    r"(?:(?P<transcript>[^/]+)/)?(?P<condition>[^/]+)(?:/T(?P<temperature>[0-9.e+-]+))?/(?P<sample>[0-9]+)/turn-(?P<turn>[0-9]+)"
-)
 
 
 @dataclass(frozen=True)
@@ -222,13 +217,14 @@ def _tokens(picture: Picture) -> Figure:
     from drift_cli.results.figures.palette import style_named
     from drift_cli.results.figures.panel import axis_label
     from drift_cli.results.figures.tokens import tokens
+    from drift_cli.results.named_reply import find_reply, lowest
 
     traces = load_traces(picture.run, picture.table)
     run_id, axis = picture.run.paths.run_id, picture.table.axis
     mend = f"Measure them: drift measure {run_id} --axis {axis} --traces"
     if not traces.of:
         raise Unavailable(f"run {run_id} has no token traces on axis {axis}", mend=mend)
-    rollout, turn = find_reply(picture.run, picture.reply) if picture.reply else _lowest(picture, list(traces.of))
+    rollout, turn = find_reply(picture.run, picture.reply) if picture.reply else lowest(picture.table, list(traces.of))
     found = traces.of.get(rollout, {}).get(turn)
     if found is None:
         raise UsageError(f"{rollout} turn {turn} is not traced", mend=mend)
@@ -245,43 +241,6 @@ def _tokens(picture: Picture) -> Figure:
         title=picture.title or f"{rollout.cell.condition}, rollout {rollout.sample}, turn {turn}",
         style=style_named(picture.style),
     )
-
-
-def find_reply(run: Run, text: str) -> tuple[Rollout, int]:
-    """The rollout and turn that `[transcript/]condition[/T0.7]/sample/turn-N` names; `UsageError` where there is none, or several."""
-    from drift_cli.spec import Rollout
-
-    match = _REPLY.fullmatch(text.removeprefix("#"))
-    mend = "Name one as [TRANSCRIPT/]CONDITION[/T0.7]/SAMPLE/turn-N, such as simple/7/turn-12."
-    if match is None:
-        raise UsageError(f"{text!r} names no reply", mend=mend)
-    sample, turn = int(match["sample"]), int(match["turn"])
-    found = [
-        Rollout(plan.cell, sample)
-        for plan in run.manifest.cells
-        if plan.cell.condition == match["condition"]
-        and match["transcript"] in (None, plan.cell.transcript)
-        and (match["temperature"] is None or f"{plan.cell.temperature:g}" == match["temperature"])
-        and sample < plan.samples
-    ]
-    if len(found) != 1:
-        many = f"{len(found)} replies: {', '.join(map(str, found))}" if found else "no reply of this run"
-        raise UsageError(f"{text!r} names {many}", mend=mend)
-    if not 1 <= turn <= len(run.record(found[0]).turns):
-        raise UsageError(f"{found[0]} has no turn {turn}", mend=mend)
-    return found[0], turn
-
-
-def _lowest(picture: Picture, traced: Sequence[Rollout]) -> tuple[Rollout, int]:
-    """The traced reply with the lowest projection."""
-    import numpy as np
-
-    table = picture.table
-    wanted = {(table.cells.index(rollout.cell), rollout.sample): rollout for rollout in traced}
-    rows = [row for row in range(len(table.sample)) if (int(table.cell_of[row]), int(table.sample[row])) in wanted]
-    values = np.where(np.isfinite(table.projections[rows]), table.projections[rows], np.inf)
-    row, column = np.unravel_index(int(values.argmin()), values.shape)
-    return wanted[int(table.cell_of[rows[row]]), int(table.sample[rows[row]])], int(column) + 1
 
 
 _DRAW: dict[str, Callable[[Picture], Figure]] = {
