@@ -79,11 +79,9 @@ def choose(
         return Choice(reference, None, None)
     engine = SlotEngine(model, layers, filters, max_new_tokens, batch, longest, segmented, pool)
     reason, trial = _judged(engine, model, list(text), report)
-    if reason is None:
-        return Choice(engine, None, trial)
-    if asked == "slots":
+    if reason is not None and asked == "slots":
         raise UsageError(f"the slots engine cannot run {model.card.name}: {reason}", mend="Use --engine reference (or auto).")
-    return Choice(reference, reason, trial)
+    return Choice(engine if reason is None else reference, reason, trial)
 
 
 def _judged(engine: SlotEngine, model: LoadedModel, text: list[int], report: Report) -> tuple[str | None, Trial | None]:
