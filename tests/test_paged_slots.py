@@ -212,7 +212,7 @@ def test_what_cannot_be_captured_is_not_for_triton_and_the_network_has_its_own_a
     monkeypatch.setattr(TritonKernels, "capture", capture)
     model, said = models_here["llama"], list[Incident]()
     before = model.network.config._attn_implementation
-    with pytest.raises(ValueError, match="operation not permitted when stream is capturing$"):
+    with pytest.raises(ValueError, match=r"operation not permitted when stream is capturing$"):
         make_slots(model, (1,), Sampling(), 8, 2, longest=256, backend="triton", report=said.append)
     assert model.network.config._attn_implementation == before
     assert said == []
