@@ -75,7 +75,7 @@ def test_every_public_name_is_there_for_people_and_for_type_checkers() -> None:
     assert typed == set(drift_cli.__all__) - {"__version__"}
     assert set(drift_cli.__all__) <= set(dir(drift_cli))
     for name in drift_cli.__all__:
-        assert getattr(drift_cli, name).__doc__
+        assert name == "Ask" or getattr(drift_cli, name).__doc__  # Ask is the type of a function
     with pytest.raises(AttributeError, match="no attribute 'opem'"):
         _ = drift_cli.opem
 

@@ -206,6 +206,7 @@ def test_a_run_without_segments_refuses_reasoning_and_says_nothing_of_parts(run:
     assert "no_answer" not in json.dumps(document)
     assert "Measured" not in drift("stats", "--store", "other").out
     assert drift("stats", "--segment", "thoughts", code=2).err.count("answer, reasoning, all") == 1
+    assert "'answer', 'reasoning', 'all'" in drift("stats", "--segment", "thoughts", code=2).err
 
 
 def test_control_axes_and_later_axes_are_measured_on_the_part_that_is_asked_for(run: Run) -> None:

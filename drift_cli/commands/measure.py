@@ -12,6 +12,7 @@ import typer
 from drift_cli.commands.flags import Flags, with_settings
 from drift_cli.commands.options import Common, RunArgument, SegmentOption, of_segment
 from drift_cli.commands.reference import Reading, alone, beside
+from drift_cli.commands.traces import trace
 from drift_cli.display import Display
 from drift_cli.errors import UsageError
 from drift_cli.spec import Part, at_layer
@@ -46,20 +47,17 @@ def measure(
     `drift measure RUN --axis A` adds the axis to the run: `drift stats RUN --axis A` and `drift plot RUN --axis A` use it from then on. An axis that the run
     has already is added at another --layer L as `A@L`.
     `drift measure RUN --transcript FILE` runs the model over FILE's replies; `drift plot RUN` then draws them as the reference line.
-    `drift measure RUN --controls N` makes N random unit vectors and N axes of personas with shuffled labels, at the axis's layer; `drift stats
-    RUN` says from then on where its differences stand among theirs.
+    `drift measure RUN --controls N` makes N random unit vectors and N axes of personas with shuffled labels; `drift stats RUN` then ranks among them.
     `drift measure RUN --traces` runs the model over the run's own replies; `drift report RUN` then colours every token.
 
     Example: drift measure demo-1a2b3c4d --axis mine --layer 4
     """
-    shown, part = common.show(), segment or Part.ANSWER
-    axis, layer, of_line = flags["axis"], flags["layer"], {key: flags[key] for key in ("model", "adapter", "turns")} | {"output": output}
+    shown, part, axis, layer = common.show(), segment or Part.ANSWER, flags["axis"], flags["layer"]
+    of_line = {key: flags[key] for key in ("model", "adapter", "turns")} | {"output": output}
     if transcript is None:
         _refuse_without_transcript(of_line)
     if traces:
         _refuse_with_traces({"transcript": transcript, **of_line, "layer": layer, "controls": controls, "segment": segment})
-        from drift_cli.commands.traces import trace
-
         trace(shown, common.open(run), axis, flags["device"])
     elif controls is not None:
         _refuse_with_controls({"transcript": transcript, **of_line, "layer": layer})
@@ -71,9 +69,7 @@ def measure(
     elif run is None:
         alone(shown, Reading(transcript, output, flags))
     else:
-        for key in ("model", "adapter"):
-            if flags[key] is not None:
-                raise UsageError(f"--{key} and RUN were both given", mend=f"A run has its model already: leave --{key} out.")
+        _refuse_with_run({key: flags[key] for key in ("model", "adapter")})
         beside(shown, common.open(run), Reading(transcript, output, flags))
 
 
@@ -81,6 +77,12 @@ def _refuse_without_transcript(given: Mapping[str, object]) -> None:
     for name, value in given.items():
         if value is not None:
             raise UsageError(f"--{name} goes with --transcript", mend="It is about a reference line: drift measure --transcript FILE")
+
+
+def _refuse_with_run(given: Mapping[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"--{name} and RUN were both given", mend=f"A run has its model already: leave --{name} out.")
 
 
 def _refuse_with_traces(given: Mapping[str, object]) -> None:

@@ -14,6 +14,7 @@ from drift_cli.commands.options import (
     DisplayOption,
     JsonOption,
     MeasuredAxisOption,
+    ReplyMeasureOption,
     RunArgument,
     SegmentOption,
     StoreOption,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
     from drift_cli.analysis.verdict import Answer
+    from drift_cli.results.tables.replies import ReplyDifference
     from drift_cli.store.run import Run
 
     E = TypeVar("E", bound=StrEnum)
@@ -51,7 +53,9 @@ def stats(
     ] = None,
     flagged: Annotated[str, typer.Option(help="Suspect replies: include, exclude or both.")] = "both",
     turns: Annotated[str | None, typer.Option(help="Only these turns count, such as 1-14 (default: all).", show_default=False)] = None,
-    primary: Annotated[str, typer.Option(help="The measure that carries the verdict: mean, change, slope or thirds.")] = "mean",
+    primary: Annotated[
+        str, typer.Option(help="The measure that carries the verdict: mean, change, slope, thirds, or one that a package adds.")
+    ] = "mean",
     break_at: Annotated[
         float | None, typer.Option(help="A rollout is broken below this projection (default: the personas' midpoint).", show_default=False)
     ] = None,
@@ -67,6 +71,7 @@ def stats(
     ] = None,
     axis: MeasuredAxisOption = None,
     segment: SegmentOption = None,
+    reply_measure: ReplyMeasureOption = None,
     ddof: Annotated[int, typer.Option(help="1: sample standard deviation; 0: the population formula.", min=0, max=1)] = 1,
     level: Annotated[float, typer.Option(help="Level of the intervals.", min=0.5, max=0.9999)] = 0.95,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.", min=0)] = 0,
@@ -85,8 +90,8 @@ def stats(
     Example: drift stats demo-1a2b3c4d --against baseline --full
     """
     from drift_cli.analysis.entries import unnamed
+    from drift_cli.analysis.measure import problems
     from drift_cli.analysis.results import Correction, Flagged, Options, Test
-    from drift_cli.analysis.table import load
 
     options = Options(
         test=_choice(Test, "--test", test),
@@ -103,11 +108,21 @@ def stats(
     wanted, written, part = _choice(Flagged, "--flagged", flagged), _format(format_, output), segment or Part.ANSWER
     widths = _widths(half_width or [], power)
     opened, shown = open_run(store, run), make_display(display, as_json)
-    table = load(opened, axis, part)
-    if axis is None and (said := unnamed(opened.manifest, table.axis)) is not None:
+    table = _measured(opened, axis, part, reply_measure)
+    if axis is None and reply_measure is None and (said := unnamed(opened.manifest, table.axis)) is not None:
         shown.note(said)
+    for problem in problems():
+        shown.note(problem)
     result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened, break_at)
     _show(shown, result, written, output, Wanted(full, measures, per_turn))
+
+
+def _measured(run: Run, axis: str | None, part: Part, measure: str | None) -> RunTable:
+    """Projections, or what a measure of replies gives in their place."""
+    from drift_cli.analysis.measured import load_measure
+    from drift_cli.analysis.table import load
+
+    return load(run, axis, part) if measure is None else load_measure(run, measure, part)
 
 
 @dataclass(frozen=True)
@@ -131,16 +146,21 @@ class Result:
     power: Sequence[Power] | None = None
     answer: Answer | None = None
     """The first study's verdict; not beside power."""
+    replies: Sequence[ReplyDifference] = ()
+    """Differences on other measures of replies, where others added some."""
 
 
 def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: float | None) -> Result:
     from drift_cli.analysis.study import analyze
     from drift_cli.results.judged import judge
+    from drift_cli.results.tables.replies import reply_differences
 
     tables, remark = _tables(table, options, wanted)
     studies = {name: analyze(chosen, options) for name, chosen in tables.items()}
     judged = judge(run, next(iter(tables.values())), study=next(iter(studies.values())), break_at=break_at)
-    return Result(studies, remark, judged.controls, answer=judged.answer)
+    part = table.segment or Part.ANSWER
+    others = () if table.measure is not None else reply_differences(run, judged.study, part)
+    return Result(studies, remark, judged.controls, answer=judged.answer, replies=others)
 
 
 def _power(table: RunTable, options: Options, widths: Sequence[float], wanted: str) -> Result:
@@ -198,12 +218,14 @@ def _brief(display: Display, result: Result, wanted: Wanted) -> None:
     """The answer, and the parts of the tables that were asked for."""
     from drift_cli.results.tables.answer import lines
     from drift_cli.results.tables.comparisons import added_table, drift_table, pairs_table
+    from drift_cli.results.tables.replies import replies_table
     from drift_cli.results.tables.turns import all_turns
 
     assert result.answer is not None
     study = _first(result)
+    others = [replies_table(result.replies, study)] if result.replies else []
     tables = [
-        *([pairs_table(study), drift_table(study), added_table(study)] if wanted.measures else []),
+        *([pairs_table(study), drift_table(study), added_table(study), *others] if wanted.measures else []),
         *(all_turns(study) if wanted.turns else []),
     ]
     closing = [str(study.provenance)] if tables else []
@@ -229,17 +251,19 @@ def _shown(result: Result, wanted: Wanted) -> list[Table]:
     from drift_cli.results.tables.answer import verdict_table
     from drift_cli.results.tables.breaks import breaks_table
     from drift_cli.results.tables.power import power_tables
+    from drift_cli.results.tables.replies import replies_table
     from drift_cli.results.tables.study import controls_table, study_tables
 
     if result.power is not None:
         return power_tables(result.power, _first(result).scope, _first(result).first)
     tables: list[Table] = [] if result.answer is None else [verdict_table(result.answer)]
+    others = [replies_table(result.replies, _first(result))] if result.replies else []
     for name, study in result.studies.items():
         which = " (without suspect replies)" if name == "exclude" else ""
         tables += study_tables(study, turns=wanted.turns and study is _first(result), which=which)
     if result.answer is not None and result.answer.breaks:
         tables.append(breaks_table(result.answer.breaks, _first(result).options.level, _first(result).scope))
-    return tables + ([controls_table(result.controls, _first(result).scope)] if result.controls else [])
+    return tables + others + ([controls_table(result.controls, _first(result).scope)] if result.controls else [])
 
 
 def _first(result: Result) -> Study:
@@ -269,6 +293,8 @@ def _document(result: Result) -> dict[str, Any]:
     if result.answer is not None:
         document["verdict"] = result.answer
     document |= vars(first)
+    if result.replies:
+        document["reply_measures"] = list(result.replies)
     if result.controls:
         document["controls"] = list(result.controls)
     if others:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drift_cli.engine.attention import Watched, watched
-from drift_cli.engine.chunks import LARGEST, Arriving, Chunks, pieces, told
+from drift_cli.engine.chunks import LARGEST, Arriving, Chunks, pieces
 from drift_cli.engine.contract import Incident, is_out_of_memory
 from drift_cli.engine.device import to_host
 from drift_cli.engine.kernels import Kernels
@@ -32,6 +32,7 @@ from drift_cli.engine.plan import Draw
 from drift_cli.engine.replies import Replies
 from drift_cli.engine.steps import ACTIVE, Begin, Rows, Step
 from drift_cli.models import LoadedModel
+from drift_cli.pool import MEAN, Pool
 from drift_cli.spec import Part, Sampling, Segment
 
 _TRIES = 4
@@ -49,6 +50,7 @@ class Slots:
         rows: int,
         *,
         segmented: bool,
+        pool: Pool,
         seen: Watched,
         kernels: Kernels,
     ) -> None:
@@ -61,7 +63,7 @@ class Slots:
         self.replies = Replies(kernels.ahead)
         logits, ends = torch.zeros_like(seen.logits), torch.tensor(sorted(model.card.end_ids), device=model.device)
         self.state = Rows(rows, max_new_tokens, model.device, ends=ends)
-        self.chunks = Chunks(model, kernels, layers, logits, segmented or not kernels.static)
+        self.chunks = Chunks(model, kernels, layers, logits, segmented or not kernels.static, pool)
         self.begins = Begin(self.state, filters, logits)
         self.steps = Step(model, kernels, self.state, filters, logits.new_zeros((rows, logits.shape[1])))
         with ExitStack() as undone:
@@ -107,7 +109,7 @@ class Slots:
     def _encode(
         self, chunks: Chunks, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None, segments: Sequence[Segment] = ()
     ) -> Arriving | None:
-        kinds, pages = told(segments, len(ids)) if segments else None, self.kernels.pages
+        kinds, pages = chunks.told(len(ids), counted, segments), self.kernels.pages
         self.replies.forget(row)
         if start == 0:
             pages.release(row)
@@ -188,6 +190,7 @@ def make_slots(
     *,
     longest: int | None = None,
     segmented: bool = False,
+    pool: Pool = MEAN,
     backend: str | None = None,
     report: Callable[[Incident], None] = lambda incident: None,
 ) -> Slots:
@@ -197,6 +200,7 @@ def make_slots(
         layers: residual layers to pool.
         longest: the most tokens that a conversation may come to have, where that is known to be less than the context.
         segmented: whether replies may have segments.
+        pool: which tokens of a part stand for it.
         backend: `torch` or `triton`; where None, Triton on a GPU if the network can be captured there, else torch, with a report that says why.
 
     Raises:
@@ -204,7 +208,7 @@ def make_slots(
         RuntimeError: out of memory.
     """
     seen = watched(model)
-    over = partial(Slots, model, layers, filters, max_new_tokens, rows, segmented=segmented, seen=seen)
+    over = partial(Slots, model, layers, filters, max_new_tokens, rows, segmented=segmented, pool=pool, seen=seen)
     if backend == "triton" or (backend is None and model.device.type == "cuda"):
         longest = min(longest or model.card.context, model.card.context)
         made = _on_triton(over, model, seen, rows, longest, report)

@@ -88,6 +88,7 @@ def _differences(old: Manifest, new: Manifest) -> Iterator[_Difference]:
     yield from _one("name", old.spec.name, new.spec.name)
     yield from spec_differences(old.spec, new.spec)
     yield from _one("layers", old.layers, new.layers)
+    yield from _one("pool", old.pool, new.pool)
     yield from _one("segments (reasoning apart from the answer)", old.segments, new.segments)
     yield from _fields("model.", old.model, new.model, but=("note", "adapter"))
     yield from _fields("imported.", old.imported, new.imported, but=("labels",))
