@@ -62,7 +62,6 @@ def choose(
 
     Args:
         asked: one of `contract.ENGINES`.
-        model: the network.
         layers: residual layers to pool.
         filters: of the draw.
         max_new_tokens, batch: the longest reply; slots, or rows of a batch.
