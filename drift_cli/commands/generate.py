@@ -18,6 +18,7 @@ from drift_cli.commands.options import (
     EngineOption,
     ForeignOption,
     JsonOption,
+    SameRepliesOption,
     StoreOption,
     make_display,
     open_store,
@@ -66,6 +67,7 @@ def generate(
     batch: BatchOption = None,
     engine: EngineOption = None,
     traces: Annotated[bool, Option("--traces", help="Measure every token of the replies too, for `drift report`.")] = False,
+    same_replies: SameRepliesOption = True,
     config: Annotated[Path | None, Option(help="A drift.toml other than ./drift.toml.")] = None,
     dry_run: DryRunOption = False,
     store: StoreOption = None,
@@ -80,7 +82,7 @@ def generate(
     settings = settings_from(locals())
     from drift_cli.commands.work import Work
 
-    Work(make_display(display, as_json), open_store(store), traces).start(settings, dry_run=dry_run)
+    Work(make_display(display, as_json), open_store(store), traces, same_replies=same_replies).start(settings, dry_run=dry_run)
 
 
 def settings_from(options: Mapping[str, Any]) -> Settings:

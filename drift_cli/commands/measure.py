@@ -47,6 +47,14 @@ def measure(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="With --transcript: where the reference line goes.")] = None,
     strip_private: Annotated[bool, typer.Option("--strip-private", help="Take auditors' private tags out of user turns.")] = False,
     traces: Annotated[bool, typer.Option("--traces", help="Measure every token of the run's replies, for `drift report`.")] = False,
+    same_replies: Annotated[
+        bool,
+        typer.Option("--same-replies", help="Read the run's replies under the prompts they are compared with: presence and words apart."),
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(help="With --same-replies: the condition that others are compared with (default: the first).", show_default=False),
+    ] = None,
     controls: Annotated[int | None, typer.Option(help="Also project on this many control axes of each kind.", min=1)] = None,
     segment: SegmentOption = None,
     device: DeviceOption = None,
@@ -61,11 +69,22 @@ def measure(
     `drift measure RUN --transcript FILE` runs the model over FILE's replies; `drift plot RUN` then draws them as the reference line.
     `drift measure RUN --controls N` makes N random unit vectors and N axes of personas with shuffled labels, at the axis's layer; `drift stats
     RUN` says from then on where its differences stand among theirs.
+    `drift measure RUN --same-replies` reads each condition's replies under the baseline's prompt and the baseline's under each condition's; `drift stats RUN`
+    then tells what a prompt's presence does from what it does to the words. `drift generate` does this by itself.
     `drift measure RUN --traces` runs the model over the run's own replies; `drift report RUN` then colours every token.
     """
     shown, part = make_display(display, as_json), part_of(segment)
     if transcript is None:
         _refuse_without_transcript(model=model, adapter=adapter, output=output, turns=turns)
+    if same_replies:
+        of_others: dict[str, object] = {"transcript": transcript, "model": model, "adapter": adapter, "output": output, "axis": axis}
+        _refuse_with_same_replies(**of_others, layer=layer, controls=controls, segment=segment, traces=traces or None)
+        from drift_cli.commands.same_replies import same_replies as read_again
+
+        read_again(shown, open_run(store, run), against, device)
+        return
+    if against is not None:
+        raise UsageError("--against goes with --same-replies", mend="It names the condition that others are compared with.")
     if traces:
         of_others = {"transcript": transcript, "model": model, "adapter": adapter, "output": output}
         _refuse_with_traces(**of_others, layer=layer, controls=controls, segment=segment)
@@ -104,6 +123,15 @@ def _refuse_with_traces(**given: object) -> None:
             raise UsageError(
                 f"--{name} does not go with --traces",
                 mend="Traces are of all tokens of the run's own replies, by its model, at its axis's layer.",
+            )
+
+
+def _refuse_with_same_replies(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"--{name} does not go with --same-replies",
+                mend="It reads the run's own replies, by its model, at all layers that the run stores.",
             )
 
 

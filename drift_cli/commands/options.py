@@ -36,6 +36,14 @@ ModelPlaceOption = Annotated[
 AdapterPlaceOption = Annotated[
     str | None, typer.Option("--adapter", help="Where the run's adapter is now, if it was moved or renamed.", show_default=False)
 ]
+SameRepliesOption = Annotated[
+    bool,
+    typer.Option(
+        "--same-replies/--no-same-replies",
+        help="At the end, read the replies under the prompts they are compared with: presence and words apart.",
+        show_default=False,
+    ),
+]
 ForeignOption = Annotated[
     bool | None,
     typer.Option("--foreign-axis", help="Accept an axis that was built on another model of the same width.", show_default=False),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from drift_cli.analysis.presence import Presence
     from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
     from drift_cli.results.figures.curves import Bands
@@ -69,6 +70,13 @@ class Picture:
     def from_baseline(self) -> Study:
         """The same study, of which only the pairs with the baseline: a comparison has one p, wherever it is shown."""
         return self.study.with_baseline()
+
+    @cached_property
+    def presence(self) -> Presence:
+        """The differences from the baseline, split into the prompt's presence and words."""
+        from drift_cli.analysis.presence import presence
+
+        return presence(self.run, self.table, self.study.options)
 
     @property
     def baseline(self) -> str:
@@ -145,14 +153,16 @@ def _difference(picture: Picture) -> Figure:
     from drift_cli.results.figures.difference import difference
     from drift_cli.results.figures.palette import style_named
 
-    return difference(picture.table, picture.from_baseline, title=picture.title, style=style_named(picture.style))
+    return difference(
+        picture.table, picture.from_baseline, presence=picture.presence, title=picture.title, style=style_named(picture.style)
+    )
 
 
 def _forest(picture: Picture) -> Figure:
     from drift_cli.results.figures.forest import forest
     from drift_cli.results.figures.palette import style_named
 
-    return forest(picture.table, picture.study, title=picture.title, style=style_named(picture.style))
+    return forest(picture.table, picture.study, presence=picture.presence, title=picture.title, style=style_named(picture.style))
 
 
 def _marks(picture: Picture) -> list[Mark]:

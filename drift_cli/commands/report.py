@@ -100,7 +100,9 @@ def gather(picture: Picture) -> Contents:
         traces=load_traces(run, table),
         references=references(run, table, picture.reference) or {},
         verdict=verdict(
-            answer(table, study, controls, persona_scale(run, table), axis_errors=axis_errors(run, table, study)),
+            answer(
+                table, study, controls, persona_scale(run, table), axis_errors=axis_errors(run, table, study), presence=picture.presence
+            ),
             () if model is None or model.note is None else (f"{run.manifest.spec.model}: {model.note}.",),
         ),
         tables=short,

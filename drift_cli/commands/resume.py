@@ -14,6 +14,7 @@ from drift_cli.commands.options import (
     JsonOption,
     ModelPlaceOption,
     RunArgument,
+    SameRepliesOption,
     StoreOption,
     make_display,
     open_run,
@@ -30,6 +31,7 @@ def resume(
     engine: EngineOption = None,
     model: ModelPlaceOption = None,
     adapter: AdapterPlaceOption = None,
+    same_replies: SameRepliesOption = True,
     dry_run: DryRunOption = False,
     store: StoreOption = None,
     display: DisplayOption = Mode.AUTO,
@@ -44,7 +46,7 @@ def resume(
 
     found = open_run(store, run)
     settings = with_given(settings_of(found.manifest), device=device, batch=batch, engine=engine, model=model, adapter=adapter)
-    Work(make_display(display, as_json), open_store(store)).go_on(found, settings, dry_run=dry_run)
+    Work(make_display(display, as_json), open_store(store), same_replies=same_replies).go_on(found, settings, dry_run=dry_run)
 
 
 def register(app: typer.Typer) -> None:

@@ -133,6 +133,7 @@ class Result:
 
 def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: float | None) -> Result:
     from drift_cli.analysis.axis_error import axis_errors
+    from drift_cli.analysis.presence import presence
     from drift_cli.analysis.scale import persona_scale
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.verdict import answer
@@ -142,7 +143,9 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: f
     first = next(iter(tables.values()))
     controls = among_controls(run, first, options)
     study = next(iter(studies.values()))
-    said = answer(first, study, controls, persona_scale(run, first), break_at, axis_errors(run, first, study))
+    said = answer(
+        first, study, controls, persona_scale(run, first), break_at, axis_errors(run, first, study), presence(run, first, options)
+    )
     return Result(studies, remark, controls, answer=said)
 
 

@@ -40,6 +40,8 @@ class Work:
     """Measure every token of the replies once they are made, with the model that is loaded for making them."""
     gpus: int = 1
     """GPUs that the model is spread over."""
+    same_replies: bool = False
+    """Read the replies under the prompts that they are compared with once they are made."""
 
     def start(self, settings: Settings, scripts: Sequence[Transcript] | None = None, *, dry_run: bool = False) -> Run | None:
         """Make the run that the settings name, or go on with it. Returns the run, None after a dry run; exits with 75 when interrupted.
@@ -104,6 +106,8 @@ class Work:
             self.display.note(f"run {run.paths.run_id} is complete: nothing to do")
             if self.traces:
                 self._trace(run, experiment, stop, None)
+            if self.same_replies and run.paths.swapped_root.exists():
+                self._read_again(run, experiment, stop, None)
             return Outcome(0, 0.0, interrupted=False)
         left = sum(state.total - state.done for state in states if not state.ended)
         self.display.note(f"run {run.paths.run_id}: {left} turns to do on {experiment.device} in {run.manifest.spec.dtype}")
@@ -144,6 +148,8 @@ class Work:
         run.event(kind, signal=stop.signal_name, turns=outcome.turns, seconds=round(outcome.seconds, 3), **self._named(share))
         if self.traces and kind == "done":
             self._trace(run, experiment, stop, model)
+        if self.same_replies and kind == "done":
+            self._read_again(run, experiment, stop, model)
         return outcome
 
     def _record_residuals(self, run: Run, model: LoadedModel) -> None:
@@ -217,6 +223,18 @@ class Work:
         loaded = model or models.load(experiment.card, dtype=run.manifest.spec.dtype, device=experiment.device)
         done = trace_with(self.display, run, experiment, loaded, stop)
         self.display.note(done.said)
+
+    def _read_again(self, run: Run, experiment: Experiment, stop: Stop, model: LoadedModel | None) -> None:
+        """Read what is missing of the replies under the other prompt; the weights are read only where something is."""
+        from drift_cli import models
+        from drift_cli.commands.same_replies import read_with
+        from drift_cli.measuring.same_replies import missing
+
+        wanted = missing(run)
+        if not wanted:
+            return
+        loaded = model or models.load(experiment.card, dtype=run.manifest.spec.dtype, device=experiment.device)
+        self.display.note(read_with(self.display, run, experiment, loaded, stop, wanted).said)
 
     def stopped(self, run: Run, stop: Stop, outcome: Outcome) -> None:
         """Say how far a run is that was asked to stop, and leave."""
@@ -329,6 +347,8 @@ def ordinary_text(card: ModelCard, scripts: Iterable[Transcript]) -> list[int]:
 
 def said_of(run: Run) -> list[str]:
     """The verdict on a run that is done, in a sentence per condition; nothing for a run without an axis of its own, or with nothing to compare."""
+    from drift_cli.analysis.presence import presence
+    from drift_cli.analysis.results import Options
     from drift_cli.analysis.scale import persona_scale
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.table import load
@@ -338,7 +358,7 @@ def said_of(run: Run) -> list[str]:
     if len(run.manifest.axes) + len(run.manifest.measured) != 1 or len(run.manifest.conditions) < 2:
         return []
     table = load(run)
-    return plain_sentences(answer(table, analyze(table), scale=persona_scale(run, table)))
+    return plain_sentences(answer(table, analyze(table), scale=persona_scale(run, table), presence=presence(run, table, Options())))
 
 
 def why(settings: Settings) -> str:

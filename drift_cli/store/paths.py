@@ -106,6 +106,16 @@ class RunPaths:
         return self.traces_root / _entry(axis) / cell / sample_name(rollout.sample, "traces")
 
     @property
+    def swapped_root(self) -> Path:
+        """The folder that holds replies read under another condition's prompt; whatever is in it can be measured again."""
+        return self.root / "swapped"
+
+    def swapped(self, rollout: Rollout, prompt: str) -> Path:
+        """Residual means of a rollout's replies, read under the prompt of another condition."""
+        cell = self.cell(rollout.cell).relative_to(self.rollouts_root)
+        return self.swapped_root / checked_name("condition", prompt) / cell / sample_name(rollout.sample, "means")
+
+    @property
     def quarantine(self) -> Path:
         """Where a repair puts what is damaged."""
         return self.root / "quarantine"

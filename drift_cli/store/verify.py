@@ -26,6 +26,7 @@ from drift_cli.store.line import TurnLine
 from drift_cli.store.manifest import AxisEntry, Manifest, read_manifest
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.reader import Scan, scan_rollout
+from drift_cli.store.swapped import read_swapped
 from drift_cli.store.traces import read_traces
 from drift_cli.store.workers import read_worker
 
@@ -65,7 +66,7 @@ def verify(paths: RunPaths, manifest: Manifest) -> list[Finding]:
             directions += [direction] if entry in manifest.axes else []
     for rollout in _planned(manifest):
         found += _rollout(paths, manifest, rollout, directions)
-    return [*found, *_traces(paths, manifest), *_folder(paths, manifest)]
+    return [*found, *_traces(paths, manifest), *_swapped(paths, manifest), *_folder(paths, manifest)]
 
 
 def _traces(paths: RunPaths, manifest: Manifest) -> Iterator[Finding]:
@@ -76,6 +77,18 @@ def _traces(paths: RunPaths, manifest: Manifest) -> Iterator[Finding]:
             if path.exists():
                 try:
                     read_traces(paths, rollout, entry, [line.turn for line in scan_rollout(paths, rollout).lines])
+                except StoreError as error:
+                    yield Finding(path, _said(error, path), fatal=False)
+
+
+def _swapped(paths: RunPaths, manifest: Manifest) -> Iterator[Finding]:
+    """Replies read under another prompt that cannot be read back. Not fatal: they can be measured again."""
+    for rollout in _planned(manifest) if paths.swapped_root.exists() else ():
+        for prompt in manifest.conditions:
+            path = paths.swapped(rollout, prompt)
+            if path.exists():
+                try:
+                    read_swapped(paths, manifest, rollout, prompt, [line.turn for line in scan_rollout(paths, rollout).lines])
                 except StoreError as error:
                     yield Finding(path, _said(error, path), fatal=False)
 
@@ -245,6 +258,7 @@ def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[
         path not in (paths.manifest, paths.manifest_lock, paths.events)
         and folder not in ("axes", "controls", "reference")
         and not (folder == "traces" and path.suffix == ".traces")
+        and not (folder == "swapped" and path.suffix == ".means")
     ):
         yield Finding(path, "not part of the run", fatal=False)
 

@@ -19,6 +19,8 @@ def cautions(answer: Answer) -> Iterator[str]:
     yield from _distinct(answer, name)
     if answer.remark is not None:
         yield answer.remark
+    if answer.presence.note is not None:
+        yield answer.presence.note
     yield from _placebos(answer, name)
     yield from _baseline(answer, name)
     yield from _counted(answer, name, "cut at the length limit", lambda q: q.cut)
