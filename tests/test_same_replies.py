@@ -276,3 +276,18 @@ def test_paired_and_windowed_splits_are_those_of_the_same_replies() -> None:
     windowed = split(seen, readings.window(table, seen), Options(turns=(2, 4)))[0]
     assert windowed.words.difference == pytest.approx(0.7)
     assert len(windowed.turns) == 3
+
+
+def test_the_answer_says_how_the_estimate_moves_over_the_neighbouring_third_of_layers(tiny_models: dict[str, Path]) -> None:
+    run = _generate(tiny_models["olmo3"], "--layers", "all", samples=3)
+    moves = drift("stats", "--json").json["verdict"]["moves"]
+    assert [(one["condition"], one["layer"], one["layers"], one["words"], one["units"]) for one in moves] == [("kind", 2, [1, 2], True, "SDs")]
+    drift("measure", "--axis", "odd", "--layer", "1")
+    for axis, value in (("odd@1", moves[0]["values"][0]), ("odd", moves[0]["values"][1])):
+        found = drift("stats", "--axis", axis, "--json").json
+        split = next(one for one in found["verdict"]["presence"]["splits"] if one["measure"] == "mean")
+        pooled = np.sqrt(np.mean([cell["sd"] ** 2 for cell in found["summary"]["cells"]]))
+        assert value == pytest.approx(split["words"]["difference"] / pooled, rel=1e-6)
+    shown = " ".join(drift("stats", "--axis", "odd", "--full").out.split())
+    assert "Over layers 1 to 2, the third around 2, the words' part of the level goes in SDs: kind " in shown
+    assert run.manifest.layers == (0, 1, 2, 3, 4)

@@ -35,6 +35,7 @@ from drift_cli.analysis.quality import Quality, quality
 from drift_cli.analysis.results import Comparison, Measure
 from drift_cli.analysis.scale import PersonaScale
 from drift_cli.analysis.segments import of_words, remark
+from drift_cli.analysis.sensitivity import LayerMoves
 from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import Group, RunTable
@@ -142,6 +143,8 @@ class Answer:
     """What the axis's own uncertainty adds to the intervals, where it can be known."""
     presence: Presence = field(default_factory=Presence)
     """The differences split into the prompt's presence and words; why not, where they are not."""
+    moves: tuple[LayerMoves, ...] = ()
+    """How the differences move over the neighbouring third of the layers, where these are stored."""
 
 
 _Key = tuple[str, str, float, Measure]
@@ -156,6 +159,7 @@ def answer(
     break_at: float | None = None,
     axis_errors: Sequence[AxisError] = (),
     presence: Presence | None = None,
+    moves: Sequence[LayerMoves] = (),
 ) -> Answer:
     """Judge every condition of a study of this table.
 
@@ -166,6 +170,7 @@ def answer(
         break_at: below which projection a rollout is broken, in axis units (None: the scale's midpoint).
         axis_errors: what the axis's own uncertainty adds.
         presence: the differences' splits into the prompt's presence and words; None: nothing is said of them.
+        moves: how the differences move over neighbouring layers.
     """
     presence = presence or Presence()
     options = study.options
@@ -194,6 +199,7 @@ def answer(
         scale=scale,
         axis_errors=tuple(axis_errors),
         presence=presence,
+        moves=tuple(moves),
         breaks=_breaks(table, study, break_at if break_at is not None or scale is None else scale.midpoint),
     )
 

@@ -74,6 +74,7 @@ def gather(picture: Picture) -> Contents:
     """Everything the report says of a run."""
     from drift_cli.analysis.axis_error import axis_errors
     from drift_cli.analysis.scale import persona_scale
+    from drift_cli.analysis.sensitivity import layer_moves
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.tokens import load_traces
     from drift_cli.analysis.verdict import answer
@@ -101,7 +102,13 @@ def gather(picture: Picture) -> Contents:
         references=references(run, table, picture.reference) or {},
         verdict=verdict(
             answer(
-                table, study, controls, persona_scale(run, table), axis_errors=axis_errors(run, table, study), presence=picture.presence
+                table,
+                study,
+                controls,
+                persona_scale(run, table),
+                axis_errors=axis_errors(run, table, study),
+                presence=picture.presence,
+                moves=layer_moves(run, table, study.baseline),
             ),
             () if model is None or model.note is None else (f"{run.manifest.spec.model}: {model.note}.",),
         ),

@@ -135,6 +135,7 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: f
     from drift_cli.analysis.axis_error import axis_errors
     from drift_cli.analysis.presence import presence
     from drift_cli.analysis.scale import persona_scale
+    from drift_cli.analysis.sensitivity import layer_moves
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.verdict import answer
 
@@ -144,7 +145,14 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: f
     controls = among_controls(run, first, options)
     study = next(iter(studies.values()))
     said = answer(
-        first, study, controls, persona_scale(run, first), break_at, axis_errors(run, first, study), presence(run, first, options)
+        first,
+        study,
+        controls,
+        persona_scale(run, first),
+        break_at,
+        axis_errors(run, first, study),
+        presence(run, first, options),
+        layer_moves(run, first, study.baseline, options.turns),
     )
     return Result(studies, remark, controls, answer=said)
 

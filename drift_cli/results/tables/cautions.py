@@ -24,6 +24,7 @@ def cautions(answer: Answer) -> Iterator[str]:
     yield from _placebos(answer, name)
     yield from _baseline(answer, name)
     yield from _counted(answer, name, "cut at the length limit", lambda q: q.cut)
+    yield from _layers(answer)
     yield from _at_first(answer, name)
     yield from _length(answer, name)
     yield from _axis(answer, name)
@@ -105,6 +106,21 @@ def _axis(answer: Answer, name: Namer) -> Iterator[str]:
     units = [f"{name(one)} {signed(one.units)}" for one in answer.judgements if one.units is not None]
     if units:
         yield f"In persona units (the other personas 0, the assistant 1) the level differs by {joined(units)}."
+
+
+def _layers(answer: Answer) -> Iterator[str]:
+    """How far the differences hang on the layer."""
+    several = len({(one.transcript, one.temperature) for one in answer.moves}) > 1
+    found = []
+    for one in answer.moves:
+        if one.span is not None and one.here is not None:
+            where = f" ({one.transcript}, T{HARD}{one.temperature:g})" if several else ""
+            sign = ", its sign changes" if one.span[0] < 0 < one.span[1] else ""
+            found.append(f"{one.condition}{where} {signed(one.span[0])} to {signed(one.span[1])} (here {signed(one.here)}{sign})")
+    if found:
+        first = answer.moves[0]
+        of = "the words' part of the level" if all(one.words for one in answer.moves) else "the difference in level"
+        yield f"Over layers {first.layers[0]} to {first.layers[-1]}, the third around {first.layer}, {of} goes in {first.units}: {joined(found)}."
 
 
 def _controls(answer: Answer) -> Iterator[str]:
