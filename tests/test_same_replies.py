@@ -281,7 +281,9 @@ def test_paired_and_windowed_splits_are_those_of_the_same_replies() -> None:
 def test_the_answer_says_how_the_estimate_moves_over_the_neighbouring_third_of_layers(tiny_models: dict[str, Path]) -> None:
     run = _generate(tiny_models["olmo3"], "--layers", "all", samples=3)
     moves = drift("stats", "--json").json["verdict"]["moves"]
-    assert [(one["condition"], one["layer"], one["layers"], one["words"], one["units"]) for one in moves] == [("kind", 2, [1, 2], True, "SDs")]
+    assert [(one["condition"], one["layer"], one["layers"], one["words"], one["units"]) for one in moves] == [
+        ("kind", 2, [1, 2], True, "SDs")
+    ]
     drift("measure", "--axis", "odd", "--layer", "1")
     for axis, value in (("odd@1", moves[0]["values"][0]), ("odd", moves[0]["values"][1])):
         found = drift("stats", "--axis", axis, "--json").json

@@ -29,6 +29,7 @@ from drift_cli.analysis.axis_error import AxisError
 from drift_cli.analysis.breaks import Breaks, breaks
 from drift_cli.analysis.confounds import Confounds, Correlations, confounds, correlations
 from drift_cli.analysis.controls import Standing
+from drift_cli.analysis.looks import Looked, Looking, looked, presence_as_of, study_as_of
 from drift_cli.analysis.measures import Sample, sample
 from drift_cli.analysis.presence import Presence, Split
 from drift_cli.analysis.quality import Quality, quality
@@ -145,6 +146,8 @@ class Answer:
     """The differences split into the prompt's presence and words; why not, where they are not."""
     moves: tuple[LayerMoves, ...] = ()
     """How the differences move over the neighbouring third of the layers, where these are stored."""
+    looked: Looked | None = None
+    """How often the data were looked at, and which test and interval apply; None where nobody asked."""
 
 
 _Key = tuple[str, str, float, Measure]
@@ -160,6 +163,7 @@ def answer(
     axis_errors: Sequence[AxisError] = (),
     presence: Presence | None = None,
     moves: Sequence[LayerMoves] = (),
+    looking: Looking | None = None,
 ) -> Answer:
     """Judge every condition of a study of this table.
 
@@ -171,8 +175,12 @@ def answer(
         axis_errors: what the axis's own uncertainty adds.
         presence: the differences' splits into the prompt's presence and words; None: nothing is said of them.
         moves: how the differences move over neighbouring layers.
+        looking: what is known of the run's looks; None: this is taken for the only one.
     """
     presence = presence or Presence()
+    said = None if looking is None else looked(study, presence, looking, table)
+    if looking is not None:
+        study, presence = study_as_of(study, looking), presence_as_of(presence, looking, study.options.level)
     options = study.options
     if options.turns is not None:
         table = table.window(*options.turns)
@@ -200,6 +208,7 @@ def answer(
         axis_errors=tuple(axis_errors),
         presence=presence,
         moves=tuple(moves),
+        looked=said,
         breaks=_breaks(table, study, break_at if break_at is not None or scale is None else scale.midpoint),
     )
 

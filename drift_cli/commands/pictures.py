@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from drift_cli.analysis.looks import Looking
     from drift_cli.analysis.presence import Presence
+    from drift_cli.analysis.results import Options
     from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
     from drift_cli.results.figures.curves import Bands
@@ -59,12 +61,35 @@ class Picture:
         return load(self.run, self.axis, self.part)
 
     @cached_property
-    def study(self) -> Study:
-        """All pairs of conditions; where a baseline was named, those with it."""
+    def options(self) -> Options:
+        """Of the statistics: the plan's, where the run has one."""
+        from drift_cli.analysis.looks import options_of
         from drift_cli.analysis.results import Options
+
+        given = Options(level=self.level, against=None if self.against is None else self.baseline)
+        plan = self.run.manifest.plan
+        return given if plan is None else options_of(plan.plan, given, () if self.against is None else ("against",))
+
+    @cached_property
+    def looking(self) -> Looking:
+        """What is known of earlier looks at the run's results."""
+        from drift_cli.analysis.looks import looking
+
+        return looking(self.run, self.table)
+
+    @cached_property
+    def single(self) -> Study:
+        """All pairs of conditions as if this were the only look; where a baseline was named, those with it."""
         from drift_cli.analysis.study import analyze
 
-        return analyze(self.table, Options(level=self.level, against=None if self.against is None else self.baseline))
+        return analyze(self.table, self.options)
+
+    @cached_property
+    def study(self) -> Study:
+        """The same with the intervals and p that apply at this look."""
+        from drift_cli.analysis.looks import study_as_of
+
+        return study_as_of(self.single, self.looking)
 
     @cached_property
     def from_baseline(self) -> Study:
@@ -76,7 +101,20 @@ class Picture:
         """The differences from the baseline, split into the prompt's presence and words."""
         from drift_cli.analysis.presence import presence
 
-        return presence(self.run, self.table, self.study.options)
+        return presence(self.run, self.table, self.options)
+
+    @property
+    def presence_now(self) -> Presence:
+        """The same with the intervals that apply at this look."""
+        from drift_cli.analysis.looks import presence_as_of
+
+        return presence_as_of(self.presence, self.looking, self.options.level)
+
+    def record(self, by: str) -> str | None:
+        """Record that results were shown; in words what went wrong."""
+        from drift_cli.analysis.looks import record
+
+        return record(self.run, self.table, self.options, by)
 
     @property
     def baseline(self) -> str:
@@ -154,7 +192,7 @@ def _difference(picture: Picture) -> Figure:
     from drift_cli.results.figures.palette import style_named
 
     return difference(
-        picture.table, picture.from_baseline, presence=picture.presence, title=picture.title, style=style_named(picture.style)
+        picture.table, picture.from_baseline, presence=picture.presence_now, title=picture.title, style=style_named(picture.style)
     )
 
 
@@ -162,7 +200,7 @@ def _forest(picture: Picture) -> Figure:
     from drift_cli.results.figures.forest import forest
     from drift_cli.results.figures.palette import style_named
 
-    return forest(picture.table, picture.study, presence=picture.presence, title=picture.title, style=style_named(picture.style))
+    return forest(picture.table, picture.study, presence=picture.presence_now, title=picture.title, style=style_named(picture.style))
 
 
 def _marks(picture: Picture) -> list[Mark]:

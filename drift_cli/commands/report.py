@@ -47,9 +47,12 @@ def report(
     """
     part = part_of(segment)
     picture = Picture(open_run(store, run), axis, title=title, against=against, reference=reference, level=level, part=part)
+    shown = make_display(display, as_json)
     path = write(picture, output)
+    if (problem := picture.record("report")) is not None:
+        shown.note(problem)
     document = {"run": picture.run.paths.run_id, **of_segment(picture.table.segment), "file": str(path), "bytes": path.stat().st_size}
-    make_display(display, as_json).result(document, f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    shown.result(document, f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def write(picture: Picture, output: Path | None) -> Path:
@@ -103,12 +106,13 @@ def gather(picture: Picture) -> Contents:
         verdict=verdict(
             answer(
                 table,
-                study,
+                picture.single,
                 controls,
                 persona_scale(run, table),
                 axis_errors=axis_errors(run, table, study),
                 presence=picture.presence,
                 moves=layer_moves(run, table, study.baseline),
+                looking=picture.looking,
             ),
             () if model is None or model.note is None else (f"{run.manifest.spec.model}: {model.note}.",),
         ),

@@ -83,6 +83,7 @@ def stats(
     test on rollout means unless --test says otherwise; pairs and turns are tested together, by flipping signs of whole rollouts within each condition.
     """
     from drift_cli.analysis.entries import unnamed
+    from drift_cli.analysis.looks import options_of, record
     from drift_cli.analysis.results import Correction, Flagged, Options, Test
     from drift_cli.analysis.table import load
 
@@ -104,7 +105,11 @@ def stats(
     table = load(opened, axis, part)
     if axis is None and (said := unnamed(opened.manifest, table.axis)) is not None:
         shown.note(said)
+    if opened.manifest.plan is not None:
+        options = options_of(opened.manifest.plan.plan, options, _given())
     result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened, break_at)
+    if (problem := record(opened, table, options, "stats")) is not None:
+        shown.note(problem)
     _show(shown, result, written, output, Wanted(full, measures, per_turn))
 
 
@@ -133,6 +138,7 @@ class Result:
 
 def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: float | None) -> Result:
     from drift_cli.analysis.axis_error import axis_errors
+    from drift_cli.analysis.looks import looking, study_as_of
     from drift_cli.analysis.presence import presence
     from drift_cli.analysis.scale import persona_scale
     from drift_cli.analysis.sensitivity import layer_moves
@@ -143,7 +149,7 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: f
     studies = {name: analyze(chosen, options) for name, chosen in tables.items()}
     first = next(iter(tables.values()))
     controls = among_controls(run, first, options)
-    study = next(iter(studies.values()))
+    study, found = next(iter(studies.values())), looking(run, table)
     said = answer(
         first,
         study,
@@ -153,7 +159,9 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: f
         axis_errors(run, first, study),
         presence(run, first, options),
         layer_moves(run, first, study.baseline, options.turns),
+        found,
     )
+    studies = {name: study_as_of(one, found) for name, one in studies.items()}
     return Result(studies, remark, controls, answer=said)
 
 
@@ -297,6 +305,19 @@ def _document(result: Result) -> dict[str, Any]:
     if result.power is not None:
         document["power"] = list(result.power)
     return document
+
+
+def _given() -> list[str]:
+    """Options of an analysis that the command line gave, by their names in `Options`."""
+    import click
+
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return []
+    default = click.core.ParameterSource.DEFAULT
+    return [
+        name for name in ("primary", "against", "level", "test", "equivalence") if context.get_parameter_source(name) not in (default, None)
+    ]
 
 
 def _choice(kind: type[E], option: str, given: str) -> E:

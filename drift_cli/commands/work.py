@@ -345,8 +345,9 @@ def ordinary_text(card: ModelCard, scripts: Iterable[Transcript]) -> list[int]:
     return [int(i) for i in card.tokenizer.encode(said, add_special_tokens=False)]
 
 
-def said_of(run: Run) -> list[str]:
+def said_of(run: Run, rule: str | None = None) -> list[str]:
     """The verdict on a run that is done, in a sentence per condition; nothing for a run without an axis of its own, or with nothing to compare."""
+    from drift_cli.analysis.looks import looking, options_of, record
     from drift_cli.analysis.presence import presence
     from drift_cli.analysis.results import Options
     from drift_cli.analysis.scale import persona_scale
@@ -357,8 +358,19 @@ def said_of(run: Run) -> list[str]:
 
     if len(run.manifest.axes) + len(run.manifest.measured) != 1 or len(run.manifest.conditions) < 2:
         return []
-    table = load(run)
-    return plain_sentences(answer(table, analyze(table), scale=persona_scale(run, table), presence=presence(run, table, Options())))
+    table, options, plan = load(run), Options(), run.manifest.plan
+    found = looking(run, table, rule)
+    if plan is not None:
+        options = options_of(plan.plan, options)
+        if found.planned() is None:
+            looks = ", ".join(map(str, plan.plan.looks))
+            return [
+                f"the plan has looks at {looks} complete rollouts of every condition: this is none of them, so nothing is looked at now"
+            ]
+    scale, split = persona_scale(run, table), presence(run, table, options)
+    said = answer(table, analyze(table, options), scale=scale, presence=split, looking=found)
+    problem = record(run, table, options, "generate", rule)
+    return [*plain_sentences(said), *([] if problem is None else [problem])]
 
 
 def why(settings: Settings) -> str:

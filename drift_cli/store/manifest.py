@@ -22,6 +22,7 @@ from drift_cli.store.decode import OPTIONAL, Malformed, decode, parse, plain
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.files import read_inside
 from drift_cli.store.paths import RunPaths
+from drift_cli.store.plan import SealedPlan
 
 FORMAT = 1
 """Metadata of a field that came after the first runs: it is left out of run.json where it has its default, so that those stay what they are."""
@@ -119,6 +120,8 @@ class Manifest:
     imported: Imported | None = None
     segments: bool = field(default=False, metadata=OPTIONAL)
     """Whether replies may have reasoning apart from their answer. In run.json only where they may."""
+    plan: SealedPlan | None = field(default=None, metadata=OPTIONAL)
+    """What was declared before there was data. In run.json only where something was."""
     format: int = FORMAT
 
     @property
@@ -194,6 +197,8 @@ def checked(manifest: Manifest) -> Manifest:
     for entry in (*manifest.axes, *manifest.measured):
         if "@" in entry.name and entry.name != at_layer(entry.axis, entry.layer):
             raise Malformed(f"{entry.name!r} is at layer {entry.layer}", "axes")
+    if manifest.plan is not None and not manifest.plan.intact:
+        raise Malformed("its digest is not that of what it says: a plan does not change once it is written", "plan")
     for place, entry in enumerate(manifest.axes):
         if manifest.layers and entry.layer not in manifest.layers:
             raise Malformed(f"layer {entry.layer} is not among the stored layers", f"axes[{place}].layer")
@@ -234,6 +239,7 @@ def merge(old: Manifest, new: Manifest) -> Manifest:
         settings={**new.settings, **old.settings},
         epochs=_epochs(old.epochs, new.epochs),
         imported=_imported(old.imported, new.imported),
+        plan=old.plan or new.plan,
     )
 
 
@@ -280,6 +286,8 @@ def _differences(old: Manifest, new: Manifest) -> Iterator[_Difference]:
     """Field, stored, asked, for everything that makes the two incomparable."""
     yield from _one("name", old.spec.name, new.spec.name)
     yield from spec_differences(old.spec, new.spec)
+    if new.plan is not None and old.plan is not None:
+        yield from _one("plan", old.plan.digest, new.plan.digest)
     yield from _one("layers", old.layers, new.layers)
     yield from _one("segments (reasoning apart from the answer)", old.segments, new.segments)
     yield from _fields("model.", old.model, new.model, but=("note", "adapter"))

@@ -83,6 +83,11 @@ class RunPaths:
         """What happened, a line each, append only."""
         return self.root / "events.jsonl"
 
+    @property
+    def looks(self) -> Path:
+        """When results were looked at, a line each, append only."""
+        return self.root / "looks.jsonl"
+
     def axis(self, name: str) -> Path:
         """The run's own copy of an axis, which has all its layers: `demo@3` is in the same file as `demo`."""
         return self.root / "axes" / f"{checked_name('axis', split_layer(name)[0])}.safetensors"

@@ -23,6 +23,7 @@ from drift_cli.store.claims import read_holder
 from drift_cli.store.events import read_events
 from drift_cli.store.files import is_temporary, is_there, open_inside, release, size_of
 from drift_cli.store.line import TurnLine
+from drift_cli.store.looks import read_looks
 from drift_cli.store.manifest import AxisEntry, Manifest, read_manifest
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.reader import Scan, scan_rollout
@@ -236,8 +237,16 @@ def _folder(paths: RunPaths, manifest: Manifest) -> Iterator[Finding]:
             elif name in names:
                 yield from _file(paths, path, planned)
         folders.sort()
+    yield from _looks(paths)
     for problem in _event_problems(paths):
         yield Finding(paths.events, problem, fatal=False)
+
+
+def _looks(paths: RunPaths) -> Iterator[Finding]:
+    try:
+        read_looks(paths)
+    except StoreError as error:
+        yield Finding(paths.looks, _said(error, paths.looks), fatal=True)
 
 
 def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[Finding]:
@@ -255,7 +264,7 @@ def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[
     elif folder == paths.quarantine.name:
         yield Finding(path, "set aside by a repair: no part of the run any more, it may be moved away", fatal=False)
     elif (
-        path not in (paths.manifest, paths.manifest_lock, paths.events)
+        path not in (paths.manifest, paths.manifest_lock, paths.events, paths.looks)
         and folder not in ("axes", "controls", "reference")
         and not (folder == "traces" and path.suffix == ".traces")
         and not (folder == "swapped" and path.suffix == ".means")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 
+from drift_cli.analysis.looks import Kind
 from drift_cli.analysis.presence import Split
 from drift_cli.analysis.results import Comparison, Measure
 from drift_cli.analysis.summary import percent
@@ -207,10 +208,21 @@ def table_lines(answer: Answer, width: int) -> list[str]:
             break
     assert made is not None
     left = len(rows) - len(shown)
-    note = f"± half the {percent(answer.level)} interval; p adjusted" + (f"; {left} more conditions in --full" if left else "")
+    note = f"± half the {_interval_name(answer)}; p adjusted" + (f"; {left} more conditions in --full" if left else "")
     told = f"level − baseline = presence of the prompt (same words) + words, both orders averaged; p: of the words; {note}"
     notes = _wrapped(told, width) if split else [note] if len(note) <= width else []
     return [*made, *notes]
+
+
+def _interval_name(answer: Answer) -> str:
+    """Which interval stands in the table."""
+    usual = f"{percent(answer.level)} interval"
+    found = answer.looked
+    if found is None or found.only:
+        return usual
+    if set(found.kinds) == {Kind.PLANNED}:
+        return f"repeated {usual} of planned look {found.number}"
+    return f"always-valid {usual} (look {found.number})"
 
 
 def _heads(split: bool) -> list[str]:

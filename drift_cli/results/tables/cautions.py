@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from drift_cli.analysis.looks import Kind
 from drift_cli.analysis.quality import Quality
 from drift_cli.analysis.results import Measure
 from drift_cli.analysis.verdict import Answer
@@ -15,6 +16,7 @@ def cautions(answer: Answer) -> Iterator[str]:
     """What limits the answer, the most harmful first."""
     several = len({(one.transcript, one.temperature) for one in answer.judgements}) > 1
     name = namer(several)
+    yield from _looks(answer)
     yield from _incomplete(answer, name)
     yield from _distinct(answer, name)
     if answer.remark is not None:
@@ -41,6 +43,45 @@ def cautions(answer: Answer) -> Iterator[str]:
     yield from _counted(answer, name, "of one or two words", lambda q: q.near_empty)
     yield from _counted(answer, name, "with marks of a chat template or role labels", lambda q: q.template)
     yield from _noise(answer, name)
+    yield from _later(answer)
+
+
+def _looks(answer: Answer) -> Iterator[str]:
+    """How often the data were looked at, which interval applies, and what a single look would say."""
+    found = answer.looked
+    if found is None:
+        return
+    if found.departures:
+        yield f"Not as planned: {'; '.join(found.departures)}."
+    kinds, looks = set(found.kinds), ", ".join(map(str, found.planned))
+    if Kind.NOT_PLANNED in kinds:
+        yield f"This look is not planned (looks at {looks} complete rollouts of every condition): nothing can be shown here, whatever p is."
+    if found.only:
+        return
+    earlier = f" (fewer were seen at {', '.join(map(str, found.earlier))} rollouts)" if found.earlier else ""
+    if Kind.ALWAYS in kinds:
+        yield f"Look {found.number} at these data{earlier}: the always-valid interval and p apply, not those of a single look."
+    elif Kind.PLANNED in kinds:
+        yield f"Look {found.number} of the plan{earlier}: the repeated interval and p apply; α is spent over looks at {looks}."
+    single = [
+        f"{name} {signed((low + high) / 2)}{HARD}±{HARD}{half_width((high - low) / 2)} (p{HARD}{p_words(p)})"
+        for name, low, high, p in found.single
+    ]
+    evidence_of = [f"{name} {number(one.e_value, 2)}" for name, one in found.standings if one.e_value is not None]
+    yield f"Of a single look they would be: {joined(single)}. e-values: {joined(evidence_of)}."
+
+
+def _later(answer: Answer) -> Iterator[str]:
+    """What will hold if more rollouts follow this look."""
+    found = answer.looked
+    if found is None or not found.only or not found.standings:
+        return
+    wide = [
+        f"{name} ±{HARD}{half_width((one.always_high - one.always_low) / 2)} (e{HARD}={HARD}{number(one.e_value, 2)})"
+        for name, one in found.standings
+        if one.always_low is not None and one.always_high is not None
+    ]
+    yield f"First look at these data: the usual interval applies. If rollouts are added after it, always-valid ones do, here {joined(wide)}."
 
 
 def _incomplete(answer: Answer, name: Namer) -> Iterator[str]:
