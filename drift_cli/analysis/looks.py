@@ -261,6 +261,7 @@ def presence_as_of(presence: Presence, found: Looking, level: float) -> Presence
     words = [row if row.role is Role.PRIMARY else replace(row, gate=gate) for row in words]
     alone = _as_of([one.presence for one in presence.splits], found, level)
     assert alone is not None
+    alone = [replace(row, p_adjusted=None) for row in alone]
     return replace(
         presence, splits=tuple(replace(one, words=w, presence=p) for one, w, p in zip(presence.splits, words, alone, strict=True))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from drift_cli.errors import UsageError
 from drift_cli.settings.config import Settings, resolve
 from drift_cli.settings.config import placement as read_placement
 from drift_cli.settings.keys import KEYS
+from drift_cli.settings.plan import read_plan
 from drift_cli.spec import Condition
 
 _Texts = list[str] | None
@@ -68,6 +70,19 @@ def generate(
     engine: EngineOption = None,
     traces: Annotated[bool, Option("--traces", help="Measure every token of the replies too, for `drift report`.")] = False,
     same_replies: SameRepliesOption = True,
+    plan: Annotated[
+        Path | None,
+        Option(
+            help="Before there is data: a TOML file with the primary measure, the looks and their α, kept in the run.", show_default=False
+        ),
+    ] = None,
+    until_half_width: Annotated[
+        float | None,
+        Option(help="Add rollouts until the always-valid interval of every primary comparison is ± this or narrower.", show_default=False),
+    ] = None,
+    max_samples: Annotated[
+        int | None, Option(help="With --until-half-width: the most rollouts per cell.", min=2, show_default=False)
+    ] = None,
     config: Annotated[Path | None, Option(help="A drift.toml other than ./drift.toml.")] = None,
     dry_run: DryRunOption = False,
     store: StoreOption = None,
@@ -80,9 +95,19 @@ def generate(
     an interruption, or a longer one (more --samples, another --condition) to add to the run.
     """
     settings = settings_from(locals())
+    from drift_cli.commands.until import until
     from drift_cli.commands.work import Work
 
-    Work(make_display(display, as_json), open_store(store), traces, same_replies=same_replies).start(settings, dry_run=dry_run)
+    declared = None if plan is None else read_plan(plan)
+    if declared is not None and settings.origin("samples") != "flag --samples":
+        settings = replace(settings, values={**settings.values, "samples": declared.looks[0]})
+    working = Work(make_display(display, as_json), open_store(store), traces, same_replies=same_replies, plan=declared)
+    if until_half_width is None:
+        if max_samples is not None:
+            raise UsageError("--max-samples goes with --until-half-width", mend="Without it, --samples says how many rollouts there are.")
+        working.start(settings, dry_run=dry_run)
+        return
+    until(working, settings, until_half_width, max_samples, dry_run=dry_run)
 
 
 def settings_from(options: Mapping[str, Any]) -> Settings:

@@ -43,7 +43,10 @@ if TYPE_CHECKING:
 
 def stats(
     run: RunArgument = None,
-    test: Annotated[str, typer.Option(help="How conditions are compared: welch, bootstrap, permutation, paired or mixed.")] = "welch",
+    test: Annotated[
+        str | None,
+        typer.Option(help="How conditions are compared: welch (default), bootstrap, permutation, paired or mixed.", show_default=False),
+    ] = None,
     against: Annotated[str | None, typer.Option(help="Compare with this condition only (default: all pairs).", show_default=False)] = None,
     correction: Annotated[str, typer.Option(help="For the number of turns: maxt, holm, bh or none.")] = "maxt",
     equivalence: Annotated[
@@ -51,7 +54,10 @@ def stats(
     ] = None,
     flagged: Annotated[str, typer.Option(help="Suspect replies: include, exclude or both.")] = "both",
     turns: Annotated[str | None, typer.Option(help="Only these turns count, such as 1-14 (default: all).", show_default=False)] = None,
-    primary: Annotated[str, typer.Option(help="The measure that carries the verdict: mean, change, slope or thirds.")] = "mean",
+    primary: Annotated[
+        str | None,
+        typer.Option(help="The measure that carries the verdict: mean (default), change, slope or thirds.", show_default=False),
+    ] = None,
     break_at: Annotated[
         float | None, typer.Option(help="A rollout is broken below this projection (default: the personas' midpoint).", show_default=False)
     ] = None,
@@ -68,7 +74,9 @@ def stats(
     axis: MeasuredAxisOption = None,
     segment: SegmentOption = None,
     ddof: Annotated[int, typer.Option(help="1: sample standard deviation; 0: the population formula.", min=0, max=1)] = 1,
-    level: Annotated[float, typer.Option(help="Level of the intervals.", min=0.5, max=0.9999)] = 0.95,
+    level: Annotated[
+        float | None, typer.Option(help="Level of the intervals (default: 0.95).", min=0.5, max=0.9999, show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.", min=0)] = 0,
     resamples: Annotated[int, typer.Option(help="Permutations or bootstrap samples.", min=99, max=1_000_000)] = 9999,
     format_: Annotated[str | None, typer.Option("--format", help="table, csv, markdown or latex.", show_default=False)] = None,
@@ -88,10 +96,10 @@ def stats(
     from drift_cli.analysis.table import load
 
     options = Options(
-        test=_choice(Test, "--test", test),
+        test=Test.WELCH if test is None else _choice(Test, "--test", test),
         against=against,
-        primary=_primary(primary),
-        level=level,
+        primary=_primary(primary or "mean"),
+        level=0.95 if level is None else level,
         correction=_choice(Correction, "--correction", correction),
         equivalence=equivalence,
         turns=_span(turns),
@@ -105,8 +113,9 @@ def stats(
     table = load(opened, axis, part)
     if axis is None and (said := unnamed(opened.manifest, table.axis)) is not None:
         shown.note(said)
+    asked = {"test": test, "primary": primary, "level": level, "against": against, "equivalence": equivalence}
     if opened.manifest.plan is not None:
-        options = options_of(opened.manifest.plan.plan, options, _given())
+        options = options_of(opened.manifest.plan.plan, options, [name for name, value in asked.items() if value is not None])
     result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened, break_at)
     if (problem := record(opened, table, options, "stats")) is not None:
         shown.note(problem)
@@ -305,19 +314,6 @@ def _document(result: Result) -> dict[str, Any]:
     if result.power is not None:
         document["power"] = list(result.power)
     return document
-
-
-def _given() -> list[str]:
-    """Options of an analysis that the command line gave, by their names in `Options`."""
-    import click
-
-    context = click.get_current_context(silent=True)
-    if context is None:
-        return []
-    default = click.core.ParameterSource.DEFAULT
-    return [
-        name for name in ("primary", "against", "level", "test", "equivalence") if context.get_parameter_source(name) not in (default, None)
-    ]
 
 
 def _choice(kind: type[E], option: str, given: str) -> E:

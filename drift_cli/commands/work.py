@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from drift_cli.running.experiment import Experiment
     from drift_cli.running.runner import Outcome
     from drift_cli.spec import Transcript
+    from drift_cli.store.manifest import Manifest
     from drift_cli.store.paths import Store
+    from drift_cli.store.plan import Plan
     from drift_cli.store.run import Run
     from drift_cli.workers.share import Share
 
@@ -42,6 +44,12 @@ class Work:
     """GPUs that the model is spread over."""
     same_replies: bool = False
     """Read the replies under the prompts that they are compared with once they are made."""
+    plan: Plan | None = None
+    """What is declared before there is data."""
+    rule: str | None = None
+    """What decides from the data when to stop, where something does: the run is extended in place, and the model stays loaded."""
+    held: dict[str, tuple[LoadedModel, Engine]] = field(default_factory=dict)
+    """By run: what was loaded, where it is kept for going on."""
 
     def start(self, settings: Settings, scripts: Sequence[Transcript] | None = None, *, dry_run: bool = False) -> Run | None:
         """Make the run that the settings name, or go on with it. Returns the run, None after a dry run; exits with 75 when interrupted.
@@ -89,11 +97,19 @@ class Work:
         from drift_cli.running.existing import relocate
         from drift_cli.store.run import Run
 
-        run = Run.create(self.store, experiment.manifest)
+        run = Run.create(self.store, self._planned(experiment.manifest))
         relocate(run, experiment)
         if experiment.axis is not None and not run.paths.axis(experiment.axis.name).exists():
             save(experiment.axis, run.paths.axis(experiment.axis.name))
         return run
+
+    def _planned(self, manifest: Manifest) -> Manifest:
+        """The manifest with the plan. Raises `UsageError` where there is data already, or where the plan names what the run does not have."""
+        if self.plan is None:
+            return manifest
+        from drift_cli.running.planned import planned
+
+        return planned(manifest, self.plan, self.store)
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
         from drift_cli.running.runner import Outcome
@@ -129,7 +145,9 @@ class Work:
         except Stopped:
             return Outcome(0, 0.0, interrupted=True)
         share.presence.now(WorkerState.LOADING)
-        model, engine = self._load(part)
+        model, engine = self.held.get(run.paths.run_id) or self._load(part)
+        if self.rule is not None:
+            self.held[run.paths.run_id] = model, engine
         self._record_residuals(run, model)
         run.begin(epoch_now(experiment.device, engine.name, engine.batch, self.gpus, run.manifest.spec.dtype))
         if not stop():
@@ -300,7 +318,7 @@ class Work:
             cells.append({"cell": str(plan.cell), "complete": complete, "planned": len(mine), "turns": turns, **short})
         notes = [
             f"{outcome.turns} turns made in {duration(outcome.seconds)}",
-            *([] if self.display.as_json else said_of(run)),
+            *([] if self.display.as_json else said_of(run, self.rule)),
         ]
         empty = [str(cell["cell"]) for cell in cells if not cell["turns"] and cell["ended_for_context"]]
         if empty:
