@@ -33,7 +33,7 @@ from drift_cli.analysis.looks import Looked, Looking, looked, presence_as_of, st
 from drift_cli.analysis.measures import Sample, sample
 from drift_cli.analysis.presence import Presence, Split
 from drift_cli.analysis.quality import Quality, quality
-from drift_cli.analysis.results import Comparison, Measure
+from drift_cli.analysis.results import Comparison, Measure, Test
 from drift_cli.analysis.scale import PersonaScale
 from drift_cli.analysis.segments import of_words, remark
 from drift_cli.analysis.sensitivity import LayerMoves
@@ -120,6 +120,7 @@ class Answer:
     layer: int | None
     baseline: str
     primary: Measure
+    test: Test
     level: float
     margin: float | None
     """The smallest effect of interest, in axis units; None: half of the baseline's fall."""
@@ -195,6 +196,7 @@ def answer(
         remark=remark(table),
         baseline=study.baseline,
         primary=options.primary,
+        test=options.test,
         level=options.level,
         margin=options.equivalence,
         finished=all(one.complete + one.early == one.planned for one in begun),

@@ -65,8 +65,9 @@ class Picture:
         """Of the statistics: the plan's, where the run has one."""
         from drift_cli.analysis.looks import options_of
         from drift_cli.analysis.results import Options
+        from drift_cli.analysis.study import usual_test
 
-        given = Options(level=self.level, against=None if self.against is None else self.baseline)
+        given = Options(level=self.level, against=None if self.against is None else self.baseline, test=usual_test(self.table))
         plan = self.run.manifest.plan
         return given if plan is None else options_of(plan.plan, given, () if self.against is None else ("against",))
 

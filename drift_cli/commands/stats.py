@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,7 +45,10 @@ def stats(
     run: RunArgument = None,
     test: Annotated[
         str | None,
-        typer.Option(help="How conditions are compared: welch (default), bootstrap, permutation, paired or mixed.", show_default=False),
+        typer.Option(
+            help="How conditions are compared: welch, bootstrap, permutation, paired or mixed (default: paired where samples share their noise, else welch).",
+            show_default=False,
+        ),
     ] = None,
     against: Annotated[str | None, typer.Option(help="Compare with this condition only (default: all pairs).", show_default=False)] = None,
     correction: Annotated[str, typer.Option(help="For the number of turns: maxt, holm, bh or none.")] = "maxt",
@@ -87,12 +90,14 @@ def stats(
 ) -> None:
     """Say whether each condition held the model, with the evidence and what limits it.
 
-    The unit is the rollout: every number is over rollouts, and one transcript supports claims about sampling noise only. Differences come from Welch's t
-    test on rollout means unless --test says otherwise; pairs and turns are tested together, by flipping signs of whole rollouts within each condition.
+    The unit is the rollout: every number is over rollouts, and one transcript supports claims about sampling noise only. Differences come from t tests on
+    rollout means (of pairs where samples share their noise) unless --test says otherwise; pairs of conditions and turns are tested together, by flipping
+    signs of whole rollouts within each condition.
     """
     from drift_cli.analysis.entries import unnamed
     from drift_cli.analysis.looks import options_of, record
     from drift_cli.analysis.results import Correction, Flagged, Options, Test
+    from drift_cli.analysis.study import usual_test
     from drift_cli.analysis.table import load
 
     options = Options(
@@ -114,6 +119,8 @@ def stats(
     if axis is None and (said := unnamed(opened.manifest, table.axis)) is not None:
         shown.note(said)
     asked = {"test": test, "primary": primary, "level": level, "against": against, "equivalence": equivalence}
+    if test is None:
+        options = replace(options, test=usual_test(table))
     if opened.manifest.plan is not None:
         options = options_of(opened.manifest.plan.plan, options, [name for name, value in asked.items() if value is not None])
     result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened, break_at)

@@ -58,10 +58,11 @@ def _widest(run: Run, rule: str | None) -> float | None:
     from drift_cli.analysis.looks import looked, looking, record
     from drift_cli.analysis.presence import presence
     from drift_cli.analysis.results import Options
-    from drift_cli.analysis.study import analyze
+    from drift_cli.analysis.study import analyze, usual_test
     from drift_cli.analysis.table import load
 
-    table, options = load(run), Options()
+    table = load(run)
+    options = Options(test=usual_test(table))
     found = looked(analyze(table, options), presence(run, table, options), looking(run, table, rule), table)
     record(run, table, options, "generate", rule)
     halves = [

@@ -369,14 +369,15 @@ def said_of(run: Run, rule: str | None = None) -> list[str]:
     from drift_cli.analysis.presence import presence
     from drift_cli.analysis.results import Options
     from drift_cli.analysis.scale import persona_scale
-    from drift_cli.analysis.study import analyze
+    from drift_cli.analysis.study import analyze, usual_test
     from drift_cli.analysis.table import load
     from drift_cli.analysis.verdict import answer
     from drift_cli.results.tables.answer import plain_sentences
 
     if len(run.manifest.axes) + len(run.manifest.measured) != 1 or len(run.manifest.conditions) < 2:
         return []
-    table, options, plan = load(run), Options(), run.manifest.plan
+    table, plan = load(run), run.manifest.plan
+    options = Options(test=usual_test(table))
     found = looking(run, table, rule)
     if plan is not None:
         options = options_of(plan.plan, options)

@@ -19,6 +19,8 @@ def planned(manifest: Manifest, plan: Plan, store: Store) -> Manifest:
     from drift_cli.store.run import Run
 
     run_id = manifest.spec.id
+    if plan.test == "auto":
+        plan = replace(plan, test="welch" if manifest.spec.sampling.independent_noise else "paired")
     if run_id in store.run_ids():
         run = Run.open(store, run_id)
         known = run.manifest.plan

@@ -6,7 +6,7 @@
     looks = [16, 24, 32, 48, 64]     # complete rollouts of every condition at each look; the last is the most
     alpha = 0.05                     # over all looks together
     spending = "obrien-fleming"      # or "pocock"
-    test = "welch"                   # or "paired"
+    test = "paired"                  # or "welch"; without it, pairs where samples share their noise
     axis = "demo"                    # with layer: where the projection is taken
     layer = 5
     note = "Why, in words."
@@ -28,8 +28,8 @@ from drift_cli.store.plan import Plan
 
 MEASURES = ("mean", "change", "slope", "thirds")
 SPENDINGS = ("obrien-fleming", "pocock")
-TESTS = ("welch", "paired")
-_DEFAULTS: Mapping[str, Any] = {"primary": "mean", "against": "baseline", "alpha": 0.05, "spending": "obrien-fleming", "test": "welch"}
+TESTS = ("auto", "welch", "paired")
+_DEFAULTS: Mapping[str, Any] = {"primary": "mean", "against": "baseline", "alpha": 0.05, "spending": "obrien-fleming", "test": "auto"}
 
 
 def read_plan(path: Path) -> Plan:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from drift_cli.analysis.looks import Kind
 from drift_cli.analysis.quality import Quality
-from drift_cli.analysis.results import Measure
+from drift_cli.analysis.results import Measure, Test
 from drift_cli.analysis.verdict import Answer
 from drift_cli.results.tables.phrases import HARD, Namer, evidence, half_width, joined, namer, p_words, signed, turned
 from drift_cli.results.tables.words import number
@@ -226,6 +226,9 @@ def _length(answer: Answer, name: Namer) -> Iterator[str]:
 def _noise(answer: Answer, name: Namer) -> Iterator[str]:
     shared = [one for one in answer.judgements if one.confounds is not None and one.confounds.r is not None]
     found = [f"{name(one)} r{HARD}={HARD}{signed(one.confounds.r)} (×{number(one.confounds.gain, 2)})" for one in shared if one.confounds]
+    if found and answer.test is Test.PAIRED:
+        yield f"Samples share their noise and are compared in pairs; variance without pairing, over that with it: {joined(found)}."
+        return
     if found:
         yield f"Samples share their noise; variance without pairing, over that with it (--test paired): {joined(found)}."
     against = [name(one) for one in shared if one.confounds and (one.confounds.r or 0.0) < -0.1]
