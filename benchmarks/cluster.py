@@ -1,6 +1,6 @@
 """Many workers on one run, simulated: discrete events, one per rollout that ends and per look at a cell.
 
-A worker starts (its process, reading the manifest, its weights), then fills 48 rows with rollouts as `store.queue` would: cells in an order of its own,
+A worker starts (its process, reading the manifest, its weights), then fills 48 rows with rollouts as `workers.queue` would: cells in an order of its own,
 from a sample of its own on; a look at a cell is a listing good for 5 s, one that looks free is claimed, which fails where another was faster; once
 nothing is free, what others hold is looked at for a twentieth of the time. While a worker looks, its GPU waits. Every step adds a token to each row and takes
 a + b · rows seconds; a rollout ends when its tokens are made, and the next is looked for. A worker that finds nothing leaves once its rows are done.
@@ -19,8 +19,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-FRESH, PAUSE, BEAT, BUDGET, REST = 5.0, 15.0, 15.0, 0.25, 20.0
-"""As in `store.queue` and `store.workers`."""
+FRESH, PAUSE, HEARTBEAT, BUDGET, REST = 5.0, 15.0, 15.0, 0.25, 20.0
+"""As in `workers.queue` and `workers.leases`."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class _Server:
     def __init__(self, costs: Costs, files: FileSystem | None, workers: int) -> None:
         self.costs, self.files = costs, files
         self.free, self.asked = 0.0, 0.0
-        beats = workers / BEAT * costs.steps["beat"].requests
+        beats = workers / HEARTBEAT * costs.steps["beat"].requests
         self.rate = 0.0 if files is None else max(files.rate - beats, files.rate / 100)
 
     def done(self, now: float, **steps: float) -> float:
@@ -269,7 +269,7 @@ def simulate(
         sum(worker.started for worker in crew) / whole,
         sum(worker.stalled for worker in crew) / whole,
         thin / whole,
-        0.0 if files is None else world.server.asked / (now * files.rate) + workers / BEAT * costs.steps["beat"].requests / files.rate,
+        0.0 if files is None else world.server.asked / (now * files.rate) + workers / HEARTBEAT * costs.steps["beat"].requests / files.rate,
         world.collisions,
     )
 

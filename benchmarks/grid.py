@@ -26,10 +26,11 @@ import torch
 import world
 
 from drift_cli.chat import chat_for
+from drift_cli.commands.progress import Shown
 from drift_cli.display import Display, Mode
-from drift_cli.engine.plain.attention import layout_of
+from drift_cli.engine.attention import layout_of
+from drift_cli.engine.layout import Layout, layout_from
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.slots import Layout, layout_from
 from drift_cli.models import LoadedModel
 from drift_cli.running.estimate import Work, fits, prompt_lengths, seconds
 from drift_cli.running.runner import run_rollouts
@@ -113,15 +114,9 @@ def slots(model: LoadedModel, plan: Manifest, given: world.Lengths, rows: int) -
     ready = recipes.clock(model) - started
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Store(Path(folder)), plan)
-        outcome = run_rollouts(
-            run,
-            world.Forced(engine, given),
-            chat=chat,
-            axis=None,
-            end_ids=model.card.end_ids,
-            display=Display(Mode.PLAIN),
-            stop=lambda: False,
-        )
+        with Shown(Display(Mode.PLAIN)) as shown:
+            forced, never = world.Forced(engine, given), shown.ticking(lambda: False)
+            outcome = run_rollouts(run, forced, chat=chat, axis=None, end_ids=model.card.end_ids, stop=never, tell=shown.tell)
         assert all(state.complete for state in run.states())
         for event in run.events():
             if event["kind"] in {"no-room", "out-of-memory"}:

@@ -16,8 +16,10 @@ import torch
 import world
 
 from drift_cli.engine.contract import Incident
+from drift_cli.engine.layout import Layout
+from drift_cli.engine.plan import Draw
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.slots import Draw, Layout, Slots
+from drift_cli.engine.slots import Slots
 from drift_cli.models import LoadedModel
 from drift_cli.running.speeds import measure_speeds
 from drift_cli.spec import Cell, Rollout, Sampling

@@ -18,7 +18,6 @@ from pathlib import Path
 import world
 
 from drift_cli.chat import chat_for
-from drift_cli.display import Display, Mode
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.models import LoadedModel
 from drift_cli.running.runner import run_rollouts
@@ -33,7 +32,7 @@ def once(model: LoadedModel, plan: Manifest, given: world.Lengths, rows: int, fo
     run = Run.create(Store(folder), plan)
     forced = world.Forced(engine, given)
     chat = chat_for(model.card.tokenizer, "template")
-    return run_rollouts(run, forced, chat=chat, axis=None, end_ids=model.card.end_ids, display=Display(Mode.NONE), stop=stop).turns
+    return run_rollouts(run, forced, chat=chat, axis=None, end_ids=model.card.end_ids, stop=stop).turns
 
 
 def digest(folder: Path) -> str:

@@ -21,7 +21,7 @@ import torch
 import world
 from numpy.typing import NDArray
 
-from drift_cli.engine.contract import Reply
+from drift_cli.engine.contract import Given, Reply
 from drift_cli.engine.kernels import repeatable
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.models import LoadedModel
@@ -38,7 +38,9 @@ def replies_of(model: LoadedModel, given: world.Lengths, layers: tuple[int, ...]
     plan = world.manifest(model, given, layers, tokens)
     sample = [Rollout(cell.cell, number) for number in range(-(-rows // len(plan.cells))) for cell in plan.cells][:rows]
     engine = SlotEngine(model, layers, Sampling(top_p=0.95), tokens, rows)
-    return list(engine.run(recipes.jobs_at(model, plan, given, sample, turn), lambda: False, lambda incident: print(incident.detail)))
+    return list(
+        engine.run(Given(recipes.jobs_at(model, plan, given, sample, turn)), lambda: False, lambda incident: print(incident.detail))
+    )
 
 
 def plain(network: Any, device: torch.device, replies: Sequence[Reply], layers: tuple[int, ...]) -> Means:

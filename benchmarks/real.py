@@ -115,7 +115,7 @@ def shared(plan: Plan, root: Path) -> str:
     store.parent.mkdir()
     started = time.monotonic()
     made = subprocess.run(
-        [sys.executable, "-m", "drift_cli", "launch", "--engine", "local", "--workers", "2", *plan.line(store, plan.turns)],
+        [sys.executable, "-m", "drift_cli", "launch", "--launcher", "local", "--workers", "2", *plan.line(store, plan.turns)],
         stdout=subprocess.DEVNULL,
         check=False,
     )

@@ -13,8 +13,8 @@ import torch
 import world
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from drift_cli.chat import Dialogue, chat_for
-from drift_cli.engine.contract import Job
+from drift_cli.chat import chat_for, scripted
+from drift_cli.engine.contract import Given, Job
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.sampling import noise_key
 from drift_cli.models import LoadedModel
@@ -43,11 +43,11 @@ def jobs_at(model: LoadedModel, plan: Manifest, given: world.Lengths, rollouts: 
     jobs = []
     for number, rollout in enumerate(rollouts):
         lengths = world.reply_lengths(given, rollout)
-        dialogue = Dialogue(chat, plan.transcripts["script"].users[:turn], plan.conditions[rollout.cell.condition], model.card.end_ids)
+        talk = scripted(chat, plan.transcripts["script"].users[:turn], plan.conditions[rollout.cell.condition], model.card.end_ids)
         for index in range(turn - 1):
             generator = torch.Generator().manual_seed(1000 * number + index)
-            dialogue.advance(torch.randint(8, size, (lengths[index],), generator=generator).tolist())
-        jobs.append(Job(rollout, dialogue, noise_key(42, rollout.cell, independent=False), 0, lengths=lengths))
+            talk = talk.after(torch.randint(8, size, (lengths[index],), generator=generator).tolist())
+        jobs.append(Job(rollout, talk, noise_key(42, rollout.cell, independent=False), 0, lengths=lengths))
     return jobs
 
 
@@ -67,7 +67,7 @@ def recipe(model: LoadedModel, jobs: list[Job], turn: int) -> float:
     over the finished conversation, of which a turn's share is counted.
     """
     started = clock(model)
-    prompts = [job.dialogue.prompt for job in jobs]
+    prompts = [job.conversation.prompt for job in jobs]
     width, device = max(map(len, prompts)), model.device
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -87,7 +87,7 @@ def second_pass(model: LoadedModel, jobs: list[Job], turn: int) -> float:
     total = 0.0
     for job in jobs:
         assert job.lengths is not None
-        tokens = torch.ones((1, len(job.dialogue.prompt) + job.lengths[turn - 1]), dtype=torch.long, device=model.device)
+        tokens = torch.ones((1, len(job.conversation.prompt) + job.lengths[turn - 1]), dtype=torch.long, device=model.device)
         started = clock(model)
         with torch.inference_mode():
             states = model.network(input_ids=tokens, output_hidden_states=True, use_cache=False, logits_to_keep=1).hidden_states
@@ -100,12 +100,12 @@ def continuous(model: LoadedModel, jobs: list[Job], turn: int) -> float:
     """Seconds in which transformers' continuous batching answers one turn of all rollouts, and a second pass measures it. Its set-up is not counted."""
     config = GenerationConfig(**SAMPLING, max_new_tokens=512, eos_token_id=-1, pad_token_id=0)
     with model.network.continuous_batching_context_manager(generation_config=config) as manager:
-        manager.add_request(list(jobs[0].dialogue.prompt), max_new_tokens=2, eos_token_id=-1)
+        manager.add_request(list(jobs[0].talk.prompt), max_new_tokens=2, eos_token_id=-1)
         _collect(manager, 1)
         started = clock(model)
         for job in jobs:
             assert job.lengths is not None
-            manager.add_request(list(job.dialogue.prompt), max_new_tokens=job.lengths[turn - 1], eos_token_id=-1)
+            manager.add_request(list(job.conversation.prompt), max_new_tokens=job.lengths[turn - 1], eos_token_id=-1)
         _collect(manager, len(jobs))
         took = clock(model) - started
     return took + second_pass(model, jobs, turn)
@@ -125,7 +125,7 @@ def reference(model: LoadedModel, jobs: list[Job], turn: int) -> float:
     longest = max(job.lengths[turn - 1] for job in jobs if job.lengths is not None)
     engine = ReferenceEngine(model, (model.card.layers * 2 // 3,), Sampling(top_p=0.95), longest, batch=len(jobs))
     started = clock(model)
-    for _ in engine.run(jobs, lambda: False, lambda incident: print("   ", incident.detail)):
+    for _ in engine.run(Given(jobs, len(jobs)), lambda: False, lambda incident: print("   ", incident.detail)):
         pass
     return clock(model) - started
 

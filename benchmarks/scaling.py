@@ -30,14 +30,14 @@ import numpy as np
 from cluster import Costs, FileSystem, Gpu, Outcome, Step, simulate
 
 from drift_cli.spec import Cell, ChatFormat, Condition, Finish, RunSpec, Sampling, Transcript, Turn
-from drift_cli.store.claims import Claims, read_holder
 from drift_cli.store.log import End
 from drift_cli.store.manifest import CellPlan, Manifest, ModelFacts
 from drift_cli.store.paths import Store
-from drift_cli.store.queue import Queue
 from drift_cli.store.run import Run
 from drift_cli.store.tails import tail_state
-from drift_cli.store.workers import Observer, Presence, WorkerState
+from drift_cli.workers.claims import Claims, read_holder
+from drift_cli.workers.leases import Observer, Presence, WorkerState
+from drift_cli.workers.queue import Queue
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
 BEGIN, END = "<!-- scaling: written by `python benchmarks/scaling.py --write` -->", "<!-- end of scaling -->"

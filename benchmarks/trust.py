@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from drift_cli import models, transcripts
-from drift_cli.engine.plain import attention as plain_attention
-from drift_cli.engine.plain.slots import PlainSlots
+from drift_cli.engine import attention
+from drift_cli.engine.kernels.torch import backend
 from drift_cli.engine.plain_passes import yardstick
+from drift_cli.engine.slots import make_slots
 from drift_cli.engine.trial import Trial, judge
 from drift_cli.engine.trial_text import conversations, length, random_text
 from drift_cli.models import LoadedModel
@@ -24,9 +25,9 @@ from drift_cli.spec import Sampling
 
 
 def tried(model: LoadedModel, text: list[int]) -> Trial:
-    given = conversations(text, length(model, plain_attention.layout_of(model), None), 3)
+    given = conversations(text, length(model, attention.layout_of(model), None), 3)
     against = yardstick(model, given)
-    slots = PlainSlots(model, tuple(range(model.card.layers + 1)), Sampling(), 3)
+    slots = make_slots(model, tuple(range(model.card.layers + 1)), Sampling(), 8, 3, backend="torch")
     try:
         return judge(model.dtype, slots, given, against)
     finally:
@@ -35,17 +36,17 @@ def tried(model: LoadedModel, text: list[int]) -> Trial:
 
 @contextmanager
 def planted(change: Callable[..., Any]) -> Iterator[None]:
-    """`change` gets the arguments of every attention call of plain slots."""
-    own = plain_attention.Keeper.attend
+    """`change` gets the arguments of every attention call of slots on torch kernels."""
+    own = attention.installed
 
-    def attend(self: plain_attention.Keeper, *given: Any, **how: Any) -> Any:
-        return own(self, *given, **change(how))
+    def installed(model: LoadedModel, name: str, attend: Callable[..., Any]) -> Any:
+        return own(model, name, lambda *given, **how: attend(*given, **change(how)))
 
-    plain_attention.Keeper.attend = attend  # type: ignore[method-assign]
+    attention.installed = backend.installed = installed  # type: ignore[assignment]
     try:
         yield
     finally:
-        plain_attention.Keeper.attend = own  # type: ignore[method-assign]
+        attention.installed = backend.installed = own
 
 
 ERRORS: dict[str, Callable[..., Any]] = {

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Olm
 
 from drift_cli import models
 from drift_cli.chat import chat_for
-from drift_cli.engine.contract import Engine, Incident, Job, Reply
+from drift_cli.engine.contract import Engine, Incident, Job, JobSource, Reply
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Cell, Condition, Placement, Rollout, RunSpec, Sampling, Transcript
 from drift_cli.store.manifest import CellPlan, Manifest, ModelFacts
@@ -148,12 +148,24 @@ class Forced:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def run(self, jobs: Iterable[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
+    def run(self, jobs: JobSource, stop: Callable[[], bool], report: Callable[[Incident], None]) -> Generator[Reply]:
         """The engine's replies."""
-        yield from self.engine.run((self._forced(job) for job in jobs), stop, report)
+        yield from self.engine.run(Lengthened(jobs, self.given), stop, report)
 
-    def _forced(self, job: Job) -> Job:
-        return replace(job, lengths=reply_lengths(self.given, job.rollout))
+
+@dataclass
+class Lengthened:
+    """A source whose jobs have replies of given lengths."""
+
+    source: JobSource
+    given: Lengths
+
+    def take(self) -> Sequence[Job]:
+        """The next jobs."""
+        jobs = self.source.take()
+        for job in jobs:
+            job.lengths = reply_lengths(self.given, job.rollout)
+        return jobs
 
 
 def reply_lengths(given: Lengths, rollout: Rollout) -> tuple[int, ...]:

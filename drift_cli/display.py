@@ -6,19 +6,17 @@ writes one JSON object a line to stderr; `none` writes only errors. With `as_jso
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import sys
 import time
-import unicodedata
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import orjson
+
+from drift_cli.streams import PipeSafe, inert
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,51 +37,6 @@ class Mode(StrEnum):
     PLAIN = "plain"
     JSON = "json"
     NONE = "none"
-
-
-def inert(text: str) -> str:
-    """Text from models or files with everything that could steer a terminal made visible: control, bidi and other format characters."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf", "Cs"} else f"\\u{ord(c):04x}" for c in text)
-
-
-class Lasting:
-    """A stream that outlives its reader: where nobody reads any more (`| head`, a terminal that was closed), what is written goes nowhere.
-
-    The work goes on then: its results are on disk. (A full disk behind `>` is another matter, and an error.)
-    """
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self.lost = stream is None  # it was closed before we began (`>&-`)
-        self._stream: TextIO = io.StringIO() if stream is None else stream
-
-    def write(self, text: str) -> int:
-        """Write `text`."""
-        try:
-            return len(text) if self.lost else self._stream.write(text)
-        except OSError as error:
-            self._give_up(error)
-            return len(text)
-
-    def flush(self) -> None:
-        """Hand on what was written."""
-        try:
-            if not self.lost:
-                self._stream.flush()
-        except OSError as error:
-            self._give_up(error)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def _give_up(self, error: OSError) -> None:
-        """Point the stream at nothing, so that Python's own flush at exit does not fail either. A terminal that is gone says EIO."""
-        if not isinstance(error, BrokenPipeError) and error.errno != errno.EIO:
-            raise error
-        self.lost = True
-        with suppress(OSError, ValueError):
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, self._stream.fileno())
-            os.close(nothing)
 
 
 @dataclass(frozen=True)
@@ -113,7 +66,7 @@ class Display:
     err: TextIO = field(default_factory=lambda: sys.stderr)
 
     def __post_init__(self) -> None:
-        self.out, self.err = cast(TextIO, Lasting(self.out)), cast(TextIO, Lasting(self.err))
+        self.out, self.err = cast(TextIO, PipeSafe(self.out)), cast(TextIO, PipeSafe(self.err))
         if self.mode is Mode.AUTO:
             self.mode = Mode.RICH if self.err.isatty() else Mode.PLAIN
 
@@ -162,7 +115,7 @@ class Display:
     @property
     def unread(self) -> bool:
         """Whether nobody reads results any more."""
-        return cast(Lasting, self.out).lost
+        return cast(PipeSafe, self.out).lost
 
     def progress(self, total: int, done: int, unit: str = "turns") -> Progress:
         """A progress display over `total` units, `done` of them already."""

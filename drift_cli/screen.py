@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
-from drift_cli.display import Display, Table, inert
+from drift_cli.display import Display, Table
+from drift_cli.streams import inert
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -103,16 +103,31 @@ class Transcript:
     name: str
     users: tuple[str, ...]
     replies: tuple[str, ...] | None = None
+    user: str | None = field(default=None, metadata={"optional": True})
+    """What the Python code is called that asks instead of a script; `users` is () then."""
+    turns: int | None = field(default=None, metadata={"optional": True})
+    """How often that code asks."""
 
     def __post_init__(self) -> None:
         checked_name("transcript", self.name)
+        if (self.user is None) != (self.turns is None) or (self.user is not None and (self.users or (self.turns or 0) < 1)):
+            raise ValueError("a user's code asks at least once, and in place of a script")
         if self.replies is not None and len(self.replies) != len(self.users):
             raise ValueError(f"{len(self.users)} user turns but {len(self.replies)} replies")
 
     @property
     def digest(self) -> str:
         """Of the user turns alone: replies are not part of the script."""
-        return digest_of(list(self.users))
+        return digest_of(list(self.users) if self.user is None else {"user": self.user, "turns": self.turns})
+
+    @property
+    def total(self) -> int:
+        """The number of user turns."""
+        return len(self.users) if self.turns is None else self.turns
+
+    def asked(self, turn: int) -> str | None:
+        """The text of a user turn, 1 for the first; None where the script does not have it."""
+        return self.users[turn - 1] if turn <= len(self.users) else None
 
 
 @dataclass(frozen=True)
@@ -281,6 +296,24 @@ def spans(segments: Sequence[Segment], part: Part) -> tuple[tuple[int, int], ...
 
 
 @dataclass(frozen=True)
+class Answered:
+    """A turn that has its reply."""
+
+    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
+    """Of the reply, as sampled, its end-of-turn token included."""
+    length: int
+    """How many of them count: all but the end-of-turn token."""
+    segments: tuple[Segment, ...] = ()
+    """Where reasoning and answer are in them; () where the reply is all answer."""
+
+    @property
+    def content(self) -> tuple[int, ...]:
+        """The ids that count."""
+        return self.ids[: self.length]
+
+
+@dataclass(frozen=True)
 class Turn:
     """One committed user message and its reply. What a run imported from elsewhere does not know is None."""
 
@@ -304,6 +337,8 @@ class Turn:
     """The reasoning's text; None where there is none."""
     means: Mapping[Part, np.ndarray[Any, Any]] = field(default_factory=dict, compare=False, repr=False)
     """Of a reply with segments: residual means, as `residual`, of `REASONING` and `ALL`, where there are such tokens."""
+    user: str | None = None
+    """The user's text as it was put, without the condition's prompt. None in lines of format 1, where only the transcript has it."""
 
     def mean(self, part: Part) -> np.ndarray[Any, Any] | None:
         """(layers, width) float32 of one part; None where it has no token, or where residual means were not read."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from drift_cli.engine.slots import PAGE
+from drift_cli.engine.layout import PAGE
 
 
 def _held(pool: Tensor, address: Tensor, table: Tensor, row: int, end: int) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,8 @@ from cli import drift
 from test_kills import Zygote
 
 from drift_cli.axes import demo_axis, import_torch, load
-from drift_cli.axes import personas as people
 from drift_cli.errors import UsageError
+from drift_cli.measuring import personas as people
 from drift_cli.models import describe
 
 PEOPLE = """

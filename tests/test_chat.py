@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import tiny
 
-from drift_cli.chat import Dialogue, chat_for, common_prefix, messages
+from drift_cli.chat import Conversation, chat_for, messages, scripted
 from drift_cli.chat.raw import RawChat
 from drift_cli.chat.template import TemplateChat
+from drift_cli.engine.contract import common_prefix
 from drift_cli.errors import UsageError
 from drift_cli.running.estimate import prompt_lengths
 from drift_cli.spec import Condition, Placement, Transcript
@@ -21,8 +22,8 @@ def _chat(name: str, **how: str) -> TemplateChat:
     return TemplateChat(tiny.tokenizer(tiny.ARCHITECTURES[name]), **how)
 
 
-def _dialogue(chat: TemplateChat | RawChat, condition: Condition | None = None, users: tuple[str, ...] = USERS) -> Dialogue:
-    return Dialogue(chat, users, condition or Condition("baseline"), frozenset({0}))
+def _talk(chat: TemplateChat | RawChat, condition: Condition | None = None, users: tuple[str, ...] = USERS) -> Conversation:
+    return scripted(chat, users, condition or Condition("baseline"), frozenset({0}))
 
 
 def test_a_prompt_after_every_turn_gives_the_messages_of_the_original_experiment() -> None:
@@ -102,42 +103,42 @@ def test_options_reach_the_template_and_its_identity() -> None:
 
 def test_sampled_ids_stay_in_the_conversation_though_the_text_would_be_tokenized_otherwise() -> None:
     chat = _chat("olmo3")
-    dialogue = _dialogue(chat)
+    talk = _talk(chat)
     letters = [chat.tokenizer.convert_tokens_to_ids(letter) for letter in ["Ġ", "h", "e", "l", "l", "o"]]
     assert list(chat.tokenizer.encode(" hello", add_special_tokens=False)) != letters
-    first = list(dialogue.prompt)
-    dialogue.advance([*letters, 0])
-    assert dialogue.replies == [" hello"]
-    assert dialogue.prompt[: len(first) + len(letters)] == [*first, *letters]
-    assert dialogue.prompt[len(first) + len(letters)] == 0
-    assert chat.tokenizer.decode(dialogue.prompt) == chat.render(messages(USERS[:2], (" hello",), dialogue.condition), prompt=True)
+    first = talk.prompt
+    talk = talk.after([*letters, 0])
+    assert [said.answer for said in talk.said] == [" hello"]
+    assert talk.prompt[: len(first) + len(letters)] == (*first, *letters)
+    assert talk.prompt[len(first) + len(letters)] == 0
+    assert chat.tokenizer.decode(talk.prompt) == chat.render(messages(USERS[:2], (" hello",), talk.condition), prompt=True)
 
 
 def test_a_template_that_trims_a_reply_is_followed() -> None:
     chat = _chat("llama")
-    dialogue = _dialogue(chat)
-    dialogue.advance([*chat.tokenizer.encode("  hello there \n", add_special_tokens=False), 0])
-    assert dialogue.prompt == chat.prompt(USERS[:2], ("  hello there \n",), dialogue.condition)
-    assert "hello there<|eot|>" in chat.tokenizer.decode(dialogue.prompt)
+    talk = _talk(chat)
+    talk = talk.after([*chat.tokenizer.encode("  hello there \n", add_special_tokens=False), 0])
+    assert list(talk.prompt) == chat.prompt(USERS[:2], ("  hello there \n",), talk.condition)
+    assert "hello there<|eot|>" in chat.tokenizer.decode(talk.prompt)
 
 
 def test_a_template_that_drops_reasoning_is_followed() -> None:
     chat = _chat("qwen3")
-    dialogue = _dialogue(chat)
-    before = list(dialogue.prompt)
-    dialogue.advance([*chat.tokenizer.encode("I feel</think> hello", add_special_tokens=False), 0])
-    assert "I feel" not in chat.tokenizer.decode(dialogue.prompt)
-    assert common_prefix(before, dialogue.prompt) == len(before)
+    talk = _talk(chat)
+    before = list(talk.prompt)
+    talk = talk.after([*chat.tokenizer.encode("I feel</think> hello", add_special_tokens=False), 0])
+    assert "I feel" not in chat.tokenizer.decode(talk.prompt)
+    assert common_prefix(before, talk.prompt) == len(before)
 
 
 def test_the_same_conversation_always_has_the_same_prompt() -> None:
     chat = _chat("gemma")
     replies = [[90, 91, 92, 0], [], [400, 9, 300]]
-    a, b = _dialogue(chat), _dialogue(chat)
+    a, b = _talk(chat), _talk(chat)
     for reply in replies[:2]:
-        a.advance(reply)
+        a = a.after(reply)
     for reply in replies[:2]:
-        b.advance(reply)
+        b = b.after(reply)
     assert a.prompt == b.prompt
     assert a.past == b.past
 
@@ -169,19 +170,19 @@ def test_raw_replies_end_where_another_speaker_begins() -> None:
 
 def test_raw_prompts_keep_every_sampled_id() -> None:
     chat = RawChat(tiny.tokenizer(tiny.ARCHITECTURES["olmo3"]))
-    dialogue = _dialogue(chat, Condition("c", PROMPT, Placement.EVERY_TURN))
-    first = list(dialogue.prompt)
+    talk = _talk(chat, Condition("c", PROMPT, Placement.EVERY_TURN))
+    first = talk.prompt
     assert chat.tokenizer.decode(first) == f"User: hello there\n\nSystem: {PROMPT}\n\nAssistant:"
-    dialogue.advance([90, 91, 92])
-    assert dialogue.prompt[: len(first) + 3] == [*first, 90, 91, 92]
-    assert chat.tokenizer.decode(dialogue.prompt[len(first) + 3 :]) == f"\n\nUser: tell me more\n\nSystem: {PROMPT}\n\nAssistant:"
+    talk = talk.after([90, 91, 92])
+    assert talk.prompt[: len(first) + 3] == (*first, 90, 91, 92)
+    assert chat.tokenizer.decode(talk.prompt[len(first) + 3 :]) == f"\n\nUser: tell me more\n\nSystem: {PROMPT}\n\nAssistant:"
 
 
 def test_raw_text_has_the_prompt_in_front_of_the_first_user_message_only() -> None:
     chat = RawChat(tiny.tokenizer(tiny.ARCHITECTURES["olmo3"]))
-    dialogue = _dialogue(chat, Condition("c", PROMPT, Placement.FIRST_USER))
-    dialogue.advance([90])
-    text = chat.tokenizer.decode(dialogue.prompt)
+    talk = _talk(chat, Condition("c", PROMPT, Placement.FIRST_USER))
+    talk = talk.after([90])
+    text = chat.tokenizer.decode(talk.prompt)
     assert text.startswith(f"User: {PROMPT}\n\nhello there\n\nAssistant:")
     assert text.endswith("\n\nUser: tell me more\n\nAssistant:")
 

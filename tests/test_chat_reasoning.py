@@ -9,7 +9,7 @@ import templates
 import tiny
 from templates import PLAIN, THINKING, Habit
 
-from drift_cli.chat import Dialogue
+from drift_cli.chat import Conversation, scripted
 from drift_cli.chat.raw import RawChat
 from drift_cli.chat.template import TemplateChat
 from drift_cli.spec import Condition, Segment, SegmentKind
@@ -119,39 +119,39 @@ CASES = [
 ]
 
 
-def start(habit: Habit, users: tuple[str, ...] = USERS) -> Dialogue:
+def start(habit: Habit, users: tuple[str, ...] = USERS) -> Conversation:
     chat = TemplateChat(habit.tokenizer(), options=habit.options)
-    return Dialogue(chat, users, Condition("c"), chat.end_ids(frozenset()))
+    return scripted(chat, users, Condition("c"), chat.end_ids(frozenset()))
 
 
-def ids_of(dialogue: Dialogue, text: str) -> list[int]:
-    return [int(i) for i in dialogue.chat.tokenizer.encode(text, add_special_tokens=False)]
+def ids_of(talk: Conversation, text: str) -> list[int]:
+    return [int(i) for i in talk.chat.tokenizer.encode(text, add_special_tokens=False)]
 
 
-def text_of(dialogue: Dialogue, ids: list[int]) -> str:
-    return str(dialogue.chat.tokenizer.decode(ids))
+def text_of(talk: Conversation, ids: list[int]) -> str:
+    return str(talk.chat.tokenizer.decode(ids))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.habit}: {case.reply!r}")
 def test_a_reply_is_taken_apart_and_goes_into_history_as_the_template_means_it(case: Case) -> None:
-    dialogue = start(THINKING[case.habit])
-    ids, before = ids_of(dialogue, case.reply), list(dialogue.prompt)
-    sampled = [*ids, max(dialogue.end_ids)] if case.ended else ids
-    segments = dialogue.segments(sampled)
+    talk = start(THINKING[case.habit])
+    ids, before = ids_of(talk, case.reply), talk.prompt
+    sampled = [*ids, max(talk.end_ids)] if case.ended else ids
+    segments = talk.parts(sampled).segments
     if case.parts:
-        assert [(it.kind, text_of(dialogue, ids[it.start : it.stop])) for it in segments] == list(case.parts)
+        assert [(it.kind, text_of(talk, ids[it.start : it.stop])) for it in segments] == list(case.parts)
     elif case.ended:
         assert segments == ()
     else:
         assert segments == (Segment(ANSWER, len(ids), len(ids)),)  # markup and nothing else: not one token of an answer
     answers, thoughts = ([text for kind, text in case.parts if kind is wanted] for wanted in (ANSWER, REASONING))
-    assert dialogue.text(sampled) == ("\n\n".join(answers) if segments else case.reply)
-    assert dialogue.reasoning(sampled) == ("\n\n".join(thoughts) or None)
-    dialogue.advance(sampled)
-    assert dialogue.problem is None
-    history = text_of(dialogue, dialogue.prompt).removeprefix("<|b|>user<|m|>First<|e|>")
+    assert talk.parts(sampled).answer == ("\n\n".join(answers) if segments else case.reply)
+    assert (talk.parts(sampled).reasoning or None) == ("\n\n".join(thoughts) or None)
+    talk = talk.after(sampled)
+    assert talk.problem is None
+    history = text_of(talk, talk.prompt).removeprefix("<|b|>user<|m|>First<|e|>")
     assert history.split("<|b|>user<|m|>Second<|e|>")[0] == case.history
-    assert (dialogue.prompt[: len(before) + len(ids)] == [*before, *ids]) == case.kept
+    assert (talk.prompt[: len(before) + len(ids)] == (*before, *ids)) == case.kept
 
 
 @pytest.mark.parametrize("habit", THINKING.values(), ids=lambda habit: habit.name)
@@ -161,10 +161,10 @@ def test_every_kind_of_reply_leads_to_a_next_prompt_and_prompts_are_a_function_o
     one, other = start(habit, users), start(habit, users)
     for case in replies:
         ids = [*ids_of(one, case.reply), *([max(one.end_ids)] if case.ended else [])]
-        one.advance(ids)
+        one = one.after(ids)
         assert one.problem is None
-    for _, content in one.past:
-        other.advance(content)
+    for answered in one.past:
+        other = other.after(answered.content)
     assert other.prompt == one.prompt
     text = text_of(one, one.prompt)
     assert [text.count(user) for user in users] == [1] * len(users)
@@ -172,15 +172,15 @@ def test_every_kind_of_reply_leads_to_a_next_prompt_and_prompts_are_a_function_o
 
 @pytest.mark.parametrize("users", [("One", "/quick Two", "Three"), ("One", "Two", "Three")], ids=["off", "on"])
 def test_whether_a_prompt_begins_the_reasoning_is_looked_up_in_that_prompt(users: tuple[str, ...]) -> None:
-    dialogue = start(THINKING[SWITCH], users)
-    assert dialogue.segments(ids_of(dialogue, "Yes, you.")) == (Segment(REASONING, 0, len(ids_of(dialogue, "Yes, you."))),)
-    dialogue.advance(ids_of(dialogue, "Hm.</think>Yes."))
+    talk = start(THINKING[SWITCH], users)
+    assert talk.parts(ids_of(talk, "Yes, you.")).segments == (Segment(REASONING, 0, len(ids_of(talk, "Yes, you."))),)
+    talk = talk.after(ids_of(talk, "Hm.</think>Yes."))
     off = "/quick" in users[1]
-    assert text_of(dialogue, dialogue.prompt).endswith("<think>\n\n</think>\n\n" if off else "<think>\n")
-    assert (dialogue.segments(ids_of(dialogue, "Yes, you.")) == ()) == off
+    assert text_of(talk, talk.prompt).endswith("<think>\n\n</think>\n\n" if off else "<think>\n")
+    assert (talk.parts(ids_of(talk, "Yes, you.")).segments == ()) == off
     # A reply that somebody else gave is an answer, whatever the prompt began.
-    dialogue.advance(ids_of(dialogue, "No, you."), given=True)
-    assert dialogue.replies == ["Yes.", "No, you."]
+    talk = talk.after(ids_of(talk, "No, you."), given=True)
+    assert [said.answer for said in talk.said] == ["Yes.", "No, you."]
 
 
 @pytest.mark.parametrize(
@@ -188,22 +188,22 @@ def test_whether_a_prompt_begins_the_reasoning_is_looked_up_in_that_prompt(users
     [(STAYS, "<think>\nHm\n</think>\n\n"), (RESPONSE, "<|START_RESPONSE|>"), (CHANNELS, "<|c|>final<|m|>"), (LEFT_OUT, "")],
 )
 def test_ids_stay_as_they_were_sampled_where_history_is_the_prompt_the_reply_and_a_tail(habit: str, before: str) -> None:
-    dialogue = start(THINKING[habit])
-    letters = [dialogue.chat.tokenizer.convert_tokens_to_ids(letter) for letter in ("o", "k", "Ġ", "h", "e", "l", "l", "o")]
-    assert ids_of(dialogue, "ok hello") != letters
-    reply, first = [*ids_of(dialogue, before), *letters], list(dialogue.prompt)
-    dialogue.advance([*reply, max(dialogue.end_ids)])
-    assert dialogue.replies == ["ok hello"]
-    assert dialogue.prompt[: len(first) + len(reply)] == [*first, *reply]
+    talk = start(THINKING[habit])
+    letters = [talk.chat.tokenizer.convert_tokens_to_ids(letter) for letter in ("o", "k", "Ġ", "h", "e", "l", "l", "o")]
+    assert ids_of(talk, "ok hello") != letters
+    reply, first = [*ids_of(talk, before), *letters], talk.prompt
+    talk = talk.after([*reply, max(talk.end_ids)])
+    assert [said.answer for said in talk.said] == ["ok hello"]
+    assert talk.prompt[: len(first) + len(reply)] == (*first, *reply)
 
 
 def test_a_token_that_begins_with_the_space_behind_markup_belongs_to_the_part() -> None:
-    dialogue = start(THINKING[LEFT_OUT])
-    hello, there = (ids_of(dialogue, token) for token in (" hello", " there"))
+    talk = start(THINKING[LEFT_OUT])
+    hello, there = (ids_of(talk, token) for token in (" hello", " there"))
     assert (len(hello), len(there)) == (1, 1)
-    opens, closes = ids_of(dialogue, "<think>"), ids_of(dialogue, "</think>")
-    assert dialogue.segments([*opens, *hello, *closes, *there]) == (Segment(REASONING, 1, 2), Segment(ANSWER, 3, 4))
-    assert dialogue.text([*opens, *hello, *closes, *there]) == "there"
+    opens, closes = ids_of(talk, "<think>"), ids_of(talk, "</think>")
+    assert talk.parts([*opens, *hello, *closes, *there]).segments == (Segment(REASONING, 1, 2), Segment(ANSWER, 3, 4))
+    assert talk.parts([*opens, *hello, *closes, *there]).answer == "there"
 
 
 def test_between_its_channels_a_reply_goes_on() -> None:
@@ -213,19 +213,19 @@ def test_between_its_channels_a_reply_goes_on() -> None:
 
 
 def test_a_segment_begins_with_the_first_byte_of_its_first_character_and_ends_where_the_reply_was_cut() -> None:
-    dialogue = start(THINKING[LEFT_OUT])
-    ids = ids_of(dialogue, "<think>\n\U0001f60a Hm \U0001f60a\n</think>\n\n\U0001f60a you \U0001f60a")[:-2]  # cut inside a character
-    reasoning, answer = dialogue.segments(ids)
-    assert text_of(dialogue, ids[reasoning.start : reasoning.stop]) == "\U0001f60a Hm \U0001f60a"
-    assert text_of(dialogue, ids[answer.start : answer.stop]).startswith("\U0001f60a you")
+    talk = start(THINKING[LEFT_OUT])
+    ids = ids_of(talk, "<think>\n\U0001f60a Hm \U0001f60a\n</think>\n\n\U0001f60a you \U0001f60a")[:-2]  # cut inside a character
+    reasoning, answer = talk.parts(ids).segments
+    assert text_of(talk, ids[reasoning.start : reasoning.stop]) == "\U0001f60a Hm \U0001f60a"
+    assert text_of(talk, ids[answer.start : answer.stop]).startswith("\U0001f60a you")
     assert answer.stop == len(ids)
 
 
 def test_tags_in_ordinary_tokens_that_a_reply_only_speaks_of_are_no_markup() -> None:
-    dialogue = start(Habit("plain tags", templates.each(templates.SAY, before="{%- if tools -%}<think>, </think>{%- endif -%}")))
-    assert dialogue.chat.segmented
-    assert dialogue.segments(ids_of(dialogue, "The tag <think> opens.")) == ()
-    reasoning, answer = dialogue.segments(ids_of(dialogue, "<think>Hm</think>The tag <think> opens."))
+    talk = start(Habit("plain tags", templates.each(templates.SAY, before="{%- if tools -%}<think>, </think>{%- endif -%}")))
+    assert talk.chat.segmented
+    assert talk.parts(ids_of(talk, "The tag <think> opens.")).segments == ()
+    reasoning, answer = talk.parts(ids_of(talk, "<think>Hm</think>The tag <think> opens.")).segments
     assert (reasoning.kind, answer.kind) == (REASONING, ANSWER)
 
 
@@ -233,33 +233,33 @@ def test_tokens_of_the_vocabulary_alone_are_markup_too() -> None:
     plain = templates.each(templates.SAY)
     thinks = start(Habit("tokens", plain, unnamed=("<think>", "</think>")))
     ids = ids_of(thinks, "<think>Hm. So.</think>Yes, you.")
-    assert [it.kind for it in thinks.segments(ids)] == [REASONING, ANSWER]
-    before = list(thinks.prompt)
-    thinks.advance(ids)
-    assert thinks.prompt[: len(before) + len(ids)] == [*before, *ids]
+    assert [it.kind for it in thinks.parts(ids).segments] == [REASONING, ANSWER]
+    before = thinks.prompt
+    thinks = thinks.after(ids)
+    assert thinks.prompt[: len(before) + len(ids)] == (*before, *ids)
     assert not start(Habit("tokens", plain)).chat.segmented
 
 
 @pytest.mark.parametrize("habit", [habit for habit in PLAIN if "none" not in habit.refused], ids=lambda habit: habit.name)
 def test_without_markup_of_reasoning_replies_are_all_answer_and_prompts_what_transformers_makes_of_the_messages(habit: Habit) -> None:
-    dialogue = start(habit)
-    assert not dialogue.chat.segmented
+    talk = start(habit)
+    assert not talk.chat.segmented
     messages = []
     for user in USERS:
         messages.append({"role": "user", "content": user})
         content = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages] if "chunks" in habit.name else messages
-        template = dialogue.chat.template  # type: ignore[attr-defined]
-        made = dialogue.chat.tokenizer.apply_chat_template(content, chat_template=template, add_generation_prompt=True, return_dict=False)
-        assert dialogue.canonical == made
-        reply = ids_of(dialogue, "<think>no</think> you")
-        assert dialogue.segments(reply) == ()
-        assert dialogue.text(reply) == "<think>no</think> you"
-        dialogue.advance(reply)
+        template = talk.chat.template  # type: ignore[attr-defined]
+        made = talk.chat.tokenizer.apply_chat_template(content, chat_template=template, add_generation_prompt=True, return_dict=False)
+        assert list(talk.canonical) == made
+        reply = ids_of(talk, "<think>no</think> you")
+        assert talk.parts(reply).segments == ()
+        assert talk.parts(reply).answer == "<think>no</think> you"
+        talk = talk.after(reply)
         messages.append({"role": "assistant", "content": "<think>no</think> you"})
 
 
 def test_raw_replies_are_all_answer() -> None:
     chat = RawChat(tiny.tokenizer(tiny.ARCHITECTURES["olmo3"]))
-    dialogue = Dialogue(chat, USERS, Condition("c"), frozenset({0}))
-    ids = ids_of(dialogue, " <think>Hm</think>Yes")
-    assert (chat.segmented, dialogue.segments(ids), dialogue.reasoning(ids)) == (False, (), None)
+    talk = scripted(chat, USERS, Condition("c"), frozenset({0}))
+    ids = ids_of(talk, " <think>Hm</think>Yes")
+    assert (chat.segmented, talk.parts(ids).segments, talk.parts(ids).reasoning) == (False, (), None)

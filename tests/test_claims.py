@@ -15,13 +15,13 @@ from store_fixtures import CELL, FIRST, OTHER, finish, fork, make_run
 
 from drift_cli.errors import UsageError
 from drift_cli.spec import Rollout
-from drift_cli.store import claims as claims_module
-from drift_cli.store import workers as workers_module
-from drift_cli.store.claims import Claims, claimed, claims_of, read_holder
 from drift_cli.store.manifest import CellPlan
-from drift_cli.store.queue import Outlook, Queue
 from drift_cli.store.run import Run
-from drift_cli.store.workers import LEASE, Life, Observer, Presence, Worker, WorkerState, forget_workers, read_worker, read_workers
+from drift_cli.workers import claims as claims_module
+from drift_cli.workers import leases as workers_module
+from drift_cli.workers.claims import Claims, claimed, claims_of, read_holder
+from drift_cli.workers.leases import LEASE, Life, Observer, Presence, Worker, WorkerState, forget_workers, read_worker, read_workers
+from drift_cli.workers.queue import Queue, QueueState
 
 ROLLOUTS = [Rollout(CELL, sample) for sample in range(20)]
 
@@ -348,7 +348,7 @@ def test_a_queue_takes_in_the_plans_order_what_has_not_ended(run: Run) -> None:
     finish(run, Rollout(CELL, 1))
     queue = Queue(run, claims(run, "a"))
     assert taken_by(queue) == [FIRST, Rollout(OTHER, 0), Rollout(OTHER, 1)]
-    assert queue.outlook() is Outlook.DONE
+    assert queue.state() is QueueState.DONE
     assert {rollout for rollout, _ in claims_of(run.paths)} == queue.claims.held
 
 
@@ -367,7 +367,7 @@ def test_a_group_is_claimed_as_a_whole_or_not_at_all(run: Run) -> None:
     queue = Queue(run, claims(run, "mine"), size=2)
     assert taken_by(queue) == [Rollout(OTHER, 0), Rollout(OTHER, 1)]
     assert claimed(run.paths, CELL) == {1}
-    assert queue.outlook() is Outlook.OPEN  # nobody knows yet whether the other lives
+    assert queue.state() is QueueState.OPEN  # nobody knows yet whether the other lives
     assert queue.others() == {"far": 2}
 
 
@@ -378,12 +378,12 @@ def test_what_living_workers_hold_is_not_waited_for(run: Run, clock: Clock) -> N
             assert other.take(Rollout(CELL, sample))
         queue = Queue(run, claims(run, "mine"))
         assert taken_by(queue) == [Rollout(OTHER, 0), Rollout(OTHER, 1)]
-        assert queue.outlook() is Outlook.HELD
+        assert queue.state() is QueueState.HELD
     clock.now += 2
-    assert queue.outlook() is Outlook.OPEN
+    assert queue.state() is QueueState.OPEN
     clock.now += 2
     assert taken_by(queue) == [FIRST, Rollout(CELL, 1)]
-    assert queue.outlook() is Outlook.DONE
+    assert queue.state() is QueueState.DONE
 
 
 def test_looking_claims_nothing(run: Run) -> None:
@@ -395,4 +395,4 @@ def test_looking_claims_nothing(run: Run) -> None:
         finish(run, Rollout(OTHER, sample))
     late = Queue(run, claims(run, "mine"))
     assert not late.is_open()
-    assert late.outlook() is Outlook.DONE
+    assert late.state() is QueueState.DONE

@@ -8,7 +8,8 @@ import json
 import pytest
 
 from drift_cli import display as module
-from drift_cli.display import Display, Mode, Table, duration, inert
+from drift_cli.display import Display, Mode, Table, duration
+from drift_cli.streams import inert
 
 
 class _Terminal(io.StringIO):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from jobs import USERS, jobs, never, run, silent
+from jobs import USERS, advance, jobs, never, replies, run, text
 from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
 
 from drift_cli import models
@@ -34,7 +34,7 @@ def _engine(model: LoadedModel, *, batch: int = 4, tokens: int = 10, layers: tup
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_batch_sizes_1_3_and_16_give_the_same_tokens(name: str, loaded: dict[str, LoadedModel]) -> None:
     model = loaded[name]
-    runs = [run(_engine(model, batch=size), jobs(model, size=size)) for size in (1, 3, 16)]
+    runs = [run(_engine(model, batch=size), jobs(model), size) for size in (1, 3, 16)]
     assert len(runs[0]) == 2 * 3 * len(USERS)
     for key, reply in runs[0].items():
         assert reply.ids == runs[1][key].ids == runs[2][key].ids
@@ -45,12 +45,12 @@ def test_batch_sizes_1_3_and_16_give_the_same_tokens(name: str, loaded: dict[str
 def test_residual_means_equal_a_direct_forward_over_the_rendered_conversation(name: str, loaded: dict[str, LoadedModel]) -> None:
     model = loaded[name]
     todo = jobs(model)
-    replies = run(_engine(model), todo)
+    made = run(_engine(model), todo)
     checked = 0
     for job in todo:
         conversation: list[int] = []
         for turn in range(1, len(USERS) + 1):
-            reply = replies[job.rollout, turn]
+            reply = made[job.rollout, turn]
             kept = tuple(conversation[:-1])  # the template may close a reply with another token than the model did
             assert reply.prompt[: len(kept)] == kept or name in {"llama", "gemma"}
             conversation = [*reply.prompt, *reply.ids]
@@ -109,8 +109,8 @@ def test_a_model_with_a_recurrent_state_is_run_one_rollout_at_a_time(tmp_path: P
     made.save_pretrained(tmp_path / "tiny-mamba")
     model = models.load(models.describe(str(tmp_path / "tiny-mamba")), dtype="float32", device="cpu")
     incidents: list[Incident] = []
-    together = {(r.rollout, r.turn): r for r in _engine(model, batch=4).run(jobs(model), never, incidents.append)}
-    alone = run(_engine(model, batch=1), jobs(model, size=1))
+    together = {(r.rollout, r.turn): r for r in replies(_engine(model, batch=4), jobs(model), never, incidents.append)}
+    alone = run(_engine(model, batch=1), jobs(model), 1)
     assert [incident.kind for incident in incidents] == ["one-at-a-time"]
     assert {key: reply.ids for key, reply in together.items()} == {key: reply.ids for key, reply in alone.items()}
     first = next(reply for reply in alone.values() if reply.residual is not None)
@@ -134,8 +134,8 @@ def test_layers_are_pooled_in_the_order_asked_for(loaded: dict[str, LoadedModel]
 
 
 def test_different_samples_and_turns_draw_differently(loaded: dict[str, LoadedModel]) -> None:
-    replies = run(_engine(loaded["olmo3"]), jobs(loaded["olmo3"], samples=4, temperature=1.5))
-    firsts = {reply.ids for (rollout, turn), reply in replies.items() if turn == 1 and rollout.cell.condition == "baseline"}
+    made = run(_engine(loaded["olmo3"]), jobs(loaded["olmo3"], samples=4, temperature=1.5))
+    firsts = {reply.ids for (rollout, turn), reply in made.items() if turn == 1 and rollout.cell.condition == "baseline"}
     assert len(firsts) == 4
 
 
@@ -143,14 +143,14 @@ def test_a_conversation_that_outgrows_the_context_ends_and_nothing_is_truncated(
     folder = tiny.save("olmo3", tmp_path / "short", context=220)
     model = models.load(models.describe(str(folder)), dtype="float32", device="cpu")
     todo = jobs(model)
-    replies = run(_engine(model, tokens=40), todo)
-    ended = [reply for reply in replies.values() if reply.finish is Finish.CONTEXT]
+    made = run(_engine(model, tokens=40), todo)
+    ended = [reply for reply in made.values() if reply.finish is Finish.CONTEXT]
     assert {reply.rollout for reply in ended} == {job.rollout for job in todo}
     for reply in ended:
         assert len(reply.prompt) + 40 > 220
         assert reply.ids == ()
-        assert (reply.rollout, reply.turn + 1) not in replies
-    for reply in replies.values():
+        assert (reply.rollout, reply.turn + 1) not in made
+    for reply in made.values():
         assert reply.finish is Finish.CONTEXT or len(reply.prompt) + len(reply.ids) <= 220
 
 
@@ -158,9 +158,9 @@ def test_stopping_drops_the_turn_in_progress(loaded: dict[str, LoadedModel]) -> 
     asked = iter([False] * 14 + [True] * 1000)
     engine = _engine(loaded["olmo3"], batch=1, tokens=10)
     got = []
-    replies = engine.run(jobs(loaded["olmo3"]), lambda: next(asked), silent)
+    made = replies(engine, jobs(loaded["olmo3"]), lambda: next(asked))
     with pytest.raises(Stopped):
-        got.extend(replies)
+        got.extend(made)
     assert 1 <= len(got) <= 14
 
 
@@ -175,11 +175,11 @@ def _failing_above(rows: int, generate: Callable[..., Any]) -> Callable[..., Any
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(loaded: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded["qwen3"]
-    expected = run(_engine(model, batch=6), jobs(model, size=6))
+    expected = run(_engine(model, batch=6), jobs(model), 6)
     monkeypatch.setattr(model.network, "generate", _failing_above(2, model.network.generate))
     incidents: list[Incident] = []
     engine = _engine(model, batch=6)
-    got = {(r.rollout, r.turn): r for r in engine.run(jobs(model, size=6), never, incidents.append)}
+    got = {(r.rollout, r.turn): r for r in replies(engine, jobs(model), never, incidents.append, 6)}
     assert {key: r.ids for key, r in got.items()} == {key: r.ids for key, r in expected.items()}
     assert [incident.kind for incident in incidents] == ["out-of-memory", "out-of-memory"]
     assert engine.batch == 1
@@ -189,7 +189,7 @@ def test_out_of_memory_with_one_rollout_says_what_to_do(loaded: dict[str, Loaded
     model = loaded["qwen3"]
     monkeypatch.setattr(model.network, "generate", _failing_above(0, model.network.generate))
     with pytest.raises(DriftError, match="--dtype bfloat16"):
-        list(_engine(model).run(jobs(model), never, lambda incident: None))
+        list(replies(_engine(model), jobs(model), never, lambda incident: None))
 
 
 def test_logits_that_are_not_finite_are_refused_by_turn(loaded: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,14 +210,12 @@ def _resumed(model: LoadedModel, first: dict[tuple[Rollout, int], Reply], done: 
     """Jobs as a resumed process has them: rollout i of the first four stands after `done[i]` turns."""
     for place, job in enumerate(jobs(model)[:4]):
         for turn in range(1, done[place] + 1):
-            job.dialogue.advance(first[job.rollout, turn].ids)
-            job.last = first[job.rollout, turn].ids
-        job.ended = done[place] == len(USERS)
+            advance(job, first[job.rollout, turn].ids)
         yield job
 
 
 @pytest.mark.parametrize("done", [{0: 1, 1: 1, 2: 0, 3: 0}, {0: 3, 1: 2, 2: 2, 3: 3}, {0: 0, 1: 1, 2: 1, 3: 1}])
-def test_a_resumed_group_keeps_its_company_and_repeats_itself_to_the_bit(done: dict[int, int], loaded: dict[str, LoadedModel]) -> None:
+def test_a_resumed_group_keeps_its_members_and_repeats_itself_to_the_bit(done: dict[int, int], loaded: dict[str, LoadedModel]) -> None:
     model = loaded["olmo3"]
     first = run(_engine(model), jobs(model)[:4])
     shapes: list[int] = []
@@ -226,7 +224,7 @@ def test_a_resumed_group_keeps_its_company_and_repeats_itself_to_the_bit(done: d
     again = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.network, "generate", lambda ids, **how: (shapes.append(len(ids)), generate(ids, **how))[1])
-        for reply in engine.run(_resumed(model, first, done), never, silent):
+        for reply in replies(engine, _resumed(model, first, done)):
             again[reply.rollout, reply.turn] = reply
     assert shapes == [4] * (len(USERS) - min(done.values()))
     expected = {key: reply for key, reply in first.items() if key[1] > done[key[0].sample if key[0].cell.condition == "baseline" else 3]}
@@ -240,9 +238,9 @@ def test_a_machine_that_draws_otherwise_on_replay_is_reported(loaded: dict[str, 
     model = loaded["olmo3"]
     first = run(_engine(model), jobs(model)[:4])
     todo = list(_resumed(model, first, {0: 1, 1: 0, 2: 0, 3: 0}))
-    todo[0].last = (1, 2, 3)
+    todo[0].conversation = jobs(model)[0].conversation.after((5, 6, 7))
     incidents: list[Incident] = []
-    list(_engine(model).run(todo, never, incidents.append))
+    list(replies(_engine(model), todo, never, incidents.append))
     assert [incident.kind for incident in incidents] == ["replay-differs"]
     assert "t/baseline/T0.8/0000 turn 1" in incidents[0].detail
 
@@ -250,12 +248,12 @@ def test_a_machine_that_draws_otherwise_on_replay_is_reported(loaded: dict[str, 
 def test_raw_replies_stop_at_the_stop_string(loaded: dict[str, LoadedModel]) -> None:
     model = loaded["olmo3"]
     for reply in run(_engine(model, tokens=20), jobs(model, chat="raw")).values():
-        assert "\nUser:" not in reply.text
+        assert "\nUser:" not in text(reply)
 
 
 def test_an_empty_reply_has_no_residual(loaded: dict[str, LoadedModel]) -> None:
     model = loaded["olmo3"]
     everything_ends = replace(model, card=replace(model.card, end_ids=frozenset(range(len(model.card.tokenizer)))))
     todo = jobs(everything_ends)
-    replies = run(_engine(everything_ends), todo)
-    assert all(reply.residual is None and reply.finish is Finish.STOP and len(reply.ids) == 1 for reply in replies.values())
+    made = run(_engine(everything_ends), todo)
+    assert all(reply.residual is None and reply.finish is Finish.STOP and len(reply.ids) == 1 for reply in made.values())

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from drift_cli.engine.plain.attention import layout_of
-from drift_cli.engine.slots import Layout, layout_from
+from drift_cli.engine.attention import layout_of
+from drift_cli.engine.layout import Layout, layout_from
 from drift_cli.models import LoadedModel
 from drift_cli.running.estimate import Fit, Work, example, seconds
 from drift_cli.running.speeds import Speeds

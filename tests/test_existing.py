@@ -197,6 +197,24 @@ def test_half_precision_turns_of_an_earlier_version_are_told_apart(model: Path, 
     assert [epoch.versions.get("loading") for epoch in only().manifest.epochs] == [None, "2"]
 
 
+def test_turns_that_slots_of_an_earlier_version_made_on_a_cpu_are_told_apart(model: Path) -> None:
+    """Their pages were half as long. What they made stays; that bits may differ from now on is said and recorded."""
+    from dataclasses import replace
+
+    from drift_cli.store.files import atomic_write
+
+    drift("generate", *SHORT, "--model", str(model), "--engine", "slots")
+    run = only()
+    assert [epoch.versions["slots"] for epoch in run.manifest.epochs] == ["2"]
+    unfinished()
+    assert "rounded otherwise" not in drift("resume").err
+    older = [replace(epoch, versions={k: v for k, v in epoch.versions.items() if k != "slots"}) for epoch in run.manifest.epochs]
+    atomic_write(run.paths.manifest, replace(run.manifest, epochs=tuple(older)).to_json())
+    unfinished()
+    assert "whose slots rounded otherwise on a CPU" in drift("resume").err
+    assert [epoch.versions.get("slots") for epoch in only().manifest.epochs] == [None, "2"]
+
+
 def test_runs_in_float32_record_what_they_did(model: Path) -> None:
     drift("generate", *SHORT, "--model", str(model))
     text = only().paths.manifest.read_text()
@@ -227,7 +245,6 @@ def test_a_name_that_was_given_stands_for_one_run(what: str, model: Path) -> Non
         assert f"the name mine is taken: run {before[0]} is not what is asked for:" in refused
         assert said in refused
         assert "Use another --name for a new run, or put it back as stored." in refused
-    options = tuple({"--engine": "--rollouts"}.get(option, option) for option in options)
     assert drift("launch", *line[1:], *options, "--workers", "1", "--dry-run", code=1).err.count("the name mine is taken") == 1
     assert runs() == before
     drift(*line[:-1], "other", *CHANGES[what][0])

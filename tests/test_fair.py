@@ -11,13 +11,13 @@ from store_fixtures import CELL, OTHER, finish, make_run
 
 from drift_cli.launch.plan import Plan, worker_command
 from drift_cli.spec import Rollout
-from drift_cli.store import fair as fair_module
-from drift_cli.store.claims import Claims
-from drift_cli.store.fair import FairShare
 from drift_cli.store.manifest import CellPlan
-from drift_cli.store.queue import Queue
 from drift_cli.store.run import Run
-from drift_cli.store.workers import Observer, Presence, worker_ids
+from drift_cli.workers import fair as fair_module
+from drift_cli.workers.claims import Claims
+from drift_cli.workers.fair import FairShare
+from drift_cli.workers.leases import Observer, Presence, worker_ids
+from drift_cli.workers.queue import Queue
 from drift_cli.workers.share import take_part
 
 

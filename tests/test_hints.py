@@ -8,12 +8,13 @@ import pytest
 from store_fixtures import CELL, FIRST, OTHER, finish, make_run
 
 from drift_cli.spec import Rollout
-from drift_cli.store import queue as queue_module
-from drift_cli.store.claims import Claims, claims_of, seen_ended
 from drift_cli.store.manifest import CellPlan
-from drift_cli.store.queue import Outlook, Queue, correct_hints
 from drift_cli.store.run import Run
-from drift_cli.store.workers import Observer, Presence
+from drift_cli.workers import checks
+from drift_cli.workers import queue as queue_module
+from drift_cli.workers.claims import Claims, claims_of, seen_ended
+from drift_cli.workers.leases import Observer, Presence
+from drift_cli.workers.queue import Queue, QueueState, correct_hints
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_what_another_worker_has_ended_is_not_read(run: Run, monkeypatch: pytest
     for rollout in list(queue.claims.held):
         finish(run, rollout)
         queue.ended(rollout)
-    assert queue.outlook() is Outlook.DONE
+    assert queue.state() is QueueState.DONE
 
 
 def test_a_hint_for_a_rollout_without_a_file_is_not_believed(run: Run) -> None:
@@ -84,7 +85,7 @@ def test_a_repair_takes_the_hint_away(run: Run) -> None:
     bring_to_end(run, FIRST)
     path = run.paths.rollout(FIRST)
     path.write_bytes(path.read_bytes()[:-9] + b"xxxxxxxx\n")
-    run.repair()
+    checks.repair(run)
     assert seen_ended(run.paths, CELL) == set()
 
 
@@ -92,7 +93,7 @@ def test_a_complete_run_keeps_no_hints(run: Run) -> None:
     for cell in (CELL, OTHER):
         for sample in range(2):
             bring_to_end(run, Rollout(cell, sample))
-    assert [finding.file.name for finding in run.verify() if "claims" in str(finding.file)] == []
+    assert [finding.file.name for finding in checks.verify(run) if "claims" in str(finding.file)] == []
     assert correct_hints(run.paths, run.states())
     assert not run.paths.ended(CELL).exists()
     assert not run.paths.ended(OTHER).exists()
@@ -120,7 +121,7 @@ def test_what_others_hold_is_asked_for_when_nothing_else_is_left(run: Run, monke
         assert queue.take() is None  # the end of the first round, or the next
         assert queue.take() is None
         assert sorted(asked) == [FIRST, Rollout(CELL, 1)]
-        assert queue.outlook() is Outlook.HELD
+        assert queue.state() is QueueState.HELD
 
 
 def test_looking_at_what_others_hold_takes_a_small_part_of_the_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +145,7 @@ def test_looking_at_what_others_hold_takes_a_small_part_of_the_time(run: Run, mo
         for _ in range(100):
             assert queue.take() is None
         assert now[0] - started == pytest.approx(0.4)  # two claims, then a rest
-        assert queue.outlook() is Outlook.OPEN
+        assert queue.state() is QueueState.OPEN
         now[0] += 9.0
         assert queue.take() is None
         assert now[0] - started == pytest.approx(9.8)

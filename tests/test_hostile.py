@@ -30,7 +30,7 @@ from drift_cli.errors import DriftError
 from drift_cli.interchange.seed_json import read_seed
 from drift_cli.measuring import reference_line
 from drift_cli.settings import config
-from drift_cli.settings.keys import KEYS
+from drift_cli.settings.settings import keys
 from drift_cli.spec import RunSpec
 from drift_cli.store.events import read_events
 from drift_cli.store.line import read
@@ -236,7 +236,7 @@ TOML_VALUES = st.sampled_from(
     st.one_of(
         st.text(max_size=60),
         harmed(TOML.encode()).map(lambda data: data.decode(errors="replace")),
-        st.tuples(st.sampled_from([*KEYS, "conditions", "x"]), TOML_VALUES).map(lambda pair: f"{pair[0]} = {pair[1]}"),
+        st.tuples(st.sampled_from([*keys(), "conditions", "x"]), TOML_VALUES).map(lambda pair: f"{pair[0]} = {pair[1]}"),
         st.tuples(st.sampled_from(["system", "placement", "x"]), TOML_VALUES).map(lambda pair: f"[conditions.c]\n{pair[0]} = {pair[1]}"),
         st.sampled_from(
             ["[" * 5_000, "a." * 2_000 + "b=1", 'a = "' + "x" * 100_000, "[conditions]\nx=1", "[conditions.'../x']", "a='\\'", "\0"]
@@ -251,7 +251,7 @@ def test_every_drift_toml_is_read_or_refused(tmp_path: Path, text: str) -> None:
 
 @fuzzed
 @given(
-    st.sampled_from(sorted(KEYS)),
+    st.sampled_from(sorted(keys())),
     st.one_of(TEXTS, VALUES.map(json.dumps), st.sampled_from(["9" * 5000, "[" * 100_000])),
 )
 def test_every_variable_of_the_environment_is_read_or_refused(key: str, text: str) -> None:
@@ -432,5 +432,5 @@ def test_the_fuzzers_inputs_are_not_all_refused(tmp_path: Path) -> None:
     assert read_ok == 4
     assert tomllib.loads(TOML)
     path.write_text(TOML)
-    assert config.resolve({}, config=path, environment={})["samples"] == 4
+    assert config.resolve({}, config=path, environment={}).samples == 4
     assert RunSpec

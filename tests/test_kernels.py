@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from drift_cli.engine import sampling
-from drift_cli.engine.slots import PAGE
+from drift_cli.engine.layout import PAGE
 from drift_cli.spec import Sampling
 
 GPU = torch.cuda.is_available()
@@ -20,7 +20,9 @@ pytest.importorskip("triton", reason="Triton has no build for this platform")
 
 @pytest.fixture(scope="module")
 def kernels() -> tuple[ModuleType, ModuleType]:
-    return importlib.import_module("drift_cli.engine.paged.attention_kernel"), importlib.import_module("drift_cli.engine.paged.draw_kernel")
+    return importlib.import_module("drift_cli.engine.kernels.triton.attention_kernel"), importlib.import_module(
+        "drift_cli.engine.kernels.triton.draw_kernel"
+    )
 
 
 LENGTHS = (0, 261, 38)

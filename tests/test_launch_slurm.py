@@ -53,7 +53,7 @@ def test_what_nobody_asked_for_is_left_to_the_partition() -> None:
 
 @needs_submitit
 def test_a_dry_run_prints_a_script_that_bash_understands_and_writes_nothing(tmp_path: Path) -> None:
-    said = drift("launch", "--engine", "slurm", "--workers", "3", "--device", "cpu", "--dry-run", "--json").json
+    said = drift("launch", "--launcher", "slurm", "--workers", "3", "--device", "cpu", "--dry-run", "--json").json
     assert said["workers"] == 3
     assert "#SBATCH --array=0-2%3" in said["script"]
     assert subprocess.run(["bash", "-n"], input=said["script"], text=True, check=False).returncode == 0
@@ -80,9 +80,9 @@ def test_what_cannot_stand_in_a_script_is_refused(request_: dict[str, object]) -
 @pytest.mark.parametrize(
     ("line", "word"),
     [
-        (["--engine", "local", "--partition", "gpu"], "--engine slurm"),
-        (["--engine", "slurm", "--ray-address", "auto"], "--engine ray"),
-        (["--engine", "slurm"], "--workers"),
+        (["--launcher", "local", "--partition", "gpu"], "--launcher slurm"),
+        (["--launcher", "slurm", "--ray-address", "auto"], "--launcher ray"),
+        (["--launcher", "slurm"], "--workers"),
     ],
 )
 def test_options_of_another_launcher_are_refused(line: list[str], word: str) -> None:

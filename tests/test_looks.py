@@ -14,7 +14,8 @@ from report_run import make_run
 from scipy import stats
 
 from drift_cli.analysis import sequential
-from drift_cli.analysis.looks import Kind, Looking, looked, seen, study_as_of
+from drift_cli.analysis.looked import looked, study_as_of
+from drift_cli.analysis.looks import Kind, Looking, seen
 from drift_cli.analysis.presence import Presence
 from drift_cli.analysis.results import Options, Role
 from drift_cli.analysis.sequential import Spending, boundaries

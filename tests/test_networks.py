@@ -15,18 +15,18 @@ from breadth.build import save
 from breadth.measure import FILTERS, TOKENS, USERS, fits, forward, jobs
 from breadth.sizes import LAYERS, THRESHOLD
 from cli import drift
-from jobs import never, run, same_bits, silent
+from jobs import advance, never, replies, run, same_bits
 from transformers import AutoModelForCausalLM, MambaConfig, T5Config
 
 from drift_cli import axes, models
 from drift_cli.axes import Axis
 from drift_cli.engine.contract import Incident
 from drift_cli.engine.decoding import decoding
+from drift_cli.engine.layout import layout_from
 from drift_cli.engine.reference import ReferenceEngine, measure
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.engine.rotary import length_rule
-from drift_cli.engine.slots import layout_from, refusal
-from drift_cli.engine.structure import disagreement
+from drift_cli.engine.structure import disagreement, refusal
 from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel
 from drift_cli.models.network import auto_class, parameters
@@ -184,7 +184,7 @@ def test_a_rotary_embedding_that_changes_within_a_reply_gives_tokens_that_depend
     model = _load(name, tmp_path)
     assert refusal(model) == f"its rotary embedding is another one in conversations of more than {THRESHOLD} tokens"
     incidents: list[Incident] = []
-    together = {(r.rollout, r.turn): r for r in _reference(model).run(jobs(model), never, incidents.append)}
+    together = {(r.rollout, r.turn): r for r in replies(_reference(model), jobs(model), never, incidents.append)}
     assert [incident.kind for incident in incidents] == ["one-at-a-time"]
     last = jobs(model)[-1]
     assert same_bits({key: reply for key, reply in together.items() if key[0] == last.rollout}, run(_reference(model, batch=1), [last]))
@@ -221,7 +221,7 @@ def test_a_rollout_resumed_where_the_rotary_embedding_changes_repeats_itself_to_
         todo = jobs(model)
         for job in todo:
             for turn in range(1, done + 1):
-                job.dialogue.advance(first[job.rollout, turn].ids)
+                advance(job, first[job.rollout, turn].ids)
         again = run(_reference(model, batch=1), todo)
         assert same_bits(again, {key: reply for key, reply in first.items() if key[1] > done})
 
@@ -290,7 +290,7 @@ def test_a_network_that_is_right_in_no_way_is_refused_by_name(tmp_path: Path) ->
 def test_a_table_of_positions_that_ends_with_the_context_ends_the_rollout_not_the_run(tmp_path: Path) -> None:
     model = _load("gpt2-short", tmp_path)
     engines = (SlotEngine(model, (0, 1), FILTERS, TOKENS, 3), ReferenceEngine(model, (0, 1), FILTERS, TOKENS, 4))
-    found = [{(r.rollout, r.turn): (r.ids, r.finish) for r in engine.run(jobs(model), never, silent)} for engine in engines]
+    found = [{(r.rollout, r.turn): (r.ids, r.finish) for r in replies(engine, jobs(model))} for engine in engines]
     assert found[0] == found[1]
     assert any(finish is Finish.CONTEXT for _, finish in found[0].values())
 

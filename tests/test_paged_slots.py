@@ -1,4 +1,4 @@
-"""Paged slots against plain ones. On a machine without a GPU the kernels are replaced by plain torch, and graphs do their work at once."""
+"""Slots on Triton kernels against slots on torch ones. On a machine without a GPU plain torch stands for the kernels, and graphs do their work at once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import plain_kernels
 import pytest
 import tiny
 import torch
-from jobs import jobs, never, run, same_bits
+from jobs import advance, jobs, never, replies, run, same_bits, talk_of, text
 from thinking import ForgettingChat, ThinkingChat, check_means, means_of, thinking
 
 from drift_cli import models
+from drift_cli.engine import slots as slots_module
 from drift_cli.engine.contract import Incident
-from drift_cli.engine.paged import network as paged_network
-from drift_cli.engine.paged import slots as paged_slots
-from drift_cli.engine.plain.slots import PlainSlots
+from drift_cli.engine.kernels.triton import backend as triton_backend
+from drift_cli.engine.layout import PAGE
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.slots import PAGE, Slots
+from drift_cli.engine.slots import Slots, make_slots
 from drift_cli.models import LoadedModel
 from drift_cli.probe import pool_parts
 from drift_cli.spec import Finish, Part, Rollout, Sampling, Segment, SegmentKind
@@ -40,36 +40,30 @@ def models_here(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedMod
 @pytest.fixture(autouse=True)
 def _kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if not GPU:
-        monkeypatch.setattr(paged_network, "_kernels", lambda: plain_kernels)
+        monkeypatch.setattr(triton_backend, "_kernels", lambda: plain_kernels)
     return
 
 
-class Paged(SlotEngine):
-    """Slots with pages whatever the device."""
+class On(SlotEngine):
+    """Slots on one kind of kernels, whatever the device."""
+
+    backend = "triton"
 
     def prepare(self, report: object) -> Slots:
         if self.slots is None:
-            self.slots = paged_slots.paged_slots(
-                self.model,
-                self.layers,
-                self.filters,
-                self.max_new_tokens,
-                self.batch,
-                self.longest,
-                lambda incident: None,
-                segmented=self.segmented,
-            )
-        assert self.slots is not None
+            asked = (self.model, self.layers, self.filters, self.max_new_tokens, self.batch)
+            self.slots = make_slots(*asked, longest=self.longest, segmented=self.segmented, backend=self.backend)
         return self.slots
 
 
-class Plain(SlotEngine):
-    """Slots without pages whatever the device."""
+class Paged(On):
+    """On Triton kernels."""
 
-    def prepare(self, report: object) -> Slots:
-        if self.slots is None:
-            self.slots = PlainSlots(self.model, self.layers, self.filters, self.batch)
-        return self.slots
+
+class Plain(On):
+    """On torch kernels."""
+
+    backend = "torch"
 
 
 def _engine(kind: type[SlotEngine], model: LoadedModel, *, batch: int = 4, tokens: int = TOKENS, segmented: bool = False) -> SlotEngine:
@@ -82,7 +76,7 @@ def test_paged_slots_give_the_plain_slots_tokens_and_residuals(name: str, models
     plain, paged = run(_engine(Plain, model), jobs(model)), run(_engine(Paged, model), jobs(model))
     assert {key: reply.ids for key, reply in paged.items()} == {key: reply.ids for key, reply in plain.items()}
     for key, reply in plain.items():
-        assert (paged[key].prompt, paged[key].text, paged[key].finish) == (reply.prompt, reply.text, reply.finish)
+        assert (paged[key].prompt, text(paged[key]), paged[key].finish) == (reply.prompt, text(reply), reply.finish)
         if reply.residual is None:
             assert paged[key].residual is None
             continue
@@ -98,8 +92,8 @@ def test_company_order_and_interruptions_do_not_change_a_bit(name: str, models_h
     todo = jobs(model)
     for place, job in enumerate(todo):
         for turn in range(1, 2 + place % 2):
-            job.dialogue.advance(first[job.rollout, turn].ids)
-    left = {(job.rollout, turn) for job in todo for turn in range(job.turn, job.dialogue.total + 1)}
+            advance(job, first[job.rollout, turn].ids)
+    left = {(job.rollout, turn) for job in todo for turn in range(job.turn, talk_of(job).total + 1)}
     assert same_bits(run(_engine(Paged, model), todo), {key: first[key] for key in left})
 
 
@@ -109,9 +103,9 @@ def test_too_few_pages_for_all_rows_make_some_wait_and_change_nothing(
     model = models_here["olmo3"]
     expected = run(_engine(Paged, model), jobs(model))
     # Conversations come to have 2 or 3 pages in each of 4 groups: room for two of them, not for four.
-    monkeypatch.setattr(paged_slots, "_page_count", lambda *args: 26)
+    monkeypatch.setattr(slots_module, "page_count", lambda *args: 26)
     incidents: list[Incident] = []
-    got = [*_engine(Paged, model).run(jobs(model), never, incidents.append)]
+    got = [*replies(_engine(Paged, model), jobs(model), never, incidents.append)]
     assert same_bits({(reply.rollout, reply.turn): reply for reply in got}, expected)
     assert "no-room" in {incident.kind for incident in incidents}
 
@@ -120,8 +114,8 @@ def test_a_conversation_that_memory_cannot_hold_ends_as_for_context(
     models_here: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = models_here["olmo3"]
-    monkeypatch.setattr(paged_slots, "_page_count", lambda *args: 5)
-    got = [*_engine(Paged, model).run(jobs(model, samples=1), never, lambda incident: None)]
+    monkeypatch.setattr(slots_module, "page_count", lambda *args: 5)
+    got = [*replies(_engine(Paged, model), jobs(model, samples=1), never, lambda incident: None)]
     ends = [reply for reply in got if reply.finish is Finish.CONTEXT]
     assert len(ends) == 2
     assert all(len(reply.prompt) + TOKENS > PAGE for reply in ends)
@@ -130,7 +124,7 @@ def test_a_conversation_that_memory_cannot_hold_ends_as_for_context(
 def test_replies_of_given_lengths(models_here: dict[str, LoadedModel]) -> None:
     model = models_here["llama"]
     todo = [
-        replace(job, lengths=tuple(1 + (place + turn) % TOKENS for turn in range(job.dialogue.total)))
+        replace(job, lengths=tuple(1 + (place + turn) % TOKENS for turn in range(talk_of(job).total)))
         for place, job in enumerate(jobs(model))
     ]
     wanted = {(job.rollout, turn + 1): length for job in todo for turn, length in enumerate(job.lengths or ())}
@@ -162,7 +156,8 @@ def test_graphs_with_sums_of_parts_give_replies_without_segments_the_bits_of_gra
         run(_engine(Paged, model), thinking(jobs(model, samples=1)))
 
 
-def test_parts_of_a_reply_that_is_cut_into_pieces_add_up(models_here: dict[str, LoadedModel]) -> None:
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_parts_of_a_reply_that_is_cut_into_pieces_add_up(backend: str, models_here: dict[str, LoadedModel]) -> None:
     model, layers = models_here["gemma"], (0, 2)
     ids = torch.randint(4, 60, (640,), generator=torch.Generator().manual_seed(2)).tolist()
     before, counted = 40, 580
@@ -172,8 +167,7 @@ def test_parts_of_a_reply_that_is_cut_into_pieces_add_up(models_here: dict[str, 
         Segment(SegmentKind.REASONING, 530, 540),
         Segment(SegmentKind.ANSWER, 541, 580),
     )
-    slots = paged_slots.paged_slots(model, layers, Sampling(), 8, 2, 1024, lambda incident: None, segmented=True)
-    assert slots is not None
+    slots = make_slots(model, layers, Sampling(), 8, 2, longest=1024, segmented=True, backend=backend)
     try:
         slots.encode(1, ids[:before], 0, 0)
         found = slots.encode(1, ids[before:], before, counted, segments=segments)

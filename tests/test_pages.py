@@ -1,20 +1,29 @@
-"""The memory of paged slots."""
+"""The table of pages."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
-from drift_cli.engine.paged.encode import GRAIN, LARGEST, pieces
-from drift_cli.engine.paged.pages import Pages, grouping
-from drift_cli.engine.slots import PAGE, SLACK, Layout, NoRoom
+from drift_cli.engine.chunks import LARGEST, pieces
+from drift_cli.engine.kernels.triton.memory import grouping
+from drift_cli.engine.layout import PAGE, SLACK, Layout
+from drift_cli.engine.pages import Pages, Stock
+from drift_cli.engine.plan import NoRoom
 
 WINDOW = 300
 LAYOUT = Layout((WINDOW, WINDOW, WINDOW, 0) * 2, (2,) * 8, ((4, 4),) * 8)
 
 
 def _pages(count: int = 200) -> Pages:
-    return Pages(LAYOUT, 3, 8 * PAGE, count, torch.device("cpu"), torch.float32)
+    return Pages(grouping(LAYOUT).windows, 3, 8 * PAGE, count)
+
+
+def _free(stock: Stock) -> int:
+    """Pages that can be taken."""
+    assert stock.limit is not None
+    assert len(set(stock.unused)) == len(stock.unused)
+    assert all(0 < page < stock.count for page in stock.unused)
+    return len(stock.unused) + stock.limit - stock.count
 
 
 def test_layers_that_keep_the_same_tokens_share_groups_of_one_size() -> None:
@@ -27,19 +36,19 @@ def test_layers_that_keep_the_same_tokens_share_groups_of_one_size() -> None:
 
 def test_no_page_is_given_twice_and_all_come_back() -> None:
     pages = _pages()
-    whole = len(pages.unused)
+    stock = pages.stocks[0]
+    whole = _free(stock)
     for row in range(3):
         pages.reserve(row, 2 * PAGE + 1 + row * PAGE)
     given = pages.held[pages.held > 0]
-    assert len(set(given.tolist())) == len(given) == whole - len(pages.unused) == 4 * (3 + 4 + 5)
-    assert 0 not in pages.unused
-    pages.flush()
-    assert torch.equal(pages.table, torch.from_numpy(pages.held))
+    assert len(set(given.tolist())) == len(given) == whole - _free(stock) == 4 * (3 + 4 + 5)
+    assert all(pages.held[where] == number for where, number in pages.changed.items())
+    assert set(zip(*pages.held.nonzero(), strict=True)) == set(pages.changed)
     for row in range(3):
         pages.release(row)
-    assert sorted(pages.unused) == list(range(1, 200))
-    pages.flush()
-    assert not pages.table.any()
+    assert _free(stock) == whole == 199
+    assert not pages.held.any()
+    assert not any(pages.changed.values())
 
 
 def test_windowed_layers_give_back_what_nothing_can_come_back_for() -> None:
@@ -47,14 +56,14 @@ def test_windowed_layers_give_back_what_nothing_can_come_back_for() -> None:
     pages.reserve(0, 8 * PAGE)
     pages.trim(0, 7 * PAGE)
     first = (7 * PAGE - WINDOW + 1 - SLACK) // PAGE
-    for group, window in enumerate(pages.groups.windows):
+    for group, window in enumerate(pages.windows):
         kept = pages.held[group, 0] > 0
         assert kept.tolist() == [window == 0 or page >= first for page in range(8)]
     held = (pages.held > 0).sum()
     pages.trim(0, 7 * PAGE)
     assert (pages.held > 0).sum() == held
     pages.release(0)
-    assert sorted(pages.unused) == list(range(1, 200))
+    assert _free(pages.stocks[0]) == 199
 
 
 def test_what_does_not_fit_changes_nothing() -> None:
@@ -77,7 +86,7 @@ def test_a_rewritten_history_is_encoded_from_where_it_changed_or_from_the_beginn
 
 def test_pieces_depend_on_the_chunk_alone() -> None:
     found = list(pieces(range(LARGEST + 70), 1000, LARGEST + 10))
-    assert [(piece.start, len(piece.ids), piece.counted, piece.size) for piece in found] == [
-        (1000, LARGEST, LARGEST, LARGEST),
-        (1000 + LARGEST, 70, 10, 2 * GRAIN),
+    assert [(piece.start, len(piece.ids), piece.counted) for piece in found] == [
+        (1000, LARGEST, LARGEST),
+        (1000 + LARGEST, 70, 10),
     ]

@@ -12,7 +12,7 @@ from test_template_end import after
 from workers import Place, make
 
 from drift_cli import models
-from drift_cli.chat import Dialogue
+from drift_cli.chat import scripted
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.running.experiment import reopen, settings_of
@@ -50,14 +50,14 @@ def test_an_interrupted_run_has_the_bytes_and_the_prompts_of_an_uninterrupted_on
     ends = chat.end_ids(models.describe(model).end_ids)
     for state in whole.run.states():
         users = whole.run.manifest.transcripts[state.rollout.cell.transcript].users
-        dialogue = Dialogue(chat, users, whole.run.manifest.conditions[state.rollout.cell.condition], ends)
+        talk = scripted(chat, users, whole.run.manifest.conditions[state.rollout.cell.condition], ends)
         for turn in whole.run.record(state.rollout).turns:
             assert turn.ids is not None
-            assert turn.text == dialogue.text(turn.ids)
-            assert dialogue.segments(turn.ids) != ()
+            assert turn.text == talk.parts(turn.ids).answer
+            assert talk.parts(turn.ids).segments != ()
             answered, silent = answered + bool(turn.text), silent + (not turn.text)
-            dialogue.advance(turn.ids)
-        history = chat.tokenizer.decode(dialogue.prompt)
+            talk = talk.after(turn.ids)
+        history = chat.tokenizer.decode(talk.past[-1].prompt)
         assert history.count("<think>") == 1  # that of the generation prompt: what was thought before is gone
         assert "</think>" not in history
     assert answered

@@ -17,7 +17,7 @@ from cli import drift
 
 from drift_cli import models
 from drift_cli.axes import Axis
-from drift_cli.chat import Dialogue, chat_for
+from drift_cli.chat import chat_for, scripted
 from drift_cli.engine.reference import measure, measure_parts
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.measuring.contrast import unit
@@ -41,14 +41,14 @@ def turn_by_turn(script: Transcript, model: LoadedModel, axis: Axis, layer: int)
     """Every reply by a plain forward pass of its own conversation."""
     assert script.replies is not None
     chat = chat_for(model.card.tokenizer, "template")
-    dialogue = Dialogue(chat, script.users, Condition("reference"), model.card.end_ids)
+    talk = scripted(chat, script.users, Condition("reference"), model.card.end_ids)
     found = []
     for text in script.replies:
         ids = model.card.tokenizer.encode(text, add_special_tokens=False)
-        prompt = list(dialogue.prompt)
-        means = measure_parts(model, [*prompt, *ids], len(prompt), len(ids), dialogue.segments(ids), [layer])
+        prompt = list(talk.prompt)
+        means = measure_parts(model, [*prompt, *ids], len(prompt), len(ids), talk.parts(ids).segments, [layer])
         found.append(project(means[Part.ANSWER][0], axis.at(layer)))
-        dialogue.advance(ids)
+        talk = talk.after(ids)
     return found
 
 
@@ -106,8 +106,8 @@ def test_where_the_template_rewrites_the_end_of_history_only_that_is_encoded_aga
 
 
 def test_a_long_conversation_is_encoded_in_chunks(loaded: dict[str, LoadedModel]) -> None:
+    from drift_cli.engine.passages import Reply, passages
     from drift_cli.engine.prefill import Prefill
-    from drift_cli.measuring.passages import Reply, passages
 
     model = loaded["olmo3"]
     ids = tuple(torch.randint(0, len(model.card.tokenizer), (700,), generator=torch.Generator().manual_seed(1)).tolist())
@@ -124,8 +124,8 @@ def test_a_long_conversation_is_encoded_in_chunks(loaded: dict[str, LoadedModel]
 def test_a_cache_that_gives_other_residuals_is_not_used(loaded: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
     """A network that forgets what it had before a chunk, as recurrent ones do that were not written for chunks."""
     from drift_cli.engine import prefill
+    from drift_cli.engine.passages import Reply, passages
     from drift_cli.engine.prefill import Prefill
-    from drift_cli.measuring.passages import Reply, passages
 
     model = loaded["llama"]
     real = prefill._new_cache
@@ -148,9 +148,9 @@ def test_a_cache_that_gives_other_residuals_is_not_used(loaded: dict[str, Loaded
 
 @pytest.mark.parametrize(("kind", "limit"), [("dynamic", 60), ("longrope", 120)])
 def test_rotary_embeddings_that_depend_on_length_give_every_reply_a_forward_pass_of_its_own(kind: str, limit: int, tmp_path: Path) -> None:
+    from drift_cli.engine.passages import passages
     from drift_cli.engine.prefill import Prefill
     from drift_cli.engine.rotary import length_threshold
-    from drift_cli.measuring.passages import passages
     from drift_cli.measuring.reference_line import plan
 
     factors = {"long_factor": [4.0] * 4, "short_factor": [1.0] * 4, "original_max_position_embeddings": limit}
@@ -176,8 +176,8 @@ def test_rotary_embeddings_that_depend_on_length_give_every_reply_a_forward_pass
 def test_running_out_of_memory_makes_smaller_chunks_and_the_same_numbers(
     loaded: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from drift_cli.engine.passages import Reply, passages
     from drift_cli.engine.prefill import Prefill
-    from drift_cli.measuring.passages import Reply, passages
 
     model, ids = loaded["qwen3"], tuple(range(10, 260)) * 2
     replies = [Reply(1, ids[:80], ids[80:120], ((0, 40),)), Reply(2, ids[:400], ids[400:440], ((0, 40),))]
@@ -197,7 +197,7 @@ def test_running_out_of_memory_makes_smaller_chunks_and_the_same_numbers(
 
 
 def test_passages_end_where_history_is_rewritten() -> None:
-    from drift_cli.measuring.passages import Reply, passages
+    from drift_cli.engine.passages import Reply, passages
 
     first, second = Reply(1, (1, 2), (3, 4), ((0, 2),)), Reply(2, (1, 2, 3, 4, 5), (6,), ((0, 1),))
     rewritten = Reply(3, (1, 2, 3, 9, 5, 6, 7), (8,), ((0, 1),))

@@ -14,7 +14,8 @@ from made_axes import made_axis, put
 
 from drift_cli.errors import UsageError
 from drift_cli.running.speeds import Speeds
-from drift_cli.settings.config import PRESETS, preset_settings, resolve
+from drift_cli.settings.config import preset_settings, resolve
+from drift_cli.settings.settings import PRESETS
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 
@@ -46,7 +47,7 @@ def short_transcript(own_folder: None) -> None:
 def known_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a machine does takes seconds to measure, and nothing here depends on it."""
     known = Speeds(bandwidth=1e10, flops=1e10, attention=1e10, step=1e-4, slot_step=1e-4, slot_read=1e10, chunk=1e-4, draw=1e-4)
-    monkeypatch.setattr("drift_cli.commands.foretell.measure_speeds", lambda *of: known)
+    monkeypatch.setattr("drift_cli.commands.dry_run.measure_speeds", lambda *of: known)
 
 
 def newest() -> Run:

@@ -63,10 +63,10 @@ def test_generate_reads_every_reply_under_the_prompt_it_is_compared_with(
         found = read_swapped(run.paths, run.manifest, state.rollout, other.name, turns)
         assert found is not None
         assert list(found.means) == [1, 2, 3]
-        dialogue = same_replies.Dialogue(chat, USERS, other, ends)
+        dialogue = same_replies.scripted(chat, USERS, other, ends)
         for turn in turns:  # a plain forward pass over the whole conversation, for each reply by itself
             assert turn.ids is not None
-            prompt, content = dialogue.prompt, list(turn.ids[: len(turn.ids) - (turn.finish is Finish.STOP)])
+            prompt, content = list(dialogue.prompt), list(turn.ids[: len(turn.ids) - (turn.finish is Finish.STOP)])
             if other.name == "kind":
                 assert model.card.tokenizer.decode(prompt).count("be kind") == turn.index
             with torch.inference_mode():
@@ -75,7 +75,7 @@ def test_generate_reads_every_reply_under_the_prompt_it_is_compared_with(
             wanted = torch.cat([states[2][0, len(prompt) + a : len(prompt) + b] for a, b in parts]).mean(0).numpy()
             np.testing.assert_allclose(found.means[turn.index][0], wanted, atol=2e-5)
             assert turn.residual is None or not np.allclose(wanted, turn.residual[0], atol=1e-3)
-            dialogue.advance(turn.ids)
+            dialogue = dialogue.after(turn.ids)
     assert drift("runs", "verify", "--json").json["ok"] is True
 
 

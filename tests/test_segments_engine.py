@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from jobs import jobs, run
+from jobs import jobs, run, talk_after, text
 from thinking import ForgettingChat, ThinkingChat, check_means, split, thinking
 
 from drift_cli.chat import text_of
@@ -42,7 +42,7 @@ def test_the_means_of_all_parts_are_a_direct_forwards(
         assert reply.segments == split(content)
         if reply.segments:
             said = {part: "".join(text_of(model.card.tokenizer, content[a:b]) for a, b in spans(reply.segments, part)) for part in Part}
-            assert (reply.text, reply.reasoning or "") == (said[Part.ANSWER], said[Part.REASONING])
+            assert (text(reply), talk_after(reply).said[-1].reasoning or "") == (said[Part.ANSWER], said[Part.REASONING])
             assert (reply.residual is None) == (not spans(reply.segments, Part.ANSWER))
 
 

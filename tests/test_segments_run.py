@@ -14,7 +14,6 @@ from thinking import split, think, think_no_more
 
 from drift_cli import axes, models
 from drift_cli.axes import Axis
-from drift_cli.display import Display, Mode
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.running.experiment import reopen, settings_of
@@ -92,9 +91,7 @@ def test_a_run_that_is_interrupted_again_and_again_ends_with_the_same_bytes(engi
             return asked > PATIENCE[engine]
 
         made = KINDS[engine](loaded, cut.manifest.layers, spec.sampling, spec.max_new_tokens, 3)
-        outcome = run_rollouts(
-            cut, made, chat=experiment.chat, axis=experiment.axis, end_ids=experiment.card.end_ids, display=Display(Mode.NONE), stop=stop
-        )
+        outcome = run_rollouts(cut, made, chat=experiment.chat, axis=experiment.axis, end_ids=experiment.card.end_ids, stop=stop)
         calls += 1
         if not outcome.interrupted and all(state.ended for state in cut.states()):
             break
@@ -154,7 +151,7 @@ def test_a_run_made_before_its_format_had_segments_is_not_gone_on_with(model: Pa
 
 
 def test_a_dry_run_foresees_the_residual_means_of_three_parts(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drift_cli.commands.foretell.measure_speeds", lambda *given: SPEEDS)
+    monkeypatch.setattr("drift_cli.commands.dry_run.measure_speeds", lambda *given: SPEEDS)
     line = (*LINE, "--model", str(model), "--axis", "odd.safetensors", "--layer", "2", "--dry-run", "--json")
     several = drift(*line).json["residual_bytes"]
     think_no_more(monkeypatch)

@@ -9,15 +9,14 @@ import pytest
 from workers import make
 
 from drift_cli import models
-from drift_cli.display import Display, Mode
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.running.experiment import reopen, settings_of
 from drift_cli.running.runner import Outcome, run_rollouts
 from drift_cli.spec import Rollout
-from drift_cli.store.claims import claims_of
 from drift_cli.store.run import Run
-from drift_cli.store.workers import Presence
+from drift_cli.workers.claims import claims_of
+from drift_cli.workers.leases import Presence
 from drift_cli.workers.share import take_part
 
 
@@ -32,7 +31,6 @@ def go(run: Run, stop: Callable[[], bool], kind: type[SlotEngine] | type[Referen
         chat=experiment.chat,
         axis=experiment.axis,
         end_ids=experiment.card.end_ids,
-        display=Display(Mode.NONE),
         stop=stop,
     )
 

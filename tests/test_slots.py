@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from jobs import USERS, jobs, never, run, same_bits, silent
+from jobs import USERS, advance, jobs, never, replies, run, same_bits, text
 from transformers import AutoModelForCausalLM, Gemma2Config, GenerationConfig, GptOssConfig
 
 from drift_cli import models
 from drift_cli.engine.attention import NotApplied, cache_argument, forward
 from drift_cli.engine.choice import choose
 from drift_cli.engine.contract import Incident, Reply, Stopped
-from drift_cli.engine.plain import attention as plain_attention
-from drift_cli.engine.plain.attention import Keeper
-from drift_cli.engine.plain.pages import PAGE
-from drift_cli.engine.plain.slots import PlainSlots
+from drift_cli.engine.kernels.torch import backend as torch_backend
+from drift_cli.engine.kernels.torch.backend import TorchKernels
+from drift_cli.engine.layout import PAGE, Layout
+from drift_cli.engine.plan import Draw
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.slots import Draw, refusal
+from drift_cli.engine.slots import make_slots
+from drift_cli.engine.structure import refusal
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Cell, Finish, Rollout, Sampling
@@ -53,7 +54,7 @@ def test_slots_give_the_plain_engines_tokens_and_its_residuals(name: str, chat: 
     assert set(plain) == set(slots)
     for key, reply in plain.items():
         assert slots[key].ids == reply.ids
-        assert (slots[key].prompt, slots[key].text, slots[key].finish) == (reply.prompt, reply.text, reply.finish)
+        assert (slots[key].prompt, text(slots[key]), slots[key].finish) == (reply.prompt, text(reply), reply.finish)
         if reply.residual is None:
             assert slots[key].residual is None
             continue
@@ -88,7 +89,7 @@ def test_a_resumed_rollout_repeats_an_uninterrupted_one_to_the_bit(name: str, lo
         todo = jobs(model)
         for place, job in enumerate(todo):
             for turn in range(1, min(done + place % 2, len(USERS) - 1) + 1):
-                job.dialogue.advance(first[job.rollout, turn].ids)
+                advance(job, first[job.rollout, turn].ids)
         left = {(job.rollout, turn) for job in todo for turn in range(job.turn, len(USERS) + 1)}
         again = run(_slots(model), todo)
         assert set(again) == left
@@ -110,7 +111,7 @@ def test_auto_takes_slots_where_they_are_exact_and_says_why_not(loaded: dict[str
         assert (found.engine.name, found.refused) == ("slots", None)
     model = loaded["llama"]
     assert choose("reference", model, **how).engine.name == "reference"
-    monkeypatch.setattr(plain_attention, "attend_row", lambda query, *rest: query * 0.5)
+    monkeypatch.setattr(torch_backend, "attend_row", lambda query, *rest: query * 0.5)
     found = choose("auto", model, **how)
     assert found.engine.name == "reference"
     assert "where a plain pass in chunks is off by" in str(found.refused)
@@ -124,23 +125,23 @@ def test_a_network_that_does_not_take_slots_falls_back_with_its_own_words(
     def refuse(*args: object, **how: object) -> None:
         raise NotApplied("its attention asks for softcap, which slots do not apply")
 
-    monkeypatch.setattr(plain_attention, "attend_row", refuse)
+    monkeypatch.setattr(torch_backend, "attend_row", refuse)
     found = choose("auto", loaded["qwen3"], layers=(1,), filters=Sampling(), max_new_tokens=4, batch=2)
     assert found.engine.name == "reference"
     assert found.refused == "its attention asks for softcap, which slots do not apply"
-    assert loaded["qwen3"].network.config._attn_implementation != plain_attention.ATTENTION
+    assert loaded["qwen3"].network.config._attn_implementation != torch_backend.ATTENTION
 
 
 def test_an_attention_argument_that_slots_do_not_know_is_refused(loaded: dict[str, LoadedModel]) -> None:
-    cache = Keeper()
+    kernels = TorchKernels(loaded["llama"], Layout((0,), (2,), ((4, 4),)), 1)
     query = torch.zeros(1, 2, 1, 4)
     with pytest.raises(DriftError, match="attention asks for softcap"):
-        cache.attend(torch.nn.Module(), query, query, query, None, scaling=1.0, softcap=30.0)
+        kernels.attend(torch.nn.Module(), query, query, query, None, scaling=1.0, softcap=30.0)
 
 
 def test_rollouts_do_not_wait_for_each_other(loaded: dict[str, LoadedModel]) -> None:
     model = loaded["olmo3"]
-    order = [(reply.rollout, reply.turn) for reply in _slots(model, batch=3, tokens=30).run(jobs(model), never, silent)]
+    order = [(reply.rollout, reply.turn) for reply in replies(_slots(model, batch=3, tokens=30), jobs(model))]
     assert len(order) == 6 * len(USERS)
     turns = [turn for _, turn in order]
     assert any(later < earlier for earlier, later in pairwise(turns))
@@ -158,9 +159,9 @@ def test_a_conversation_that_outgrows_the_context_ends(tmp_path: Path) -> None:
 def test_stopping_ends_within_a_token(loaded: dict[str, LoadedModel]) -> None:
     asked = iter([False] * 25 + [True] * 1000)
     got = []
-    replies = _slots(loaded["olmo3"]).run(jobs(loaded["olmo3"]), lambda: next(asked), silent)
+    made = replies(_slots(loaded["olmo3"]), jobs(loaded["olmo3"]), lambda: next(asked))
     with pytest.raises(Stopped):
-        got.extend(replies)
+        got.extend(made)
     assert len(got) < 6 * len(USERS)
     assert loaded["olmo3"].network.config._attn_implementation != "drift_slots"
 
@@ -185,7 +186,7 @@ def test_out_of_memory_at_any_point_loses_nothing(at: int, loaded: dict[str, Loa
     monkeypatch.setattr(model.network, "forward", _failing(model.network.forward, {at}))
     incidents: list[Incident] = []
     engine = _slots(model, batch=4)
-    got = [*engine.run(jobs(model), never, incidents.append)]
+    got = [*replies(engine, jobs(model), never, incidents.append)]
     assert len(got) == len(expected)
     assert {(r.rollout, r.turn): r.ids for r in got} == {key: r.ids for key, r in expected.items()}
     assert [incident.kind for incident in incidents] == ["out-of-memory"]
@@ -234,12 +235,12 @@ def test_attention_sinks_and_soft_caps_of_real_networks_are_left_to_the_plain_en
 def test_windowed_layers_keep_no_more_than_they_need(tmp_path: Path) -> None:
     folder = tiny.save("olmo3", tmp_path / "narrow")
     model = models.load(models.describe(str(folder)), dtype="float32", device="cpu")
-    slots = PlainSlots(model, (), Sampling(), 1)
+    slots = make_slots(model, (), Sampling(), 8, 1)
     try:
-        held = {}
+        held, pages = {}, slots.kernels.pages
         for turn in range(12):
             slots.encode(0, list(range(4, 254)), 250 * turn, 0)
-            held[turn] = {window: PAGE * len(shelf.table.pages[0]) for window, shelf in slots.keeper.shelves.items()}
+            held[turn] = {window: PAGE * int((pages.held[group, 0] > 0).sum()) for group, window in enumerate(pages.windows)}
     finally:
         slots.close()
     assert held[11].pop(0) >= 3000
@@ -247,30 +248,22 @@ def test_windowed_layers_keep_no_more_than_they_need(tmp_path: Path) -> None:
     assert all(kept <= 1024 for kept in held[11].values())
 
 
-class _Watched(PlainSlots):
-    """Keeps the logits of row 0."""
-
-    def _drawn(self, rows: Any, logits: torch.Tensor) -> None:
-        if self.slots[0].ids:
-            self.__dict__.setdefault("seen", []).append(logits[0].clone())
-        super()._drawn(rows, logits)
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_rows_logits_are_the_same_bits_beside_rows_of_any_length(name: str, loaded: dict[str, LoadedModel]) -> None:
     model, seen = loaded[name], []
     longest = min(900, model.card.context - 20)
     for lengths in ((70,), (70, 3, 3), (70, longest, 200), (70, 200, longest)):
-        slots = _Watched(model, (), Sampling(), 3)
+        slots, logits = make_slots(model, (), Sampling(), 8, 3), []
         try:
             for row, length in enumerate(lengths):
                 slots.encode(row, [4 + i % 20 for i in range(length)], 0, 0)
                 slots.begin(row, Draw(Rollout(Cell("t", "c", 1.0), row), 1, 7, length, 8, forced=True))
             for _ in range(6):
                 slots.step()
+                logits.append(slots.newest(0).clone())
         finally:
             slots.close()
-        seen.append(torch.stack(slots.__dict__["seen"]))
+        seen.append(torch.stack(logits))
     assert all(torch.equal(seen[0], other) for other in seen[1:])
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import tiny
 from cli import drift
-from jobs import never, silent
+from jobs import advance, given, never, silent, talk_after, text
 from test_session import go
 from workers import Place, make
 
-from drift_cli.chat import Dialogue
+from drift_cli.chat import scripted
 from drift_cli.chat.template import TemplateChat
 from drift_cli.demo_model import tokens
 from drift_cli.engine.contract import Job, Reply
@@ -45,9 +45,8 @@ def jobs(model: LoadedModel, samples: int = 8) -> list[Job]:
     return [
         Job(
             Rollout(cell, n),
-            Dialogue(chat, USERS, Condition("baseline"), model.card.end_ids),
+            scripted(chat, USERS, Condition("baseline"), model.card.end_ids),
             noise_key(3, cell, independent=False),
-            n // 4,
         )
         for n in range(samples)
     ]
@@ -55,7 +54,7 @@ def jobs(model: LoadedModel, samples: int = 8) -> list[Job]:
 
 def run(kind: Kind, model: LoadedModel, todo: list[Job]) -> list[Reply]:
     engine = kind(model, (1, 2), Sampling(top_p=0.9), 12, 4)
-    return list(engine.run(todo, never, silent))
+    return list(engine.run(given(engine, todo), never, silent))
 
 
 @ENGINES
@@ -68,12 +67,12 @@ def test_the_reply_counts_and_the_rollout_ends_behind_it(kind: Kind, loaded: dic
         own = [reply for reply in replies if reply.rollout == rollout]
         assert [reply.turn for reply in own] == list(range(1, len(own) + 1))
         said = [reply for reply in own if reply.finish is not Finish.TEMPLATE]
-        assert all(reply.residual is not None or not reply.text for reply in said)
-        assert ["v" in reply.text for reply in said] == [False] * (len(said) - 1) + ["v" in said[-1].text]
+        assert all(reply.residual is not None or not text(reply) for reply in said)
+        assert ["v" in text(reply) for reply in said] == [False] * (len(said) - 1) + ["v" in text(said[-1])]
         if rollout in ends:
             end = own[-1]
             assert end is ends[rollout]
-            assert "v" in said[-1].text
+            assert "v" in text(said[-1])
             assert (end.prompt, end.ids, end.residual) == ((), (), None)
             assert f"at turn {end.turn} it fails: A word too much" in str(end.problem)
         else:
@@ -98,11 +97,11 @@ def test_a_rollout_that_was_brought_to_its_end_by_another_process_ends_alike(kin
     for job in again:
         for reply in before:
             if reply.rollout == job.rollout and reply.finish is not Finish.TEMPLATE:
-                job.dialogue.advance(reply.ids)
-                job.last = reply.ids
-        job.ended = job.turn > job.dialogue.total
-    ends = {reply.rollout: reply for reply in before if reply.finish is Finish.TEMPLATE}
-    assert {reply.rollout: reply for reply in run(kind, loaded["olmo3"], again)} == ends
+                advance(job, reply.ids)
+    ends = {reply.rollout: (reply.turn, reply.problem) for reply in before if reply.finish is Finish.TEMPLATE}
+    news = run(kind, loaded["olmo3"], again)
+    assert {reply.rollout: (reply.turn, reply.problem) for reply in news} == ends
+    assert {(reply.finish, reply.prompt, reply.ids) for reply in news} == {(Finish.TEMPLATE, (), ())}
 
 
 def prepared(folder: Path, *options: str) -> Place:
@@ -186,12 +185,13 @@ def test_replies_that_never_come_to_an_answer_lead_on_in_both_engines(loaded: di
     cell = Cell("t", "baseline", 0.8)
     found = []
     for kind in (SlotEngine, ReferenceEngine):
-        dialogues = [Dialogue(chat, USERS, Condition("baseline"), model.card.end_ids) for _ in range(4)]
-        todo = [Job(Rollout(cell, n), it, noise_key(3, cell, independent=False), 0) for n, it in enumerate(dialogues)]
+        talks = [scripted(chat, USERS, Condition("baseline"), model.card.end_ids) for _ in range(4)]
+        todo = [Job(Rollout(cell, n), it, noise_key(3, cell, independent=False)) for n, it in enumerate(talks)]
         replies = run(kind, model, todo)
         assert len(replies) == 4 * len(USERS)
-        assert {reply.text for reply in replies} == {""}
-        assert all(it.said[-1].reasoning for it in dialogues)
-        assert chat.tokenizer.decode(dialogues[0].prompt).count("<|im_start|>assistant\n<|im_end|>") == len(USERS) - 1
+        assert {text(reply) for reply in replies} == {""}
+        last = [reply for reply in replies if reply.turn == len(USERS)]
+        assert all(talk_after(reply).said[-1].reasoning for reply in last)
+        assert chat.tokenizer.decode(last[0].prompt).count("<|im_start|>assistant\n<|im_end|>") == len(USERS) - 1
         found.append({(reply.rollout, reply.turn): (reply.prompt, reply.ids) for reply in replies})
     assert found[0] == found[1]

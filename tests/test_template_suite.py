@@ -8,7 +8,7 @@ import pytest
 import templates
 from templates import PLACEMENTS, SUITE, Habit
 
-from drift_cli.chat import Dialogue
+from drift_cli.chat import Conversation, scripted
 from drift_cli.chat.template import TemplateChat
 from drift_cli.errors import UsageError
 from drift_cli.spec import Condition, Placement, Transcript
@@ -39,17 +39,17 @@ def in_order(placement: str, turn: int) -> list[str]:
     return made
 
 
-def dialogue_of(chat: TemplateChat, condition: Condition) -> Dialogue:
-    return Dialogue(chat, USERS, condition, chat.end_ids(frozenset()))
+def talk_of(chat: TemplateChat, condition: Condition) -> Conversation:
+    return scripted(chat, USERS, condition, chat.end_ids(frozenset()))
 
 
 def ids_of(chat: TemplateChat, text: str) -> list[int]:
     return [int(i) for i in chat.tokenizer.encode(text, add_special_tokens=False)]
 
 
-def closed(chat: TemplateChat, dialogue: Dialogue, text: str) -> list[int]:
+def closed(chat: TemplateChat, talk: Conversation, text: str) -> list[int]:
     """A reply with the token that ends it."""
-    return [*ids_of(chat, text), min(dialogue.end_ids)]
+    return [*ids_of(chat, text), min(talk.end_ids)]
 
 
 @pytest.mark.parametrize(("habit", "placement"), CASES)
@@ -60,13 +60,13 @@ def test_what_is_accepted_is_rendered_at_every_turn(habit: Habit, placement: str
             chat.check(condition, SCRIPT)
         return
     chat.check(condition, SCRIPT)
-    dialogue = dialogue_of(chat, condition)
+    talk = talk_of(chat, condition)
     behind = f"\n{chat.reasoning.marks.closes}\n" if chat.reasoning is not None and chat.reasoning.opening else ""
     for turn, reply in enumerate(REPLIES, 1):
-        text = chat.tokenizer.decode(dialogue.prompt)
+        text = chat.tokenizer.decode(talk.prompt)
         assert re.findall("|".join(map(re.escape, dict.fromkeys(in_order(placement, 5)))), text) == in_order(placement, turn)
-        dialogue.advance(closed(chat, dialogue, behind + reply))
-    assert dialogue.problem is None
+        talk = talk.after(closed(chat, talk, behind + reply))
+    assert talk.problem is None
 
 
 @pytest.mark.parametrize("habit", [habit for habit in SUITE.values() if habit.refused], ids=lambda habit: habit.name)
@@ -97,10 +97,10 @@ def test_a_text_is_begun_once_where_template_and_tokenizer_both_begin_it() -> No
     chat = chat_of(habit)
     bos = chat.tokenizer.bos_token_id
     assert chat.tokenizer.encode("hello")[0] == bos
-    dialogue = dialogue_of(chat, Condition("c"))
-    dialogue.advance(closed(chat, dialogue, "Alpha"))
-    assert dialogue.prompt[0] == bos
-    assert dialogue.prompt.count(bos) == 1
+    talk = talk_of(chat, Condition("c"))
+    talk = talk.after(closed(chat, talk, "Alpha"))
+    assert talk.prompt[0] == bos
+    assert talk.prompt.count(bos) == 1
 
 
 def test_templates_for_tools_alone_are_refused() -> None:
@@ -178,33 +178,30 @@ def test_what_only_some_replies_bring_about_ends_the_rollout_there(name: str) ->
     if "order" not in why and "repeats" not in name:
         condition = Condition("c")
     chat.check(condition, SCRIPT)
-    dialogue = dialogue_of(chat, condition)
-    dialogue.advance(closed(chat, dialogue, "Alpha"))
-    assert dialogue.problem is None
-    moment = dialogue.snapshot()
-    dialogue.advance(closed(chat, dialogue, bad))
-    assert dialogue.problem is not None
-    assert f"at turn 3 {why}" in dialogue.problem
-    assert dialogue.replies == ["Alpha", bad]
+    talk = talk_of(chat, condition)
+    talk = talk.after(closed(chat, talk, "Alpha"))
+    assert talk.problem is None
+    before = talk
+    talk = talk.after(closed(chat, talk, bad))
+    assert talk.problem is not None
+    assert f"at turn 3 {why}" in talk.problem
+    assert [said.answer for said in talk.said] == ["Alpha", bad]
     with pytest.raises(Exception, match="at turn 3"):
-        _ = dialogue.prompt
-    # It is a property of the conversation: gone when the dialogue goes back, found again by whoever comes the same way.
-    problem = dialogue.problem
-    dialogue.restore(moment)
-    assert dialogue.problem is None
-    dialogue.advance(closed(chat, dialogue, bad))
-    assert dialogue.problem == problem
+        _ = talk.prompt
+    # It is a property of the conversation: the state before has none, and whoever comes the same way finds the same.
+    assert before.problem is None
+    assert talk_of(chat, condition).after(closed(chat, talk, "Alpha")).after(closed(chat, talk, bad)).problem == talk.problem
 
 
 def test_a_reply_that_spells_out_a_control_token_ends_the_rollout_only_where_the_template_rewrites_history() -> None:
     for name, ends in (("plain", False), ("says something to the latest user message only", True)):
         chat = chat_of(SUITE[name])
-        dialogue = dialogue_of(chat, Condition("c"))
+        talk = talk_of(chat, Condition("c"))
         reply = [chat.tokenizer.convert_tokens_to_ids(letter) for letter in "<|e|>"]
         assert chat.tokenizer.decode(reply) == "<|e|>"
-        dialogue.advance([*reply, min(dialogue.end_ids)])
-        assert (dialogue.problem is not None) == ends
+        talk = talk.after([*reply, min(talk.end_ids)])
+        assert (talk.problem is not None) == ends
         if ends:
-            assert "reply 1 spells out '<|e|>'" in str(dialogue.problem)
+            assert "reply 1 spells out '<|e|>'" in str(talk.problem)
         else:
-            assert tuple(dialogue.prompt[len(dialogue.past[0][0]) :][: len(reply)]) == tuple(reply)
+            assert tuple(talk.prompt[len(talk.past[0].prompt) :][: len(reply)]) == tuple(reply)

@@ -13,11 +13,12 @@ from report_run import AXIS, make_run, trace_run
 
 from drift_cli import axes, models
 from drift_cli.axes import Axis
+from drift_cli.chat import replay
 from drift_cli.errors import StoreError
 from drift_cli.measuring import traces
 from drift_cli.measuring.traces import piece_lengths
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Cell, Finish, Rollout, Turn
+from drift_cli.spec import Answered, Cell, Finish, Rollout, Turn
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 from drift_cli.store.traces import TokenTrace, read_traces, write_traces
@@ -86,13 +87,13 @@ def test_a_traces_mean_is_the_projection_of_the_residual_mean(name: str, tiny_mo
 def test_a_rewritten_history_is_read_as_it_was_at_each_turn(loaded: dict[str, LoadedModel]) -> None:
     model = loaded["olmo3"]
     direction = np.random.default_rng(1).normal(size=model.card.width).astype(np.float32)
-    kept = [((9, 8, 7), (20, 21)), ((9, 8, 7, 20, 21, 3), (30, 31, 32))]
-    rewritten = ((9, 8, 7, 20, 3, 3), (40,))  # the template dropped token 21 from the first reply
-    found = list(traces._replies(past := [*kept, rewritten], [ids for _, ids in past], model, direction, 2))
-    for (prompt, reply), values in zip([*kept, rewritten], found, strict=True):
-        alone = traces._project(model, [*prompt, *reply], direction, 2)[len(prompt) :]
+    kept = [Answered((9, 8, 7), (20, 21), 2), Answered((9, 8, 7, 20, 21, 3), (30, 31, 32, 0), 3)]
+    rewritten = Answered((9, 8, 7, 20, 3, 3), (40,), 1)  # the template dropped token 21 from the first reply
+    found = list(traces._replies([*kept, rewritten], model, direction, 2))
+    for turn, values in zip([*kept, rewritten], found, strict=True):
+        alone = traces._project(model, [*turn.prompt, *turn.content], direction, 2)[len(turn.prompt) :]
         np.testing.assert_allclose(values, alone, atol=1e-5)
-    assert not np.allclose(found[2], traces._project(model, [*kept[1][0], 40], direction, 2)[-1], atol=1e-3)
+    assert not np.allclose(found[2], traces._project(model, [*kept[1].prompt, 40], direction, 2)[-1], atol=1e-3)
 
 
 def test_verify_finds_damaged_traces_and_says_that_nothing_committed_is_affected(tmp_path: Path) -> None:
@@ -150,7 +151,7 @@ def test_generate_measures_the_traces_of_what_it_makes(tiny_models: dict[str, Pa
 
 def test_traces_of_another_tokenizer_are_refused(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     _generate(tiny_models["olmo3"], 2)
-    monkeypatch.setattr(traces, "prompt_hash", lambda ids: "0" * 32)
+    monkeypatch.setattr(replay, "prompt_hash", lambda ids: "0" * 32)
     assert "no longer what it was when this turn was made" in drift("measure", "--traces", code=1).err
 
 

@@ -17,18 +17,17 @@ from jobs import jobs, run, same_bits
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, MistralConfig
 
 from drift_cli import models
-from drift_cli.commands import foretell
-from drift_cli.engine import choice, plain_passes
-from drift_cli.engine.attention import NotApplied
+from drift_cli.commands import dry_run
+from drift_cli.engine import attention, choice, chunks, plain_passes
+from drift_cli.engine.attention import NotApplied, layout_of
 from drift_cli.engine.choice import Choice, choose
 from drift_cli.engine.contract import Incident
-from drift_cli.engine.paged import network as paged_network
-from drift_cli.engine.paged import slots as paged_slots
-from drift_cli.engine.plain import slots as plain_slots
-from drift_cli.engine.plain.attention import Keeper
-from drift_cli.engine.plain.slots import PlainSlots
+from drift_cli.engine.kernels.torch import backend as torch_backend
+from drift_cli.engine.kernels.torch.backend import TorchKernels
+from drift_cli.engine.kernels.triton import backend as triton_backend
 from drift_cli.engine.plain_passes import yardstick
 from drift_cli.engine.rollouts import SlotEngine
+from drift_cli.engine.slots import Slots, make_slots
 from drift_cli.engine.trial import judge
 from drift_cli.engine.trial_text import conversations, length, random_text
 from drift_cli.errors import DriftError, UsageError
@@ -104,8 +103,13 @@ ERRORS: dict[str, Change] = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_error_in_attention_is_refused_with_both_figures(error: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, own, change = made(windowed(), dtype), Keeper.attend, ERRORS[error]
-    monkeypatch.setattr(Keeper, "attend", lambda self, *given, **how: own(self, *given, **change(how)))
+    model, own, change = made(windowed(), dtype), attention.installed, ERRORS[error]
+
+    def installed(model: LoadedModel, name: str, attend: Callable[..., Any]) -> Any:
+        return own(model, name, lambda *given, **how: attend(*given, **change(how)))
+
+    for place in (attention, torch_backend):
+        monkeypatch.setattr(place, "installed", installed)
     found = chosen(model)
     assert found.engine.name == "reference"
     assert found.refused is not None
@@ -116,31 +120,31 @@ def test_an_error_in_attention_is_refused_with_both_figures(error: str, dtype: s
 
 def test_a_chunk_that_does_not_replace_what_decoding_wrote_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what comes behind the first reply is wrong then."""
-    own = plain_slots.put
+    own = Slots._encode
 
-    def put(model: Any, keeper: Keeper, row: int, start: int, ids: torch.Tensor, **how: Any) -> Any:
-        return own(model, keeper, row, start + (1 if start else 0), ids, **how)
+    def encode(self: Slots, its: Any, row: int, ids: Any, start: int, *given: Any) -> Any:
+        return own(self, its, row, ids, start + (1 if start else 0), *given)
 
-    monkeypatch.setattr(plain_slots, "put", put)
+    monkeypatch.setattr(Slots, "_encode", encode)
     found = chosen(made(llama()))
     assert found.engine.name == "reference"
 
 
 def test_an_error_of_one_row_in_a_batch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = PlainSlots.newest
-    monkeypatch.setattr(PlainSlots, "newest", lambda self, row: own(self, 0 if self.stepped is not None and row == 2 else row))
+    own = Slots.newest
+    monkeypatch.setattr(Slots, "newest", lambda self, row: own(self, 0 if self.queued and row == 2 else row))
     assert chosen(made(llama())).engine.name == "reference"
 
 
 def test_residuals_are_compared_at_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = PlainSlots.every_layer
+    own = Slots.every_layer
 
-    def wrong(self: PlainSlots, *given: Any) -> Any:
+    def wrong(self: Slots, *given: Any) -> Any:
         found = own(self, *given).copy()
         found[3] *= 1.01
         return found
 
-    monkeypatch.setattr(PlainSlots, "every_layer", wrong)
+    monkeypatch.setattr(Slots, "every_layer", wrong)
     refused = chosen(made(llama())).refused
     assert refused is not None
     assert refused.startswith("its residual means at layer 3 are off by 0.01 of their length")
@@ -158,10 +162,10 @@ def test_the_trials_conversation_is_longer_than_windows_and_thresholds() -> None
         ({"rope_parameters": {"full": {"rope_type": "longrope", "original_max_position_embeddings": 901}, "local": {}}}, 901),
     ):
         config = replace(model.card, config=_Config(settings))
-        tokens = length(replace(model, card=config), plain_slots.layout_of(model), None)
+        tokens = length(replace(model, card=config), layout_of(model), None)
         assert tokens >= max(beyond, WINDOW) + 60
         assert beyond or tokens < 400
-    assert length(model, plain_slots.layout_of(model), 100) <= 100
+    assert length(model, layout_of(model), 100) <= 100
 
 
 class _Config:
@@ -193,20 +197,20 @@ def test_where_float32_does_not_fit_two_plain_computations_are_compared(monkeypa
 
 
 def test_a_fault_of_drift_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Keeper, *given: Any, **how: Any) -> Any:
+    def broken(self: TorchKernels, *given: Any, **how: Any) -> Any:
         raise TypeError("a bug")
 
-    monkeypatch.setattr(Keeper, "attend", broken)
+    monkeypatch.setattr(TorchKernels, "attend", broken)
     with pytest.raises(DriftError, match="the slots engine failed on x: TypeError: a bug") as raised:
         chosen(made(llama()))
     assert "fault of drift" in str(raised.value.mend)
 
 
 def test_what_slots_do_not_apply_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    def asks(self: Keeper, *given: Any, **how: Any) -> Any:
+    def asks(self: TorchKernels, *given: Any, **how: Any) -> Any:
         raise NotApplied("its attention asks for a bias, which slots do not apply")
 
-    monkeypatch.setattr(Keeper, "attend", asks)
+    monkeypatch.setattr(TorchKernels, "attend", asks)
     assert chosen(made(llama())).refused == "its attention asks for a bias, which slots do not apply"
 
 
@@ -230,14 +234,14 @@ def test_want_of_memory_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_slots_that_run_out_of_memory_in_the_trial_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
-    own, said = PlainSlots.__post_init__, list[Incident]()
+    own, said = chunks.Chunks.__post_init__, list[Incident]()
 
-    def small(self: PlainSlots) -> None:
-        if self.rows > 2 and self.layers:
+    def small(self: chunks.Chunks) -> None:
+        if len(self.kernels.pages.upto) > 2 and len(self.layers) == 1:
             raise torch.OutOfMemoryError("out of memory")
         own(self)
 
-    monkeypatch.setattr(PlainSlots, "__post_init__", small)
+    monkeypatch.setattr(chunks.Chunks, "__post_init__", small)
     found = chosen(made(llama()), report=said.append)
     assert (found.engine.name, found.engine.batch) == ("slots", 2)
     assert [incident.kind for incident in said] == ["out-of-memory"]
@@ -255,12 +259,12 @@ def test_weights_that_are_not_finite_are_named() -> None:
 def test_paged_slots_pass_the_trial_and_their_bits_do_not_depend_on_it(
     name: str, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paged_network, "_kernels", lambda: plain_kernels)
+    monkeypatch.setattr(triton_backend, "_kernels", lambda: plain_kernels)
     model = models.load(models.describe(str(tiny_models[name])), dtype="float32", device="cpu")
 
     def engine() -> SlotEngine:
         it = SlotEngine(model, (0, 1, 2), Sampling(top_p=0.9), 12, 4, 1024)
-        it.slots = paged_slots.paged_slots(model, it.layers, it.filters, 12, 4, 1024, lambda incident: None)
+        it.slots = make_slots(model, it.layers, it.filters, 12, 4, longest=1024, backend="triton")
         return it
 
     plain = run(engine(), jobs(model))
@@ -270,8 +274,7 @@ def test_paged_slots_pass_the_trial_and_their_bits_do_not_depend_on_it(
     assert slots is not None
     slots.close()
     against = yardstick(model, given)
-    tried.slots = slots = paged_slots.paged_slots(model, tried.layers, tried.filters, 12, 4, 1024, lambda incident: None)
-    assert slots is not None
+    tried.slots = slots = make_slots(model, tried.layers, tried.filters, 12, 4, longest=1024, backend="triton")
     found = judge("float32", slots, given, against)
     assert found.problem is None
     assert found.rounding.share < 0.1
@@ -280,7 +283,7 @@ def test_paged_slots_pass_the_trial_and_their_bits_do_not_depend_on_it(
 
 def test_on_the_reference_engine_people_are_told_how_much_slower_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "refusal", lambda model: "it has a property")
-    monkeypatch.setattr(foretell, "measure_speeds", lambda *given: Speeds(1e10, 1e11, 1e10, 1e-3, 1e-4, 1e10, 1e-4, 1e-4))
+    monkeypatch.setattr(dry_run, "measure_speeds", lambda *given: Speeds(1e10, 1e11, 1e10, 1e-3, 1e-4, 1e10, 1e-4, 1e-4))
     script = tmp_path / "short.json"
     script.write_text(json.dumps({"users": ["Hello there."]}))
     how = ("--samples", "1", "--max-new-tokens", "4", "--condition", "baseline", "--transcript", str(script))

@@ -20,16 +20,16 @@ from drift_cli.commands.watch import rate_of, summary, tables
 from drift_cli.display import Display, Mode
 from drift_cli.screen import Screen
 from drift_cli.spec import Cell, Condition, Finish, Rollout
-from drift_cli.store import survey as survey_module
 from drift_cli.store.lock import Owner
 from drift_cli.store.log import End
 from drift_cli.store.manifest import CellPlan
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
-from drift_cli.store.survey import CellCount, Surveyor
-from drift_cli.store.workers import Presence, WorkerState
-from drift_cli.workers import status as status_module
-from drift_cli.workers.status import WINDOW, CellStatus, Pace, Status, Watch, WorkerStatus
+from drift_cli.workers import cells as cells_module
+from drift_cli.workers import progress as progress_module
+from drift_cli.workers.cells import WINDOW, CellStatus, Pace
+from drift_cli.workers.leases import Presence, WorkerState
+from drift_cli.workers.progress import Status, Watch, WorkerStatus
 
 SECOND = Rollout(CELL, 1)
 COMMAND = [sys.executable, "-m", "drift_cli", "runs", "watch"]
@@ -42,42 +42,42 @@ def _files(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.mark.parametrize("early", [End(Finish.CONTEXT, 3, 99), End(Finish.TEMPLATE, 3, None)])
 def test_counts_follow_what_is_committed(tmp_path: Path, early: End) -> None:
     run = make_run(tmp_path)
-    surveyor = Surveyor(run.paths)
-    survey = surveyor.look()
-    assert (survey.turns, survey.total, survey.ended, survey.newest) == (0, 4 * TURNS, False, None)
+    watch = Watch(run.paths)
+    status = watch.look()
+    assert (status.turns, status.total, status.ended, status.quiet) == (0, 4 * TURNS, False, None)
     with open_log(run) as log:
         log.append(turn(1))
         log.append(turn(2))
-        survey = surveyor.look()
-        assert (survey.turns, survey.cells[0].begun, survey.cells[0].held) == (2, 1, 1)
-        assert survey.owners[0][0].pid == os.getpid()
+        status = watch.look()
+        assert (status.turns, status.cells[0].begun, status.cells[0].held) == (2, 1, 1)
+        assert status.workers[0].name == f"process {os.getpid()}"
         log.end(early)
     finish(run, SECOND)
-    survey = surveyor.look()
-    assert (survey.cells[0].ended, survey.cells[0].complete, survey.cells[0].held) == (2, 1, 0)
-    assert (survey.turns, survey.settled) == (2 + TURNS, 2 * TURNS)
+    status = watch.look()
+    assert (status.cells[0].ended, status.cells[0].complete, status.cells[0].held) == (2, 1, 0)
+    assert (status.turns, status.settled) == (2 + TURNS, 2 * TURNS)
     for sample in range(2):
         finish(run, Rollout(OTHER, sample))
-    survey = surveyor.look()
-    assert survey.ended
-    assert survey.settled == survey.total
+    status = watch.look()
+    assert status.ended
+    assert status.settled == status.total
 
 
 def test_only_what_has_changed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path)
     finish(run)
     read: list[str] = []
-    before = survey_module.state_of
-    monkeypatch.setattr(survey_module, "state_of", lambda fd, path: read.append(path.name) or before(fd, path))
+    before = cells_module.state_of
+    monkeypatch.setattr(cells_module, "state_of", lambda fd, path: read.append(path.name) or before(fd, path))
     with open_log(run, SECOND) as log:
         log.append(turn(1, SECOND))
-        surveyor = Surveyor(run.paths)
-        surveyor.look()
+        watch = Watch(run.paths)
+        watch.look()
         assert sorted(read) == ["0000.jsonl", "0001.jsonl"]
-        surveyor.look()
+        watch.look()
         assert len(read) == 2
         log.append(turn(2, SECOND))
-        assert surveyor.look().turns == TURNS + 2
+        assert watch.look().turns == TURNS + 2
         assert read[2:] == ["0001.jsonl"]
 
 
@@ -85,10 +85,10 @@ def test_many_cells_at_a_time_are_counted_the_same(tmp_path: Path, monkeypatch: 
     run = make_run(tmp_path)
     finish(run)
     finish(run, Rollout(OTHER, 1))
-    expected = Surveyor(run.paths).look()
-    monkeypatch.setattr(survey_module, "_PATIENCE", -1.0)
-    monkeypatch.setattr(survey_module.time, "thread_time", lambda: 0.0)
-    assert Surveyor(run.paths).look() == expected
+    expected = Watch(run.paths).look().cells
+    monkeypatch.setattr(cells_module, "_PATIENCE", -1.0)
+    monkeypatch.setattr(cells_module.time, "thread_time", lambda: 0.0)
+    assert Watch(run.paths).look().cells == expected
 
 
 def test_damage_is_counted_and_hides_no_other(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_damage_is_counted_and_hides_no_other(tmp_path: Path) -> None:
     path = run.paths.rollout(FIRST)
     path.write_bytes(path.read_bytes()[:-9] + b"xxxxxxxx\n")
     status = Watch(run.paths).look()
-    assert (status.cells[0].count.damaged, status.cells[0].count.ended) == (1, 1)
+    assert (status.cells[0].damaged, status.cells[0].ended) == (1, 1)
     assert str(path) in status.problems[0]
     assert "1 rollout damaged" in summary(status)
     assert "verify" in str(tables(status, 80)[-1])
@@ -107,16 +107,16 @@ def test_damage_is_counted_and_hides_no_other(tmp_path: Path) -> None:
 def test_a_run_may_grow_while_it_is_watched(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     finish(run)
-    surveyor = Surveyor(run.paths)
-    surveyor.look()
+    watch = Watch(run.paths)
+    watch.look()
     more = Cell("talk", "later", 0.5)
     conditions = {**run.manifest.conditions, "later": Condition("later")}
     changed = {"cells": (CellPlan(CELL, 5), CellPlan(OTHER, 2), CellPlan(more, 1)), "conditions": conditions}
     elsewhere = Run.open(Store(tmp_path / "checkpoints"), run.paths.run_id)
     elsewhere.update(type(run.manifest)(**{**vars(run.manifest), **changed}))
-    survey = surveyor.look()
-    assert [count.planned for count in survey.cells] == [5, 2, 1]
-    assert survey.turns == TURNS
+    status = watch.look()
+    assert [count.planned for count in status.cells] == [5, 2, 1]
+    assert status.turns == TURNS
 
 
 def test_watching_writes_nothing(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_rate_is_turns_between_looks_while_somebody_works() -> None:
 def test_time_left_is_what_remains_at_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path)
     now = [1000.0]
-    monkeypatch.setattr(status_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
     watch = Watch(run.paths)
     with open_log(run) as log:
         log.append(turn(1))
@@ -237,10 +237,10 @@ def _status(cells: int) -> Status:
     def cell(number: int) -> CellStatus:
         done = (64 if number < 40 else 7 if number < 43 else 0) * 18
         name = Cell("a-transcript-with-a-long-name", f"condition-{number:03d}", 0.5)
-        return CellStatus(CellCount(name, 64, min(64, done), done // 18, done // 18, 0, 0, done, done, 64 * 18), 0.5, 12345.0)
+        return CellStatus(name, 64, min(64, done), done // 18, done // 18, 0, 0, done, done, 64 * 18, 57 * 18 / 12345)
 
     workers = tuple(WorkerStatus(f"w{n}", f"a-long-host-name-{n:03d}", "working", n == 3, False, 12.0, 99, 0.5, 48) for n in range(30))
-    return Status("demo-12345678", tuple(cell(n) for n in range(cells)), workers, 9, 9, 99, False, 3.0, 60.0, 2.0, ())
+    return Status("demo-12345678", tuple(cell(n) for n in range(cells)), workers, 3.0, 2.0, ())
 
 
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (140, 40)])

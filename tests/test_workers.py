@@ -16,9 +16,9 @@ from workers import Place, Stable, kill, make, until
 from drift_cli.errors import EXIT_INTERRUPTED
 from drift_cli.launch import local
 from drift_cli.launch.plan import Plan
-from drift_cli.store.claims import claims_of
 from drift_cli.store.epoch import Epoch
-from drift_cli.store.workers import read_workers
+from drift_cli.workers.claims import claims_of
+from drift_cli.workers.leases import read_workers
 
 SAMPLES = int(os.environ.get("WORKERS_TEST_ROLLOUTS", "32")) // 4
 """Of each of four cells."""

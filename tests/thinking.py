@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jobs import talk_of
 from numpy.typing import NDArray
 
-from drift_cli.chat import Chat, Dialogue, Message, messages, text_of
+from drift_cli.chat import Chat, Conversation, Message, begin, messages, text_of
 from drift_cli.chat.parts import Parts
 from drift_cli.chat.template import TemplateChat
 from drift_cli.engine.contract import Job, Reply
@@ -71,21 +72,21 @@ class ThinkingChat(TemplateChat):
 class ForgettingChat(ThinkingChat):
     """The same, with reasoning left out of history, so that every reply is encoded twice."""
 
-    def extend(self, dialogue: Dialogue, reply: Sequence[int]) -> tuple[list[int], list[int]]:
-        prompt, canonical = super().extend(dialogue, reply)
+    def extend(self, said: Conversation, reply: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+        prompt, canonical = super().extend(said, reply)
         answer = next((s for s in split(reply) if s.kind is SegmentKind.ANSWER), None)
-        kept = list(reply) if not split(reply) else list(reply[answer.start :]) if answer is not None else []
-        said = [*dialogue.prompt, *reply]
-        return ([*dialogue.prompt, *kept, *prompt[len(said) :]], canonical) if prompt[: len(said)] == said else (prompt, canonical)
+        kept = tuple(reply) if not split(reply) else tuple(reply[answer.start :]) if answer is not None else ()
+        whole = (*said.ids, *reply)
+        return ((*said.ids, *kept, *prompt[len(whole) :]), canonical) if tuple(prompt[: len(whole)]) == whole else (prompt, canonical)
 
 
 def thinking(jobs: list[Job], kind: type[ThinkingChat] = ThinkingChat) -> list[Job]:
     """The same jobs, not yet begun, with a chat format that has segments."""
-    return [replace(job, dialogue=_with(job.dialogue, kind(job.dialogue.chat.tokenizer))) for job in jobs]
+    return [replace(job, conversation=_with(talk_of(job), kind(talk_of(job).chat.tokenizer))) for job in jobs]
 
 
-def _with(dialogue: Dialogue, chat: Chat) -> Dialogue:
-    return Dialogue(chat, dialogue.users, dialogue.condition, dialogue.end_ids)
+def _with(talk: Conversation, chat: Chat) -> Conversation:
+    return begin(chat, talk.user, talk.condition, talk.end_ids)
 
 
 def think(patch: pytest.MonkeyPatch, segments: Callable[[Sequence[int]], tuple[Segment, ...]] = split) -> None:

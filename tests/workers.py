@@ -90,8 +90,7 @@ class Place:
 
 def make(folder: Path, *arguments: str) -> Place:
     """A run of a short transcript, made as `drift launch` makes it."""
-    from drift_cli.commands.generate import settings_from
-    from drift_cli.commands.launch import _parsed
+    from drift_cli.commands.launch import _settings
     from drift_cli.commands.work import Work
     from drift_cli.display import Display, Mode
     from drift_cli.running.experiment import prepare
@@ -99,7 +98,7 @@ def make(folder: Path, *arguments: str) -> Place:
     folder.mkdir()
     (folder / "short.json").write_text(json.dumps({"users": ["hello there", "who are you"]}))
     line = ["--max-new-tokens", "6", "--batch", "3", "--transcript", str(folder / "short.json"), *arguments]
-    Work(Display(Mode.NONE), Store(folder / "checkpoints")).open(prepare(settings_from(_parsed(line))))
+    Work(Display(Mode.NONE), Store(folder / "checkpoints")).open(prepare(_settings(line, {})))
     return Place(folder)
 
 

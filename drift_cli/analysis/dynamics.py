@@ -35,7 +35,7 @@ from drift_cli.spec import Cell
 
 LEAST_TURNS = 6
 """Of fewer, φ means nothing."""
-LEAST_ROLLOUTS = 4
+LEAST_ROLLOUTS = 8
 
 
 class Dynamic(StrEnum):
@@ -133,7 +133,8 @@ def _after(values: FloatArray, turns: Sequence[int], first: int) -> FloatArray:
 
 def persistence(deviations: Sequence[FloatArray]) -> float:
     """φ of all these rollouts (n, T) together: within-rollout regression of a turn on the one before, its first-order bias taken out."""
-    return _corrected(*_sums(np.concatenate(list(deviations))).sum(axis=1), deviations[0].shape[1] - 1)
+    xy, xx = _sums(np.concatenate(list(deviations))).sum(axis=1)
+    return _corrected(float(xy), float(xx), deviations[0].shape[1] - 1)
 
 
 def _sums(d: FloatArray) -> FloatArray:
@@ -151,9 +152,14 @@ def _corrected(xy: float, xx: float, transitions: int, slope: int = 1) -> float:
 
 
 def persistences(d: FloatArray) -> FloatArray:
-    """φ̂_i (n,) of each rollout by itself; NaN where it does not move."""
+    """φ̂_i (n,) of each rollout by itself; NaN where it does not move. Their spread is that of n - 1, as all are around turn means of their own."""
     xy, xx = _sums(d)
-    return np.array([_corrected(float(a), float(b), d.shape[1] - 1, 3) for a, b in zip(xy, xx, strict=True)])
+    found = np.array([_corrected(float(a), float(b), d.shape[1] - 1, 3) for a, b in zip(xy, xx, strict=True)])
+    known = np.isfinite(found)
+    if known.sum() < 2:
+        return found
+    middle = found[known].mean()
+    return np.asarray(middle + (found - middle) * np.sqrt(known.sum() / (known.sum() - 1)))
 
 
 def settled(d: FloatArray, phi: float) -> FloatArray:

@@ -29,7 +29,8 @@ from drift_cli.analysis.axis_error import AxisError
 from drift_cli.analysis.breaks import Breaks, breaks
 from drift_cli.analysis.confounds import Confounds, Correlations, confounds, correlations
 from drift_cli.analysis.controls import Standing
-from drift_cli.analysis.looks import Looked, Looking, looked, presence_as_of, study_as_of
+from drift_cli.analysis.looked import Looked, looked, presence_as_of, study_as_of
+from drift_cli.analysis.looks import Looking
 from drift_cli.analysis.measures import Sample, sample
 from drift_cli.analysis.presence import Presence, Split
 from drift_cli.analysis.quality import Quality, quality

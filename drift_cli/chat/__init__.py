@@ -1,10 +1,12 @@
-"""Messages to token ids: see `dialogue` for the contract, `template` and `raw` for the two formats."""
+"""Messages to token ids: see `conversation` for the contract, `template` and `raw` for the two formats."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from drift_cli.chat.dialogue import Chat, Dialogue, Message, TemplateProblem, common_prefix, messages, prompt_hash, text_of
+from drift_cli.chat.conversation import Ask, Conversation, Exchange, begin, scripted
+from drift_cli.chat.format import Chat, TemplateProblem
+from drift_cli.chat.messages import Message, messages, prompt_hash, text_of
 from drift_cli.chat.parts import Parts
 from drift_cli.chat.rendering import DEFAULT_DATE
 from drift_cli.errors import UsageError
@@ -14,15 +16,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_DATE",
+    "Ask",
     "Chat",
-    "Dialogue",
+    "Conversation",
+    "Exchange",
     "Message",
     "Parts",
     "TemplateProblem",
+    "begin",
     "chat_for",
-    "common_prefix",
     "messages",
     "prompt_hash",
+    "scripted",
     "text_of",
 ]
 

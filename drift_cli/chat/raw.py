@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from drift_cli.chat.control import Controls
-from drift_cli.chat.dialogue import Dialogue, given_texts, messages, text_of
+from drift_cli.chat.messages import given_texts, messages, text_of
 from drift_cli.chat.parts import Parts
 from drift_cli.errors import UsageError
 from drift_cli.spec import ChatFormat, Condition, Placement, Segment, Transcript
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from drift_cli.chat.conversation import Conversation
 
 RAW_STOPS = ("\nUser:", "\nSystem:", "\nAssistant:")
 
@@ -47,11 +49,16 @@ class RawChat:
             text += f" {reply.strip()}\n\n{self._turn(user, later)}"
         return start + self._encode(text)
 
-    def extend(self, dialogue: Dialogue, reply: Sequence[int]) -> tuple[list[int], list[int]]:
+    def extend(self, said: Conversation, reply: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
         """The reply's ids as sampled, then the next turn's text: nothing is ever tokenized twice."""
-        following = self._encode("\n\n" + self._turn(dialogue.users[dialogue.turn - 1], _after_first(dialogue.condition)))
-        prompt = [*dialogue.prompt, *reply, *following]
+        following = self._encode("\n\n" + self._turn(said.users[-1], _after_first(said.condition)))
+        prompt = (*said.ids, *reply, *following)
         return prompt, prompt
+
+    @property
+    def has_stops(self) -> bool:
+        """A reply ends where another speaker's line begins."""
+        return True
 
     def stop_length(self, ids: Sequence[int]) -> int | None:
         """The fewest ids that hold all visible text before the first stop string."""
@@ -85,13 +92,17 @@ class RawChat:
 
     def check(self, condition: Condition, transcript: Transcript) -> None:
         """Refuse text that would itself look like another speaker's line, and text that the tokenizer would read as control tokens."""
-        for where, text in given_texts(condition, transcript):
+        self.refuse(given_texts(condition, transcript))
+
+    def refuse(self, texts: Sequence[tuple[str, str]]) -> None:
+        """See `Chat.refuse`."""
+        for where, text in texts:
             for stop in RAW_STOPS:
                 if stop in text:
                     raise UsageError(
                         f"{where} has a line that begins with {stop.strip()!r}, which the raw format takes for another speaker"
                     )
-        Controls(self.tokenizer).refuse(given_texts(condition, transcript))
+        Controls(self.tokenizer).refuse(texts)
 
     def adds(self, condition: Condition) -> str | None:
         """Raw text adds nothing."""

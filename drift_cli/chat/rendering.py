@@ -1,4 +1,4 @@
-"""A model's own chat template, rendered by transformers in its sandbox, within a time limit, and with the date pinned."""
+"""A model's own chat template, rendered by transformers in its sandbox, in a process with limits, and with the date pinned."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from drift_cli.chat.confined import Confined, Failed
 from drift_cli.chat.dates import with_date
-from drift_cli.chat.limit import within_limit
 from drift_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,16 +19,6 @@ DEFAULT_DATE = "2026-01-01"
 """What a template that asks for today's date is told: a constant, so that a run renders the same prompts on any day and any machine."""
 
 _PROBE = "drift probe one"
-
-_TEMPLATES_OWN = (ArithmeticError, TypeError, ValueError, LookupError, AttributeError, RecursionError, MemoryError)
-"""What a template's own code may raise beside jinja2's errors: it divides, indexes and loops as Python does."""
-
-
-def _failure(error: BaseException) -> Exception:
-    """The same as an error of the template."""
-    import jinja2
-
-    return jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _chunks(text: str) -> list[dict[str, str]]:
@@ -87,17 +77,35 @@ class Rendering:
         return self._apply(conversation, prompt=prompt)
 
     def _apply(self, conversation: Sequence[Mapping[str, Any]], *, prompt: bool) -> str:
-        options = json.loads(self.options)
+        import jinja2
+
         try:
-            return str(
-                within_limit(
-                    lambda: self.tokenizer.apply_chat_template(
-                        list(conversation), chat_template=self.template, tokenize=False, add_generation_prompt=prompt, **options
+            return str(self._confined([list(conversation), prompt]))
+        except Failed as error:
+            raise jinja2.TemplateRuntimeError(str(error)) from None
+
+    @cached_property
+    def _confined(self) -> Confined:
+        # What the child needs is imported before it is forked, so that it never waits for a lock of another thread.
+        import jinja2
+        import jinja2.ext
+        import jinja2.sandbox
+        import transformers.utils.chat_template_utils  # noqa: F401
+
+        tokenizer, template, options = self.tokenizer, self.template, json.loads(self.options)
+
+        def work(given: Any) -> str:
+            conversation, prompt = given
+            try:
+                return str(
+                    tokenizer.apply_chat_template(
+                        conversation, chat_template=template, tokenize=False, add_generation_prompt=prompt, **options
                     )
                 )
-            )
-        except _TEMPLATES_OWN as error:
-            raise _failure(error) from error
+            except jinja2.TemplateError as error:
+                raise Failed(str(error)) from error
+
+        return Confined(work)
 
     def rendered(self, conversation: Sequence[Mapping[str, Any]], prompt: bool) -> str | None:
         """The same; None where the template fails."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from drift_cli.chat.dialogue import TemplateProblem
+from drift_cli.chat.format import TemplateProblem
 from drift_cli.chat.parts import Brackets, Channels, Parts
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.spec import Condition, Placement, Transcript

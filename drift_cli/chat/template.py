@@ -10,17 +10,21 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drift_cli.chat.control import Controls
 from drift_cli.chat.dates import asks_for_date, check_repeatable
-from drift_cli.chat.dialogue import Dialogue, Message, TemplateProblem, given_texts, messages, text_of
+from drift_cli.chat.format import TemplateProblem
 from drift_cli.chat.markup import Reasoning, answer_tags, find_reasoning
+from drift_cli.chat.messages import Message, given_texts, messages, text_of
 from drift_cli.chat.parts import Parts, parts_of
 from drift_cli.chat.places import Passage, fits, lost, marker, misplaced, own_text, passages
 from drift_cli.chat.rendering import Rendering
 from drift_cli.chat.scripts import check_script, no_generation_prompt, reply_ends
 from drift_cli.spec import ChatFormat, Condition, Placement, Segment, Transcript
+
+if TYPE_CHECKING:
+    from drift_cli.chat.conversation import Conversation
 
 _PROBE = ("drift probe one", "drift probe two", "drift probe reply", "drift probe system")
 _TAIL = 64
@@ -110,22 +114,27 @@ class TemplateChat(Rendering):
         except TemplateProblem as error:
             raise TemplateProblem(f"the chat template does not render condition {condition.name} as it is ({error.what})") from error
 
-    def extend(self, dialogue: Dialogue, reply: Sequence[int]) -> tuple[list[int], list[int]]:
-        """See `Chat.extend`; the module's docstring of `dialogue` says when the sampled ids are kept."""
-        canonical = self.prompt(dialogue.users[: dialogue.turn], dialogue.said, dialogue.condition)
-        before = len(dialogue.canonical)
-        if canonical[:before] == dialogue.canonical:
-            for text in (dialogue.said[-1].whole, *([self._decoded(reply)] if self.segmented else [])):
+    def extend(self, said: Conversation, reply: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+        """See `Chat.extend`; the module's docstring of `conversation` says when the sampled ids are kept."""
+        canonical = tuple(self.prompt(said.users, said.said, said.condition))
+        before = len(said.canonical)
+        if canonical[:before] == said.canonical:
+            for text in (said.said[-1].whole, *([self._decoded(reply)] if self.segmented else [])):
                 written = self._ids(text)
-                if canonical[before : before + len(written)] == written:
-                    return [*dialogue.prompt, *reply, *canonical[before + len(written) :]], canonical
-        for turn, (parts, (_, ids)) in enumerate(zip(dialogue.said, dialogue.past, strict=True), 1):
+                if list(canonical[before : before + len(written)]) == written:
+                    return (*said.ids, *reply, *canonical[before + len(written) :]), canonical
+        for turn, (parts, answered) in enumerate(zip(said.said, said.past, strict=True), 1):
             for token in self.controls.read_in(parts.answer):
-                if token not in ids:
+                if token not in answered.content:
                     # Sampled letter by letter; in the template's rendering it would become the control token itself.
                     spelled = self.controls.by_id[token]
                     raise TemplateProblem(f"reply {turn} spells out {spelled!r}, which the model would read as a control token")
-        return list(canonical), canonical
+        return canonical, canonical
+
+    @property
+    def has_stops(self) -> bool:
+        """A template's replies end with a token."""
+        return False
 
     def stop_length(self, ids: Sequence[int]) -> int | None:
         """A template's replies end with a token, never with a string."""
@@ -181,7 +190,11 @@ class TemplateChat(Rendering):
         """Refuse what the template does not carry through the whole script, and text that the tokenizer would read as control tokens."""
         check_repeatable(self.source)
         check_script(self, condition, transcript)
-        self.controls.refuse(given_texts(condition, transcript))
+        self.refuse(given_texts(condition, transcript))
+
+    def refuse(self, texts: Sequence[tuple[str, str]]) -> None:
+        """See `Chat.refuse`."""
+        self.controls.refuse(texts)
 
     def end_ids(self, given: frozenset[int]) -> frozenset[int]:
         """See `Chat.end_ids`."""

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from drift_cli.commands import axis_build
+from drift_cli.commands.axis_tables import axis_facts, axis_tables
 from drift_cli.commands.options import DisplayOption, JsonOption, make_display
 from drift_cli.display import Display, Mode, Table
 from drift_cli.errors import DriftError, UsageError
-from drift_cli.spec import brief
 
 if TYPE_CHECKING:
     from drift_cli.axes import Axis
-    from drift_cli.measuring.diagnostics import Diagnostics
 
 axis = typer.Typer(help="Axes: build one, import or export tensors, look at one.", no_args_is_help=True)
 axis.command("build")(axis_build.build)
-KINDS = ("axis", "personas")
+
+
+class ExportKind(StrEnum):
+    """What of an axis is written."""
+
+    AXIS = "axis"
+    PERSONAS = "personas"
 
 
 @axis.command("import")
@@ -35,7 +40,8 @@ def import_(
         typer.Option(
             help="How the file numbers layers: hidden-states (0 is the embeddings) or blocks (0 is the first block's output; assistant-axis). "
             "Default: as the number of --model's blocks tells.",
-            show_default=False,
+            metavar="<hidden-states|blocks>",
+            autocompletion=lambda: ["hidden-states", "blocks"],
         ),
     ] = None,
     assistant: Annotated[list[str] | None, typer.Option(help="A persona on the assistant's side; repeat for several.")] = None,
@@ -46,7 +52,10 @@ def import_(
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring in an axis and save it under data/axes. Tensors only: nothing in the file is executed."""
+    """Bring in an axis and save it under data/axes. Tensors only: nothing in the file is executed.
+
+    Example: drift axis import assistant_axis_layer15.pt --name theirs --model org/model
+    """
     from drift_cli.axes import import_torch, save
     from drift_cli.axes.torch_files import convention_of
     from drift_cli.settings.config import axes_folder
@@ -101,20 +110,21 @@ def export(
     name: Annotated[str, typer.Argument(metavar="AXIS", help="An axis by name or file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The torch file to write.")],
     kind: Annotated[
-        str, typer.Option(help="axis: one tensor of block outputs, as assistant-axis has it; personas: a dict of persona → means.")
-    ] = "axis",
+        ExportKind, typer.Option(help="axis: one tensor of block outputs, as assistant-axis has it; personas: a dict of persona → means.")
+    ] = ExportKind.AXIS,
     layer: Annotated[int | None, typer.Option(help="With personas: this layer only (default: all).")] = None,
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Write an axis as a torch file that other tools read."""
+    """Write an axis as a torch file that other tools read.
+
+    Example: drift axis export mine -o mine.pt --kind personas
+    """
     from drift_cli.axes import find
     from drift_cli.axes.torch_files import export_torch
     from drift_cli.settings.config import axes_folder
 
-    if kind not in KINDS:
-        raise UsageError(f"kind {kind!r} is unknown", mend=f"Use {' or '.join(KINDS)}.")
-    if layer is not None and kind == "axis":
+    if layer is not None and kind is ExportKind.AXIS:
         raise UsageError("--layer goes with --kind personas", mend="An axis file has the output of every block: leave --layer out.")
     found = find(name, axes_folder())
     said = export_torch(found, output, kind, layer)
@@ -123,7 +133,10 @@ def export(
 
 @axis.command()
 def personas() -> None:
-    """Print drift's own personas and questions, to be edited and given to `drift axis build --personas FILE`."""
+    """Print drift's own personas and questions, to be edited and given to `drift axis build --personas FILE`.
+
+    Example: drift axis personas > personas.toml
+    """
     from drift_cli.measuring.personas import default_text
 
     typer.echo(default_text(), nl=False)
@@ -141,7 +154,10 @@ def show(
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Show an axis: where it is from, every layer, how personas lie along it; draw that, and suggest a layer."""
+    """Show an axis: where it is from, every layer, how personas lie along it; draw that, and suggest a layer.
+
+    Example: drift axis show mine --layer 15
+    """
     from drift_cli.axes import find
     from drift_cli.settings.config import axes_folder
 
@@ -187,85 +203,6 @@ def _listed(name: str, folder: Path) -> dict[str, Any]:
     suggested = made.layers[0] if len(made.layers) == 1 else suggested_layer(made)
     values = (made.model, ranges(made.layers).removeprefix("layers ").removeprefix("layer "), made.width, suggested, date)
     return {"name": name, **dict(zip(_COLUMNS, values, strict=True))}
-
-
-def axis_facts(made: Axis, layer: int | None = None) -> dict[str, Any]:
-    """An axis as JSON: its header, its diagnostics (of `layer`, else the suggested layer, and of every layer), the layer it suggests."""
-    from drift_cli.measuring.diagnostics import suggest, sweep
-
-    found = sweep(made)
-    suggested = suggest(found)
-    chosen = layer if layer is not None else suggested
-    return {
-        "name": made.name,
-        "layers": list(made.layers),
-        "width": made.width,
-        "model": made.model,
-        "revision": made.revision,
-        "source": made.source,
-        "note": made.note,
-        "digest": made.digest,
-        "personas": list(made.personas),
-        "assistants": list(made.assistants),
-        "personas_digest": made.personas_digest,
-        "suggested_layer": suggested,
-        "diagnostics": next((d for d in found if d.layer == chosen), None),
-        "sweep": found,
-    }
-
-
-def axis_tables(made: Axis, layer: int | None = None) -> list[Table]:
-    """An axis for reading: its header, every layer, and the order of personas at `layer`, else at the suggested one."""
-    from drift_cli.axes.axis import ranges
-    from drift_cli.axes.layer import said
-    from drift_cli.measuring.diagnostics import suggest, sweep
-
-    rows = [
-        ["layers", f"{ranges(made.layers)} (hidden_states; 0 is the embeddings)"],
-        ["width", str(made.width)],
-        ["model", (made.model or "not recorded") + (f", revision {brief(made.revision)}" if made.revision else "")],
-        ["used at", said(made)],
-        ["source", made.source],
-        ["digest", made.digest[:16]],
-    ]
-    if made.note:
-        rows.append(["note", made.note])
-    tables = [Table(f"Axis {made.name}", ["", ""], rows)]
-    found = sweep(made)
-    if found:
-        suggested = suggest(found)
-        chosen = layer if layer is not None else suggested if suggested is not None else made.layers[0]
-        at = [d for d in found if d.layer == chosen]
-        tables += [_sweep_table(found, suggested), *(_order_table(made, d) for d in at)]
-    return tables
-
-
-def _sweep_table(found: Sequence[Diagnostics], suggested: int | None) -> Table:
-    rows = []
-    for d in found:
-        out = d.left_out
-        rows.append(
-            [
-                str(d.layer) + (" ←" if d.layer == suggested and len(found) > 1 else ""),
-                f"{d.cosine_with_pc1:.4f}",
-                f"{d.variance_explained:.3f}",
-                f"{d.pc1_variance:.3f}",
-                "—" if d.d_prime is None else f"{d.d_prime:.2f}",
-                "—" if out is None else f"{out.d_prime:.2f}",
-                "—" if out is None else f"{out.cosine_min:.4f} ({out.least})",
-            ]
-        )
-    heads = ["layer", "cosine with PC1>", "variance along it>", "along PC1>", "d′>", "d′ left out>", "least cosine (without)>"]
-    notes = ["over persona means; left out: each persona on the axis made without it"]
-    if suggested is not None and len(found) > 1:
-        notes.append(f"← suggested: --layer {suggested}, where a persona that is left out lies on its own side most clearly")
-    return Table("Layers", heads, rows, notes)
-
-
-def _order_table(made: Axis, found: Diagnostics) -> Table:
-    order = [[("* " if name in made.assistants else "  ") + name, f"{value:+.4f}"] for name, value in found.ordering]
-    notes = ["* on the assistant's side when the axis was made"]
-    return Table(f"Personas along the axis, layer {found.layer}", ["persona", "centred projection>"], order, notes)
 
 
 def _draw(made: Axis, layer: int | None, output: Path | None) -> list[Path]:

@@ -10,23 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from drift_cli.commands.options import (
-    AdapterOption,
-    BatchOption,
-    DeviceOption,
-    DisplayOption,
-    DryRunOption,
-    EngineOption,
-    JsonOption,
-    StoreOption,
-    make_display,
-    open_store,
-)
+from drift_cli.commands.flags import Flags, with_settings
+from drift_cli.commands.options import Common, DryRunOption
 from drift_cli.commands.work import Work
-from drift_cli.display import Mode, duration
+from drift_cli.display import duration
 from drift_cli.errors import UsageError
-from drift_cli.settings.config import Settings, resolve
-from drift_cli.settings.keys import KEYS
+from drift_cli.settings.config import resolve
+from drift_cli.settings.settings import Settings, keys
 from drift_cli.spec import Condition, Placement, Transcript
 
 MODELS_OWN = ("model", "revision", "adapter", "dtype", "device", "chat", "chat_date", "chat_options", "preset", "engine", "batch")
@@ -43,10 +33,9 @@ if TYPE_CHECKING:
     from drift_cli.store.run import Run
 
 
+@with_settings(*MODELS_OWN)
 def build(
-    model: Annotated[str | None, Option(help="A hub id, a local folder, a GGUF file, a LoRA adapter's folder, or demo.")] = None,
-    revision: Annotated[str | None, Option(help="The hub revision of the model.")] = None,
-    adapter: AdapterOption = None,
+    flags: Flags,
     name: Annotated[str | None, Option(help="The axis's name (default: the model's).")] = None,
     personas: Annotated[Path | None, Option(help="A file of personas and questions (default: drift's own; `drift axis personas`).")] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="The axis's file (default: data/axes/NAME.safetensors).")] = None,
@@ -54,46 +43,32 @@ def build(
     temperature: Annotated[float, Option(help="Sampling temperature.")] = 1.0,
     max_new_tokens: Annotated[int, Option(help="The longest reply, in tokens.", min=1)] = 256,
     seed: Annotated[int, Option(help="The run's seed.", min=0)] = 0,
-    chat: Annotated[str | None, Option(help="Chat format: template, or raw for base models.")] = None,
-    chat_option: Annotated[list[str] | None, Option(help="A variable for the chat template, KEY=VALUE; repeat for several.")] = None,
-    dtype: Annotated[str | None, Option(help="auto, bfloat16, float16 or float32.")] = None,
-    device: DeviceOption = None,
-    batch: BatchOption = None,
-    engine: EngineOption = None,
+    *,
     dry_run: DryRunOption = False,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    common: Common,
 ) -> None:
     """Build an axis for a model.
 
     Personas, on the assistant's side and in other parts, answer questions; the axis is the mean of the ones minus the mean of the others, at
     every layer. The replies are a run like any other: the same line goes on where it was stopped, and more --samples add to it.
+
+    Example: drift axis build --model org/model --samples 2
     """
     from drift_cli.axes import save
-    from drift_cli.commands.axis import axis_facts, axis_tables
+    from drift_cli.commands.axis_tables import axis_facts, axis_tables
     from drift_cli.measuring.build import made_from, transcripts
     from drift_cli.measuring.personas import read
     from drift_cli.settings.config import axes_folder
 
     asked = read(personas)
-    flags: dict[str, object] = {
-        "model": model,
-        "revision": revision,
-        "adapter": adapter,
-        "chat": chat,
-        "chat_options": chat_option,
-        "dtype": dtype,
-    }
-    flags |= {"device": device, "batch": batch, "engine": engine}
     settings = resolve(flags)
-    title = _title(name, settings["adapter"] or settings["model"], output)
+    title = _title(name, settings.adapter or settings.model, output)
     own = {"name": f"axis-{title}", "samples": samples, "temperatures": (temperature,), "max_new_tokens": max_new_tokens, "seed": seed}
-    shown = make_display(display, as_json)
-    work = Building(shown, open_store(store))
+    shown = common.show()
+    work = Building(shown, common.folder())
     settled = _settled(settings, asked, own)
     # A name that was given stands for one run; one made of the model's name may stand for several.
-    settled = settled if name is None else replace(settled, origins={**settled.origins, "name": "flag --name"})
+    settled = settled if name is None else settled.changed("flag --name", name=settled.name)
     for line in _inherited(settings, settled):
         shown.note(line)
     run = work.start(settled, transcripts(asked), dry_run=dry_run)
@@ -121,16 +96,22 @@ def _settled(settings: Settings, asked: Personas, own: dict[str, object]) -> Set
     """The settings of the run: what the model needs as resolved, everything else as `drift axis build` has it, whatever drift.toml says of experiments."""
     from drift_cli.measuring.build import conditions
 
-    own = {**{key: entry.default for key, entry in KEYS.items() if key not in MODELS_OWN}, **own, "layers": "all"}
-    origins = {**settings.origins, **dict.fromkeys(own, "drift axis build")}
-    return Settings({**settings.values, **own}, origins, conditions(asked, _placement(settings)))
+    defaults = {key: entry.default for key, entry in keys().items() if key not in MODELS_OWN}
+    settled = settings.changed("drift axis build", **{**defaults, **own, "layers": "all"})
+    return replace(settled, conditions=conditions(asked, _placement(settings)))
 
 
 def _inherited(settings: Settings, settled: Settings) -> list[str]:
     """What drift.toml, the environment or a preset say that shapes the replies: what is taken of it, and which sampling filters are not."""
-    given = {key: settings.origin(key) for key in KEYS if settings.origin(key) != "default" and not settings.origin(key).startswith("flag")}
-    taken = [f"{key} {settled[key]} ({given[key]})" for key in _SHAPING if key in given]
-    left = [f"{key} {settings[key]} ({given[key]})" for key in _FILTERS if key in given and settings[key] != settled[key]]
+    given = {
+        key: settings.origin(key) for key in keys() if settings.origin(key) != "default" and not settings.origin(key).startswith("flag")
+    }
+    taken = [f"{key} {getattr(settled, key)} ({given[key]})" for key in _SHAPING if key in given]
+    left = [
+        f"{key} {getattr(settings, key)} ({given[key]})"
+        for key in _FILTERS
+        if key in given and getattr(settings, key) != getattr(settled, key)
+    ]
     lines = [f"as for your experiments: {', '.join(taken)}"] if taken else []
     said = "not used for an axis, whose personas are sampled as the model's own generation_config asks"
     return lines + ([f"{said}: {', '.join(left)}"] if left else [])
@@ -142,7 +123,7 @@ def _placement(settings: Settings) -> Placement:
     from drift_cli.running.experiment import card_of
 
     card = card_of(settings)
-    made = chat_for(card.tokenizer, settings["chat"], date=settings["chat_date"], options=settings["chat_options"])
+    made = chat_for(card.tokenizer, settings.chat, date=settings.chat_date, options=settings.chat_options)
     try:
         made.check(Condition("persona", "You are somebody.", Placement.START), Transcript("question", ("Who are you?",)))
     except UsageError:

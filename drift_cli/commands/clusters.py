@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,42 +26,52 @@ if TYPE_CHECKING:
 _Text = str | None
 _Lines = list[str] | None
 
-PartitionOption = Annotated[_Text, Option("--partition", help="SLURM: the partition.", show_default=False)]
-TimeOption = Annotated[
-    _Text,
-    Option("--time", help="SLURM: the time limit of a job, after which it is queued again: 90, 12:00:00, 1-00:00:00.", show_default=False),
-]
-GresOption = Annotated[_Text, Option("--gres", help="SLURM: GPUs by name, such as gpu:a100:1.", show_default=False)]
-ConstraintOption = Annotated[_Text, Option("--constraint", help="SLURM: what nodes must have.", show_default=False)]
-AccountOption = Annotated[_Text, Option("--account", help="SLURM: who pays.", show_default=False)]
-QosOption = Annotated[_Text, Option("--qos", help="SLURM: the quality of service.", show_default=False)]
-CpusOption = Annotated[int | None, Option("--cpus-per-worker", help="SLURM: CPUs of each worker.", show_default=False)]
-MemoryOption = Annotated[_Text, Option("--mem", help="SLURM: memory of each worker, such as 64G.", show_default=False)]
-MaxParallelOption = Annotated[int | None, Option("--max-parallel", help="SLURM: how many workers at a time.", show_default=False)]
-SetupOption = Annotated[_Lines, Option("--setup", help="SLURM: a line of shell before the worker; repeat for several.", show_default=False)]
-SbatchOption = Annotated[_Lines, Option("--sbatch", help="SLURM: another option of sbatch, KEY=VALUE; repeatable.", show_default=False)]
-RayAddressOption = Annotated[
-    _Text, Option("--ray-address", help="Ray: an existing cluster (default: a private one on this machine).", show_default=False)
-]
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """What SLURM and Ray are asked for: the options of `drift launch` that are theirs."""
+
+    partition: Annotated[_Text, Option("--partition", help="SLURM: the partition.")] = None
+    time: Annotated[
+        _Text, Option("--time", help="SLURM: the time limit of a job, after which it is queued again: 90, 12:00:00, 1-00:00:00.")
+    ] = None
+    gres: Annotated[_Text, Option("--gres", help="SLURM: GPUs by name, such as gpu:a100:1.")] = None
+    constraint: Annotated[_Text, Option("--constraint", help="SLURM: features that nodes must have.")] = None
+    account: Annotated[_Text, Option("--account", help="SLURM: the account to charge.")] = None
+    qos: Annotated[_Text, Option("--qos", help="SLURM: the quality of service.")] = None
+    cpus_per_worker: Annotated[int | None, Option("--cpus-per-worker", help="SLURM: CPUs of each worker.")] = None
+    memory: Annotated[_Text, Option("--mem", help="SLURM: memory of each worker, such as 64G.")] = None
+    max_parallel: Annotated[int | None, Option("--max-parallel", help="SLURM: workers that run at the same time.")] = None
+    setup: Annotated[_Lines, Option("--setup", help="SLURM: a line of shell before the worker; repeat for several.")] = None
+    sbatch: Annotated[_Lines, Option("--sbatch", help="SLURM: another option of sbatch, KEY=VALUE; repeat for several.")] = None
+    ray_address: Annotated[
+        _Text, Option("--ray-address", help="Ray: the address of a cluster (default: start a private one on this machine).")
+    ] = None
+
+    @property
+    def request(self) -> Request:
+        """What is SLURM's of it."""
+        names = (self.partition, self.time, self.gres, self.constraint, self.account, self.qos)
+        return Request(*names, self.cpus_per_worker, self.memory, self.max_parallel, tuple(self.setup or ()), tuple(self.sbatch or ()))
 
 
-def refuse_misplaced(engine: Launcher, workers: int | None, request: Request, ray_address: str | None) -> None:
+def refuse_misplaced(launcher: Launcher, workers: int | None, asked: ClusterOptions) -> None:
     """Raise `UsageError` for options of a launcher other than the one that was chosen, or where a cluster is not told how many workers it gets."""
-    if engine is not Launcher.SLURM and request != Request():
-        raise UsageError(f"options for SLURM were given to --engine {engine.value}", mend="Add --engine slurm, or leave them out.")
-    if engine is not Launcher.RAY and ray_address is not None:
-        raise UsageError(f"--ray-address was given to --engine {engine.value}", mend="Add --engine ray, or leave it out.")
-    if engine is not Launcher.LOCAL and workers is None:
-        raise UsageError(f"--engine {engine.value} needs to know how many workers to start", mend="Add --workers N.")
+    if launcher is not Launcher.SLURM and asked.request != Request():
+        raise UsageError(f"options for SLURM were given to --launcher {launcher.value}", mend="Add --launcher slurm, or leave them out.")
+    if launcher is not Launcher.RAY and asked.ray_address is not None:
+        raise UsageError(f"--ray-address was given to --launcher {launcher.value}", mend="Add --launcher ray, or leave it out.")
+    if launcher is not Launcher.LOCAL and workers is None:
+        raise UsageError(f"--launcher {launcher.value} needs to know how many workers to start", mend="Add --workers N.")
 
 
-def refuse_impossible(engine: Launcher, plan: Plan, request: Request, store: Store, *, dry_run: bool) -> None:
+def refuse_impossible(launcher: Launcher, plan: Plan, request: Request, store: Store, *, dry_run: bool) -> None:
     """Raise `DriftError` where what a launcher needs is not there, `UsageError` where a batch script cannot hold what was asked for."""
-    if engine is Launcher.SLURM:
+    if launcher is Launcher.SLURM:
         script(plan, request, plan.store, store.logs("checked").absolute())
         if not dry_run:
             check_here()
-    elif engine is Launcher.RAY and find_spec("ray") is None:
+    elif launcher is Launcher.RAY and find_spec("ray") is None:
         raise DriftError("Ray is not installed", mend="pip install 'drift-cli[ray]'")
 
 

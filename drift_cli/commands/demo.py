@@ -12,6 +12,8 @@ def demo(store: StoreOption = None, display: DisplayOption = Mode.AUTO) -> None:
     """Run everything on the built-in model, in minutes.
 
     Three conditions, statistics, a picture. Stop it with Ctrl-C and run it again: it goes on where it stopped.
+
+    Example: drift demo
     """
     from drift_cli.commands.pictures import Picture
     from drift_cli.commands.plot import draw

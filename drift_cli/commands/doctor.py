@@ -7,12 +7,13 @@ import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from drift_cli.commands.options import DeviceOption, DisplayOption, JsonOption, StoreOption, make_display, open_store
-from drift_cli.display import Mode, Table
+from drift_cli.commands.flags import Flags, with_settings
+from drift_cli.commands.options import Common
+from drift_cli.display import Table
 from drift_cli.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -28,28 +29,30 @@ class Check:
     found: str
 
 
+@with_settings(
+    "model",
+    "dtype",
+    "device",
+    model="Load this model (hub id, folder or file) and measure whether the slots engine computes what it computes.",
+)
 def doctor(
-    model: Annotated[
-        str | None,
-        typer.Option(help="Load this model (hub id, folder or file) and measure whether the fast engine computes what it computes."),
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="With --model: auto, bfloat16, float16 or float32.")] = None,
-    device: DeviceOption = None,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    flags: Flags,
+    *,
+    common: Common,
 ) -> None:
     """Say what this machine can run.
 
     Looks at software, device, memory and the store's folder, and names what would go wrong. With --model it looks at the model instead: which engine will
-    run it, and how far that engine and a plain forward pass are from float32. Example: drift doctor --model allenai/Olmo-3-7B-Instruct
+    run it, and how far that engine and a plain forward pass are from float32.
+
+    Example: drift doctor --model allenai/Olmo-3-7B-Instruct
     """
-    shown = make_display(display, as_json)
+    shown, model = common.show(), flags["model"]
     if model is None:
-        title, checks = "This machine", [*_software(), *_device(), *_folder(open_store(store).root)]
+        title, checks = "This machine", [*_software(), *_device(), *_folder(common.folder().root)]
         verdict = "something must be mended before a run", "ready: drift demo"
     else:
-        title, checks = f"Model {model}", _model(model, dtype or "auto", device or "auto")
+        title, checks = f"Model {model}", _model(model, flags["dtype"] or "auto", flags["device"] or "auto")
         verdict = "it cannot be run", f"ready: drift generate --model {model}"
     rows = [[check.state, check.what, check.found] for check in checks]
     failed = any(check.state == "fail" for check in checks)
@@ -123,7 +126,7 @@ def _speed(device: str, name: str, dtype: torch.dtype) -> list[Check]:
 
     from drift_cli.display import duration
     from drift_cli.engine.choice import rows
-    from drift_cli.engine.slots import layout_from
+    from drift_cli.engine.layout import layout_from
     from drift_cli.running.estimate import Work, example
     from drift_cli.running.speeds import measure_speeds
     from drift_cli.store.manifest import ModelFacts

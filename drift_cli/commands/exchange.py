@@ -18,7 +18,6 @@ from drift_cli.commands.options import (
     of_segment,
     open_run,
     open_store,
-    part_of,
 )
 from drift_cli.display import Mode
 from drift_cli.errors import UsageError
@@ -48,6 +47,8 @@ def import_(
     """Bring in finished experiments as a run.
 
     One cell per file; stats, plot and export then work on it like on any run.
+
+    Example: drift import results/003b_baseline.json results/003b_simple.json
     """
     from drift_cli.interchange import import_seed
 
@@ -72,14 +73,17 @@ def export(
     display: DisplayOption = Mode.AUTO,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a run for other tools."""
+    """Write a run for other tools.
+
+    Example: drift export demo-1a2b3c4d --format parquet --residuals
+    """
     from drift_cli.analysis.segments import measured
     from drift_cli.interchange import export_assistant_axis, export_csv, export_parquet, export_seed
     from drift_cli.settings.config import home
 
     if residuals and format_ is not Format.PARQUET:
         raise UsageError("--residuals goes with --format parquet")
-    part = part_of(segment)
+    part = segment or Part.ANSWER
     if part is not Part.ANSWER and format_ not in (Format.CSV, Format.PARQUET):
         raise UsageError(
             f"--format {format_.value} has no place to say what was measured: it is always the answer", mend="Use --format csv or parquet."

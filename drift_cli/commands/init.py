@@ -9,7 +9,8 @@ import typer
 from drift_cli.commands.options import DisplayOption, JsonOption, make_display
 from drift_cli.display import Mode
 from drift_cli.errors import DriftError
-from drift_cli.settings.config import CONFIG_FILE, PRESETS, home, preset_text
+from drift_cli.settings.config import CONFIG_FILE, home, preset_text
+from drift_cli.settings.settings import PRESETS
 
 
 def init(
@@ -21,6 +22,8 @@ def init(
     """Write a drift.toml to edit.
 
     `drift generate` reads it from then on.
+
+    Example: drift init --preset smollm2
     """
     from drift_cli.store.files import atomic_write
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,108 +15,89 @@ from typer import Option
 
 from drift_cli.commands import clusters
 from drift_cli.commands.context import warn_of_context
+from drift_cli.commands.flags import Flags, with_settings
 from drift_cli.commands.generate import generate, settings_from
-from drift_cli.commands.options import (
-    BatchOption,
-    DeviceOption,
-    DisplayOption,
-    DryRunOption,
-    JsonOption,
-    StoreOption,
-    make_display,
-    open_store,
-    with_given,
-)
+from drift_cli.commands.options import Common, DryRunOption
 from drift_cli.commands.work import Work, why
 from drift_cli.commands.worker import LeaseOption
-from drift_cli.display import Display, Mode, Progress, Table
+from drift_cli.display import Display, Progress, Table
 from drift_cli.errors import EXIT_INTERRUPTED, DriftError, UsageError
 from drift_cli.launch.local import Workers, check_gpus, threads, visible_gpus
 from drift_cli.launch.plan import Crew, Finished, Launcher, Plan, worker_command
-from drift_cli.launch.slurm import Request
 from drift_cli.running.interrupts import Stop
-from drift_cli.store.workers import LEASE, check_lease, forget_workers
+from drift_cli.settings.settings import DtypeChoice, EngineChoice, Settings, keys
+from drift_cli.workers.leases import LEASE, check_lease, forget_workers
 
 if TYPE_CHECKING:
     from drift_cli.running.runner import Outcome
-    from drift_cli.settings.config import Settings
     from drift_cli.store.paths import RunPaths
     from drift_cli.store.run import Run
 
 
+EngineOption = Annotated[
+    str | None,
+    Option(
+        "--engine",
+        help=keys()["engine"].help,
+        metavar=f"<{'|'.join(EngineChoice)}>",
+        autocompletion=lambda: list(EngineChoice),
+        show_default=False,
+    ),
+]
+
+
+@with_settings("device", "batch")
 def launch(
+    flags: Flags,
     context: typer.Context,
-    engine: Annotated[Launcher, Option("--engine", help="What starts the workers.")] = Launcher.LOCAL,
-    workers: Annotated[
-        int | None, Option("--workers", help="How many (default: as many as this machine has GPUs for).", show_default=False)
-    ] = None,
+    launcher: Annotated[Launcher, Option("--launcher", help="What starts the workers.")] = Launcher.LOCAL,
+    workers: Annotated[int | None, Option("--workers", help="How many (default: as many as this machine has GPUs for).")] = None,
     gpus_per_worker: Annotated[
-        int | None, Option("--gpus-per-worker", help="GPUs of each; with more than one the model is spread over them.", show_default=False)
+        int | None, Option("--gpus-per-worker", help="GPUs of each worker; with more than one, the model is spread over them.")
     ] = None,
-    rollouts: Annotated[str | None, Option("--rollouts", help="The rollout engine: auto, slots or reference.", show_default=False)] = None,
-    device: DeviceOption = None,
-    batch: BatchOption = None,
+    engine: EngineOption = None,
     lease: LeaseOption = None,
-    partition: clusters.PartitionOption = None,
-    time_limit: clusters.TimeOption = None,
-    gres: clusters.GresOption = None,
-    constraint: clusters.ConstraintOption = None,
-    account: clusters.AccountOption = None,
-    qos: clusters.QosOption = None,
-    cpus_per_worker: clusters.CpusOption = None,
-    memory: clusters.MemoryOption = None,
-    max_parallel: clusters.MaxParallelOption = None,
-    setup: clusters.SetupOption = None,
-    sbatch: clusters.SbatchOption = None,
-    ray_address: clusters.RayAddressOption = None,
+    *,
+    asked: clusters.ClusterOptions,
     dry_run: DryRunOption = False,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    common: Common,
 ) -> None:
     """Make a run with many workers.
 
     drift launch [OPTIONS] RUN works on a run that exists; drift launch [OPTIONS] with any options of `drift generate` makes the run first, or adds to it. Each
     worker is a `drift work`: it loads the model once and takes rollouts that nobody is at until none is left. Workers may be killed, and others started, at any
     time; the run's files come out the same.
+
+    Example: drift launch --workers 8 --model org/model --transcript lonely --samples 64
     """
-    request = Request(
-        partition,
-        time_limit,
-        gres,
-        constraint,
-        account,
-        qos,
-        cpus_per_worker,
-        memory,
-        max_parallel,
-        tuple(setup or ()),
-        tuple(sbatch or ()),
-    )
-    clusters.refuse_misplaced(engine, workers, request, ray_address)
-    shown, where = make_display(display, as_json), open_store(store)
-    here = engine is Launcher.LOCAL or (engine is Launcher.RAY and ray_address is None)
-    gpus = _gpus(here, gpus_per_worker, device)
+    _refuse_launcher(engine)
+    clusters.refuse_misplaced(launcher, workers, asked)
+    device, batch = flags["device"], flags["batch"]
+    gpus = _gpus(launcher is Launcher.LOCAL or (launcher is Launcher.RAY and asked.ray_address is None), gpus_per_worker, device)
     number = workers if workers is not None else _as_many_as_fit(gpus)
-    work = Launching(shown, where, on_gpus=gpus > 0)
-    if engine is Launcher.LOCAL:
+    if launcher is Launcher.LOCAL:
         check_gpus(number, gpus)
     check_lease(LEASE if lease is None else lease)
-    foreseen = Plan("checked", where.root.absolute(), number, gpus)  # what cannot be done is refused before a run is made for it
-    clusters.refuse_impossible(engine, foreseen, request, where, dry_run=dry_run)
+    used, where = device if gpus or device else "cpu", common.folder()
+    plan = Plan("checked", where.root.absolute(), number, gpus, used, batch, engine, lease)
+    clusters.refuse_impossible(launcher, plan, asked.request, where, dry_run=dry_run)  # before a run is made for it
+    work = Launching(common.show(), where, on_gpus=gpus > 0)
     with Stop() as stop:
-        run_id, run = work.prepared(context.args, {"engine": rollouts, "batch": batch}, dry_run=dry_run)
-        used = device if gpus or device else "cpu"
-        plan = Plan(run_id, where.root.absolute(), number, gpus, used, batch, rollouts, lease)
-        paths = where.run(run_id)
-        if engine is Launcher.SLURM:
-            clusters.on_slurm(shown, where, plan, request, run)
-            return
-        crew = clusters.on_ray(plan, paths, shown.note, ray_address) if engine is Launcher.RAY else _here(plan, paths, shown)
-        if run is None:
-            _foretell(shown, engine, plan)
-            return
-        _carry_out(shown, work, run, (engine, plan, crew), stop)
+        run_id, run = work.prepared(context.args, {"engine": engine, "batch": batch}, dry_run=dry_run)
+        _start(work, launcher, replace(plan, run_id=run_id), asked, run, stop)
+
+
+def _start(work: Launching, launcher: Launcher, plan: Plan, asked: clusters.ClusterOptions, run: Run | None, stop: Stop) -> None:
+    """Start the workers and wait for them, or, on SLURM, submit them; without `run` (a dry run), show the plan."""
+    paths, shown = work.store.run(plan.run_id), work.display
+    if launcher is Launcher.SLURM:
+        clusters.on_slurm(shown, work.store, plan, asked.request, run)
+        return
+    crew = clusters.on_ray(plan, paths, shown.note, asked.ray_address) if launcher is Launcher.RAY else _here(plan, paths, shown)
+    if run is None:
+        _show_plan(shown, launcher, plan)
+    else:
+        _carry_out(shown, work, run, (launcher, plan, crew), stop)
 
 
 def _here(plan: Plan, paths: RunPaths, shown: Display) -> AbstractContextManager[Crew]:
@@ -155,11 +136,11 @@ class Launching(Work):
                     mend="Leave RUN out to add to a run: the same settings name it.",
                 )
             run = Run.open(self.store, rest[0])
-            settings = self._as_workers_see_it(with_given(settings_of(run.manifest), **own))
+            settings = self._as_workers_see_it(settings_of(run.manifest).given(own))
             experiment = reopen(run, settings, self.display.note)
         else:
-            settings = self._as_workers_see_it(settings_from({**_parsed(rest), **own}))
-            self.display.note(f"model: {settings['model']} ({why(settings)})")
+            settings = self._as_workers_see_it(_settings(rest, own))
+            self.display.note(f"model: {settings.model} ({why(settings)})")
             experiment, _ = prepare_for(self.store, settings, say=self.display.note)
         for notice in experiment.notices:
             self.display.note(notice)
@@ -173,14 +154,20 @@ class Launching(Work):
 
         if torch.cuda.is_available() or not self.on_gpus:
             device = "auto" if self.on_gpus or not torch.cuda.is_available() else "cpu"
-            return replace(settings, values={**settings.values, "device": device})
-        dtype = {"dtype": "bfloat16"} if settings["dtype"] == "auto" else {}
-        origins = {**settings.origins, **dict.fromkeys(dtype, "drift launch: workers have GPUs")}
-        return replace(settings, values={**settings.values, "device": "auto", **dtype}, origins=origins)
+            return replace(settings, device=device)
+        if settings.dtype is DtypeChoice.AUTO:
+            settings = settings.changed("drift launch: workers have GPUs", dtype=DtypeChoice.BFLOAT16)
+        return replace(settings, device="auto")
 
 
-def _parsed(rest: Sequence[str]) -> dict[str, Any]:
-    """Options of `drift generate` by the names of its parameters. Its own parser reads them, and refuses what it does not know."""
+def _refuse_launcher(engine: str | None) -> None:
+    """Refuse a launcher in the place of an engine: earlier versions called it so."""
+    if engine in tuple(Launcher):
+        raise UsageError(f"--engine {engine}: no engine has this name", mend=f"What starts the workers is --launcher {engine}.")
+
+
+def _settings(rest: Sequence[str], own: Mapping[str, Any]) -> Settings:
+    """The settings that options of `drift generate` ask for. Its own parser reads them, and refuses what it does not know."""
 
     @functools.wraps(generate)
     def collect(**options: Any) -> dict[str, Any]:
@@ -191,18 +178,19 @@ def _parsed(rest: Sequence[str]) -> dict[str, Any]:
     command = typer.main.get_command(parser)
     with command.make_context("drift launch", list(rest)) as context:
         made: dict[str, Any] = command.invoke(context)
-    return made
+    flags = {**{name: made[name] for name in keys()}, **own}
+    return settings_from(flags, made["condition"] or (), made["system"], made["placement"], made["config"])
 
 
-def _foretell(shown: Display, engine: Launcher, plan: Plan) -> None:
+def _show_plan(shown: Display, launcher: Launcher, plan: Plan) -> None:
     """The plan of a dry run."""
-    commands = [shlex.join(worker_command(plan, f"{engine.value}-{number}")) for number in range(plan.workers)]
+    commands = [shlex.join(worker_command(plan, f"{launcher.value}-{number}")) for number in range(plan.workers)]
     document = {"run": plan.run_id, "workers": plan.workers, "gpus_per_worker": plan.gpus_per_worker, "commands": commands}
-    shown.result(document, Table(f"Launch {plan.run_id}", ["worker>", "GPUs>"], _rows(engine, plan), ["each runs:", f"  {commands[0]}"]))
+    shown.result(document, Table(f"Launch {plan.run_id}", ["worker>", "GPUs>"], _rows(launcher, plan), ["each runs:", f"  {commands[0]}"]))
 
 
-def _rows(engine: Launcher, plan: Plan) -> list[list[str]]:
-    if engine is Launcher.RAY:  # which ones is for Ray to say
+def _rows(launcher: Launcher, plan: Plan) -> list[list[str]]:
+    if launcher is Launcher.RAY:  # which ones is for Ray to say
         return [[str(number), str(plan.gpus_per_worker or "—")] for number in range(plan.workers)]
     gpus = visible_gpus() if plan.gpus_per_worker else []
     each = plan.gpus_per_worker
@@ -211,7 +199,7 @@ def _rows(engine: Launcher, plan: Plan) -> list[list[str]]:
 
 def _carry_out(shown: Display, work: Launching, run: Run, what: tuple[Launcher, Plan, AbstractContextManager[Crew]], stop: Stop) -> None:
     """Start the workers, show how far they are, and say how it ended."""
-    engine, plan, crew = what
+    launcher, plan, crew = what
     from drift_cli.running.runner import Outcome
 
     states = run.states()
@@ -219,11 +207,11 @@ def _carry_out(shown: Display, work: Launching, run: Run, what: tuple[Launcher, 
     if all(state.ended for state in states):
         shown.note(f"run {plan.run_id} is complete: nothing to do")
         return
-    cores = f", {threads(run.paths, plan.workers)} threads each" if engine is Launcher.LOCAL and not plan.gpus_per_worker else ""
+    cores = f", {threads(run.paths, plan.workers)} threads each" if launcher is Launcher.LOCAL and not plan.gpus_per_worker else ""
     shown.note(
         f"run {plan.run_id}: {total - done} turns to do, {plan.workers} workers{cores}; look on with: drift runs watch {plan.run_id}"
     )
-    run.event("launch", launcher=engine.value, workers=plan.workers, turns_left=total - done)
+    run.event("launch", launcher=launcher.value, workers=plan.workers, turns_left=total - done)
     started = time.monotonic()
     with crew as workers, shown.progress(total, done) as progress:
         finished = workers.run(stop, _Look(run, progress))

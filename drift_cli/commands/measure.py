@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from drift_cli.commands.options import (
-    DeviceOption,
-    DisplayOption,
-    ForeignOption,
-    JsonOption,
-    RunArgument,
-    SegmentOption,
-    StoreOption,
-    make_display,
-    of_segment,
-    open_run,
-    part_of,
-)
+from drift_cli.commands.flags import Flags, with_settings
+from drift_cli.commands.options import Common, RunArgument, SegmentOption, of_segment
 from drift_cli.commands.reference import Reading, alone, beside
-from drift_cli.display import Display, Mode
+from drift_cli.display import Display
 from drift_cli.errors import UsageError
-from drift_cli.spec import at_layer
+from drift_cli.spec import Part, at_layer
 
 if TYPE_CHECKING:
     from drift_cli.axes import Axis
     from drift_cli.axes.use import Subject, Use
-    from drift_cli.spec import Part
     from drift_cli.store.run import Run
 
+_HELP = {
+    "layer": "The layer to project at (default: as the run has the axis, else the one that the axis suggests).",
+    "turns": "With --transcript: its first N user turns only.",
+    "model": "With --transcript and no RUN: the model that reads it.",
+    "adapter": "With --model: the folder of a LoRA adapter to merge into it.",
+}
 
+
+@with_settings("axis", "layer", "foreign_axis", "turns", "model", "adapter", "strip_private", "device", **_HELP)
 def measure(
+    flags: Flags,
     run: RunArgument = None,
-    axis: Annotated[str | None, typer.Option(help="The axis to project on, by name or file.")] = None,
-    layer: Annotated[
-        int | None, typer.Option(help="The layer to project at (default: as the run has the axis, else the layer that it suggests).")
-    ] = None,
-    foreign_axis: ForeignOption = None,
     transcript: Annotated[str | None, typer.Option(help="A finished conversation to measure instead: the reference line.")] = None,
-    turns: Annotated[int | None, typer.Option(help="With --transcript: its first N user turns only.", show_default=False)] = None,
-    model: Annotated[str | None, typer.Option(help="With --transcript and no RUN: the model that reads it.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="With --model: the folder of a LoRA adapter to merge into it.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="With --transcript: where the reference line goes.")] = None,
-    strip_private: Annotated[bool, typer.Option("--strip-private", help="Take auditors' private tags out of user turns.")] = False,
     traces: Annotated[bool, typer.Option("--traces", help="Measure every token of the run's replies, for `drift report`.")] = False,
     same_replies: Annotated[
         bool,
@@ -57,10 +46,8 @@ def measure(
     ] = None,
     controls: Annotated[int | None, typer.Option(help="Also project on this many control axes of each kind.", min=1)] = None,
     segment: SegmentOption = None,
-    device: DeviceOption = None,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    *,
+    common: Common,
 ) -> None:
     """Measure on another axis, or a finished conversation.
 
@@ -72,52 +59,50 @@ def measure(
     `drift measure RUN --same-replies` reads each condition's replies under the baseline's prompt and the baseline's under each condition's; `drift stats RUN`
     then tells what a prompt's presence does from what it does to the words. `drift generate` does this by itself.
     `drift measure RUN --traces` runs the model over the run's own replies; `drift report RUN` then colours every token.
+
+    Example: drift measure demo-1a2b3c4d --axis mine --layer 4
     """
-    shown, part = make_display(display, as_json), part_of(segment)
+    shown, part = common.show(), segment or Part.ANSWER
+    axis, layer, of_line = flags["axis"], flags["layer"], {key: flags[key] for key in ("model", "adapter", "turns")} | {"output": output}
     if transcript is None:
-        _refuse_without_transcript(model=model, adapter=adapter, output=output, turns=turns)
+        _refuse_without_transcript(of_line)
     if same_replies:
-        of_others: dict[str, object] = {"transcript": transcript, "model": model, "adapter": adapter, "output": output, "axis": axis}
-        _refuse_with_same_replies(**of_others, layer=layer, controls=controls, segment=segment, traces=traces or None)
+        others = {"transcript": transcript, **of_line, "axis": axis, "layer": layer, "controls": controls, "segment": segment}
+        _refuse_with_same_replies({**others, "traces": traces or None})
         from drift_cli.commands.same_replies import same_replies as read_again
 
-        read_again(shown, open_run(store, run), against, device)
+        read_again(shown, common.open(run), against, flags["device"])
         return
     if against is not None:
         raise UsageError("--against goes with --same-replies", mend="It names the condition that others are compared with.")
     if traces:
-        of_others = {"transcript": transcript, "model": model, "adapter": adapter, "output": output}
-        _refuse_with_traces(**of_others, layer=layer, controls=controls, segment=segment)
+        _refuse_with_traces({"transcript": transcript, **of_line, "layer": layer, "controls": controls, "segment": segment})
         from drift_cli.commands.traces import trace
 
-        trace(shown, open_run(store, run), axis, device)
-        return
-    if controls is not None:
-        _refuse_with_controls(transcript=transcript, model=model, adapter=adapter, layer=layer, output=output)
-        _controls(shown, open_run(store, run), axis, controls, part)
-        return
-    if transcript is None:
-        _project(shown, open_run(store, run), axis, layer, foreign_axis, part)
-        return
-    if segment is not None:
+        trace(shown, common.open(run), axis, flags["device"])
+    elif controls is not None:
+        _refuse_with_controls({"transcript": transcript, **of_line, "layer": layer})
+        _controls(shown, common.open(run), axis, controls, part)
+    elif transcript is None:
+        _project(shown, common.open(run), axis, layer, flags["foreign_axis"], part)
+    elif segment is not None:
         raise UsageError("--segment does not go with --transcript", mend="A reference line is of the given replies, as they are.")
-    reading = Reading(transcript, axis, layer, output, strip_private, device, turns, foreign_axis, adapter)
-    if run is None:
-        alone(shown, model, reading)
-        return
-    for option, given in (("--model", model), ("--adapter", adapter)):
-        if given is not None:
-            raise UsageError(f"{option} and RUN were both given", mend=f"A run has its model already: leave {option} out.")
-    beside(shown, open_run(store, run), reading)
+    elif run is None:
+        alone(shown, Reading(transcript, output, flags))
+    else:
+        for key in ("model", "adapter"):
+            if flags[key] is not None:
+                raise UsageError(f"--{key} and RUN were both given", mend=f"A run has its model already: leave --{key} out.")
+        beside(shown, common.open(run), Reading(transcript, output, flags))
 
 
-def _refuse_without_transcript(**given: object) -> None:
+def _refuse_without_transcript(given: Mapping[str, object]) -> None:
     for name, value in given.items():
         if value is not None:
             raise UsageError(f"--{name} goes with --transcript", mend="It is about a reference line: drift measure --transcript FILE")
 
 
-def _refuse_with_traces(**given: object) -> None:
+def _refuse_with_traces(given: Mapping[str, object]) -> None:
     for name, value in given.items():
         if value is not None:
             raise UsageError(
@@ -126,7 +111,7 @@ def _refuse_with_traces(**given: object) -> None:
             )
 
 
-def _refuse_with_same_replies(**given: object) -> None:
+def _refuse_with_same_replies(given: Mapping[str, object]) -> None:
     for name, value in given.items():
         if value is not None:
             raise UsageError(
@@ -135,7 +120,7 @@ def _refuse_with_same_replies(**given: object) -> None:
             )
 
 
-def _refuse_with_controls(**given: object) -> None:
+def _refuse_with_controls(given: Mapping[str, object]) -> None:
     for name, value in given.items():
         if value is not None:
             raise UsageError(
@@ -253,7 +238,7 @@ def _allowed(axis: Axis, subject: Subject, foreign: bool | None) -> bool:
 
     if foreign is not None or axis.foreign_to(subject.model, subject.revision) is None:
         return False
-    return bool(resolve({})["foreign_axis"])
+    return bool(resolve({}).foreign_axis)
 
 
 def register(app: typer.Typer) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from drift_cli.display import Display, Mode
+from drift_cli.spec import Part
 
 if TYPE_CHECKING:
-    from drift_cli.settings.config import Settings
-    from drift_cli.spec import Part
     from drift_cli.store.paths import Store
     from drift_cli.store.run import Run
 
@@ -23,18 +22,31 @@ StoreOption = Annotated[
 DisplayOption = Annotated[Mode, typer.Option("--display", envvar="DRIFT_DISPLAY", help="How progress is shown, on stderr.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The result as one JSON document on stdout, and nothing else there.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and how long it may take; write nothing.")]
+
+
+@dataclass(frozen=True)
+class Common:
+    """Options that nearly every command has: where the runs are, and how the command shows what it does."""
+
+    store: StoreOption = None
+    display: DisplayOption = Mode.AUTO
+    as_json: JsonOption = False
+
+    def show(self) -> Display:
+        """The command's display."""
+        return Display(self.display, self.as_json)
+
+    def folder(self) -> Store:
+        """The store that the command works on."""
+        return open_store(self.store)
+
+    def open(self, run: str | None) -> Run:
+        """The run that was named, or the newest."""
+        return open_run(self.store, run)
+
+
 RunArgument = Annotated[
     str | None, typer.Argument(metavar="[RUN]", help="A run's id or the beginning of one (default: the newest).", show_default=False)
-]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-BatchOption = Annotated[int | None, typer.Option("--batch", help="Rollouts generated together: slots, or rows of a batch.")]
-EngineOption = Annotated[str | None, typer.Option("--engine", help="auto, slots (fast) or reference (plain; runs every model).")]
-AdapterOption = Annotated[str | None, typer.Option("--adapter", help="The folder of a LoRA adapter to merge into the model.")]
-ModelPlaceOption = Annotated[
-    str | None, typer.Option("--model", help="Where the run's model is now, if it was moved or renamed.", show_default=False)
-]
-AdapterPlaceOption = Annotated[
-    str | None, typer.Option("--adapter", help="Where the run's adapter is now, if it was moved or renamed.", show_default=False)
 ]
 SameRepliesOption = Annotated[
     bool,
@@ -44,32 +56,13 @@ SameRepliesOption = Annotated[
         show_default=False,
     ),
 ]
-ForeignOption = Annotated[
-    bool | None,
-    typer.Option("--foreign-axis", help="Accept an axis that was built on another model of the same width.", show_default=False),
-]
 MeasuredAxisOption = Annotated[
     str | None, typer.Option("--axis", help="Which of the run's axes (default: the only one).", show_default=False)
 ]
 SegmentOption = Annotated[
-    str | None,
-    typer.Option(
-        "--segment", help="Of replies with reasoning: measure the answer, reasoning or all (default: answer).", show_default=False
-    ),
+    Part | None,
+    typer.Option("--segment", help="Of replies with reasoning, the part to measure (default: answer).", show_default=False),
 ]
-
-
-def part_of(given: str | None) -> Part:
-    """The part of replies that `--segment` names. `UsageError` lists them."""
-    from drift_cli.errors import UsageError
-    from drift_cli.spec import Part
-
-    if given is None:
-        return Part.ANSWER
-    try:
-        return Part(given)
-    except ValueError:
-        raise UsageError(f"there is no --segment {given!r}", mend=f"Use one of: {', '.join(Part)}.") from None
 
 
 def of_segment(segment: Part | None) -> dict[str, str]:
@@ -91,11 +84,6 @@ def open_run(folder: Path | None, run: str | None) -> Run:
 
     store = open_store(folder)
     return Run.newest(store) if run is None else Run.open(store, run)
-
-
-def with_given(settings: Settings, **given: Any) -> Settings:
-    """Settings with those replaced that were given on this command line."""
-    return replace(settings, values={**settings.values, **{key: value for key, value in given.items() if value is not None}})
 
 
 def make_display(mode: Mode, as_json: bool = False) -> Display:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from drift_cli.commands.bands import bands_of
+from drift_cli.commands.reply import find_reply
 from drift_cli.errors import UsageError
 from drift_cli.spec import Part
 
@@ -22,15 +23,11 @@ if TYPE_CHECKING:
     from drift_cli.analysis.results import Options
     from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
-    from drift_cli.results.figures.curves import Bands
     from drift_cli.results.figures.trajectory import Mark
     from drift_cli.spec import Rollout
     from drift_cli.store.run import Run
 
 PULLS = "pulls"
-_REPLY = re.compile(
-    r"(?:(?P<transcript>[^/]+)/)?(?P<condition>[^/]+)(?:/T(?P<temperature>[0-9.e+-]+))?/(?P<sample>[0-9]+)/turn-(?P<turn>[0-9]+)"
-)
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Picture:
     @cached_property
     def options(self) -> Options:
         """Of the statistics: the plan's, where the run has one."""
-        from drift_cli.analysis.looks import options_of
+        from drift_cli.analysis.plans import options_of
         from drift_cli.analysis.results import Options
         from drift_cli.analysis.study import usual_test
 
@@ -88,7 +85,7 @@ class Picture:
     @cached_property
     def study(self) -> Study:
         """The same with the intervals and p that apply at this look."""
-        from drift_cli.analysis.looks import study_as_of
+        from drift_cli.analysis.looked import study_as_of
 
         return study_as_of(self.single, self.looking)
 
@@ -107,7 +104,7 @@ class Picture:
     @property
     def presence_now(self) -> Presence:
         """The same with the intervals that apply at this look."""
-        from drift_cli.analysis.looks import presence_as_of
+        from drift_cli.analysis.looked import presence_as_of
 
         return presence_as_of(self.presence, self.looking, self.options.level)
 
@@ -177,15 +174,6 @@ def _trajectory(picture: Picture) -> Figure:
         scope=picture.from_baseline.scope,
         style=style_named(picture.style),
     )
-
-
-def bands_of(table: RunTable, name: str, level: float) -> Bands:
-    """The bands of mean curves: `simultaneous` or `pointwise`; `UsageError` for another name."""
-    from drift_cli.results.figures.curves import pointwise, simultaneous
-
-    if name not in ("simultaneous", "pointwise"):
-        raise UsageError(f"there are no {name!r} bands", mend="Use simultaneous (all turns together) or pointwise (each turn by itself).")
-    return simultaneous(table, level) if name == "simultaneous" else pointwise(level)
 
 
 def _difference(picture: Picture) -> Figure:
@@ -281,31 +269,6 @@ def _tokens(picture: Picture) -> Figure:
         title=picture.title or f"{rollout.cell.condition}, rollout {rollout.sample}, turn {turn}",
         style=style_named(picture.style),
     )
-
-
-def find_reply(run: Run, text: str) -> tuple[Rollout, int]:
-    """The rollout and turn that `[transcript/]condition[/T0.7]/sample/turn-N` names; `UsageError` where there is none, or several."""
-    from drift_cli.spec import Rollout
-
-    match = _REPLY.fullmatch(text.removeprefix("#"))
-    mend = "Name one as [TRANSCRIPT/]CONDITION[/T0.7]/SAMPLE/turn-N, such as simple/7/turn-12."
-    if match is None:
-        raise UsageError(f"{text!r} names no reply", mend=mend)
-    sample, turn = int(match["sample"]), int(match["turn"])
-    found = [
-        Rollout(plan.cell, sample)
-        for plan in run.manifest.cells
-        if plan.cell.condition == match["condition"]
-        and match["transcript"] in (None, plan.cell.transcript)
-        and (match["temperature"] is None or f"{plan.cell.temperature:g}" == match["temperature"])
-        and sample < plan.samples
-    ]
-    if len(found) != 1:
-        many = f"{len(found)} replies: {', '.join(map(str, found))}" if found else "no reply of this run"
-        raise UsageError(f"{text!r} names {many}", mend=mend)
-    if not 1 <= turn <= len(run.record(found[0]).turns):
-        raise UsageError(f"{found[0]} has no turn {turn}", mend=mend)
-    return found[0], turn
 
 
 def _lowest(picture: Picture, traced: Sequence[Rollout]) -> tuple[Rollout, int]:

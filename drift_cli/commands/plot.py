@@ -18,11 +18,11 @@ from drift_cli.commands.options import (
     make_display,
     of_segment,
     open_run,
-    part_of,
 )
 from drift_cli.commands.pictures import ALL, KINDS, Picture
 from drift_cli.display import Display, Drawing, Mode
 from drift_cli.errors import UsageError
+from drift_cli.spec import Part
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run
@@ -62,6 +62,8 @@ def plot(
 
     trajectory: each condition's mean over turns. difference: from a baseline, with the turns that differ. forest: effects of all pairs. heatmap: every
     rollout and turn. ridgeline: distributions by turn. layers: where conditions come apart. tokens: one reply, token by token. text: for terminals.
+
+    Example: drift plot demo-1a2b3c4d --kind difference --format png,pdf
     """
     formats = [name.strip().lower() for name in format_.split(",") if name.strip()]
     unknown = [name for name in formats if name not in FORMATS]
@@ -69,7 +71,7 @@ def plot(
         raise UsageError(f"format {format_!r} is unknown", mend=f"Use {', '.join(FORMATS)}, one or several.")
     if kind not in (*KINDS, ALL):
         raise UsageError(f"there is no kind {kind!r}", mend=f"Use one of: {', '.join((*KINDS, ALL))}")
-    part = part_of(segment)
+    part = segment or Part.ANSWER
     picture = Picture(open_run(store, run), axis, style, title, against, tuple(annotate or ()), reply, reference, bands, level, part)
     shown = make_display(display, as_json)
     if kind == "text":

@@ -16,6 +16,7 @@ from drift_cli.spec import shortened_name, split_layer
 if TYPE_CHECKING:
     from drift_cli.axes.use import Use
     from drift_cli.chat import Chat
+    from drift_cli.commands.flags import Flags
     from drift_cli.measuring.reference_line import ReferenceLine
     from drift_cli.models import LoadedModel, ModelCard
     from drift_cli.spec import Transcript
@@ -27,14 +28,8 @@ class Reading:
     """A finished conversation to be measured, as the command line asked for it."""
 
     transcript: str
-    axis: str | None
-    layer: int | None
     output: Path | None
-    strip_private: bool
-    device: str | None
-    turns: int | None
-    foreign: bool | None
-    adapter: str | None = None
+    flags: Flags
 
 
 @dataclass(frozen=True)
@@ -56,9 +51,8 @@ def beside(display: Display, run: Run, reading: Reading) -> None:
         raise UsageError(
             f"run {run.paths.run_id} was imported: its model cannot be asked", mend="Name a model instead of the run: --model M"
         )
-    settings = settings_of(run.manifest)
-    settings = replace(settings, values={**settings.values, **({"device": reading.device} if reading.device else {})})
-    name, used = axis_of(run, reading.axis, reading.layer, reading.foreign)
+    settings = settings_of(run.manifest).given({"device": reading.flags["device"]})
+    name, used = axis_of(run, *(reading.flags[key] for key in ("axis", "layer", "foreign_axis")))
     script = _script(display, reading)
     _check_script(run, script)
     experiment = reopen(run, settings, display.note)
@@ -79,7 +73,7 @@ def _not_drawn(run: Run, script: Transcript) -> str:
     return f"it has {have}, and `drift plot` draws the line only with --reference FILE"
 
 
-def alone(display: Display, model: str | None, reading: Reading) -> None:
+def alone(display: Display, reading: Reading) -> None:
     """Measure a conversation with a model named here; no run is involved."""
     from drift_cli.axes import find
     from drift_cli.axes.use import Subject, named, use
@@ -87,28 +81,20 @@ def alone(display: Display, model: str | None, reading: Reading) -> None:
     from drift_cli.running.experiment import card_of
     from drift_cli.settings.config import axes_folder, home, resolve
 
-    given = {
-        "model": model,
-        "axis": reading.axis,
-        "device": reading.device,
-        "layer": reading.layer,
-        "foreign_axis": reading.foreign,
-        "adapter": reading.adapter,
-    }
-    settings = resolve(given)
-    display.note(f"model: {settings['model']} ({settings.origin('model')})")
-    if settings["axis"] is None:
+    settings = resolve({key: reading.flags[key] for key in ("model", "axis", "device", "layer", "foreign_axis", "adapter")})
+    display.note(f"model: {settings.model} ({settings.origin('model')})")
+    if settings.axis is None:
         raise UsageError("no axis was given", mend="Name one with --axis (`drift axis show` lists them).")
-    name, layer = named(settings["axis"], settings["layer"])
+    name, layer = named(settings.axis, settings.layer)
     axis = find(name, axes_folder())
     card = card_of(settings, display.note)
     for notice in card.notices():
         display.note(notice)
     subject = Subject(card.name, card.identity, card.width, card.layers)
-    used = use(axis, subject, layer, foreign=settings["foreign_axis"])
-    device = models.choose_device(settings["device"])
-    chat = chat_for(card.tokenizer, settings["chat"], date=settings["chat_date"], options=settings["chat_options"])
-    load = partial(models.load, card, dtype=models.choose_dtype(settings["dtype"], device), device=device)
+    used = use(axis, subject, layer, foreign=settings.foreign_axis)
+    device = models.choose_device(settings.device)
+    chat = chat_for(card.tokenizer, settings.chat, date=settings.chat_date, options=settings.chat_options)
+    load = partial(models.load, card, dtype=models.choose_dtype(settings.dtype.value, device), device=device)
     line = _measured(display, _script(display, reading), Reader(card, chat, used, load))
     _write(display, line, reading.output or home() / "data" / "reference" / f"{line.transcript}.{axis.name}.json")
 
@@ -116,7 +102,7 @@ def alone(display: Display, model: str | None, reading: Reading) -> None:
 def _script(display: Display, reading: Reading) -> Transcript:
     from drift_cli import transcripts
 
-    found = transcripts.read(reading.transcript, strip_private=reading.strip_private, turns=reading.turns)
+    found = transcripts.read(reading.transcript, strip_private=bool(reading.flags["strip_private"]), turns=reading.flags["turns"])
     if found.transcript.replies is None:
         why = " ".join(found.notices)
         raise UsageError(

@@ -17,13 +17,17 @@ from drift_cli.commands.options import (
     make_display,
     of_segment,
     open_run,
-    part_of,
 )
 from drift_cli.commands.pictures import Picture
 from drift_cli.display import Mode
 from drift_cli.errors import UsageError
+from drift_cli.spec import Part
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from drift_cli.analysis.controls import Standing
+    from drift_cli.analysis.verdict import Answer
     from drift_cli.results.report.document import Contents
 
 
@@ -44,8 +48,10 @@ def report(
 
     A summary in words, the trajectory to play with, the statistics, and every conversation to read and search. The file needs no network and no server,
     and nothing in it can load anything: send it, or open it from a shared folder.
+
+    Example: drift report demo-1a2b3c4d -o report.html
     """
-    part = part_of(segment)
+    part = segment or Part.ANSWER
     picture = Picture(open_run(store, run), axis, title=title, against=against, reference=reference, level=level, part=part)
     shown = make_display(display, as_json)
     path = write(picture, output)
@@ -75,13 +81,10 @@ def write(picture: Picture, output: Path | None) -> Path:
 
 def gather(picture: Picture) -> Contents:
     """Everything the report says of a run."""
-    from drift_cli.analysis.axis_error import axis_errors
-    from drift_cli.analysis.scale import persona_scale
-    from drift_cli.analysis.sensitivity import layer_moves
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.tokens import load_traces
-    from drift_cli.analysis.verdict import answer
-    from drift_cli.commands.pictures import bands_of, references
+    from drift_cli.commands.bands import bands_of
+    from drift_cli.commands.pictures import references
     from drift_cli.commands.stats import among_controls
     from drift_cli.results.figures.panel import check_drawable
     from drift_cli.results.report.document import Contents
@@ -104,20 +107,31 @@ def gather(picture: Picture) -> Contents:
         traces=load_traces(run, table),
         references=references(run, table, picture.reference) or {},
         verdict=verdict(
-            answer(
-                table,
-                picture.single,
-                controls,
-                persona_scale(run, table),
-                axis_errors=axis_errors(run, table, study),
-                presence=picture.presence,
-                moves=layer_moves(run, table, study.baseline),
-                looking=picture.looking,
-            ),
+            _answer(picture, controls),
             () if model is None or model.note is None else (f"{run.manifest.spec.model}: {model.note}.",),
         ),
         tables=short,
         folded=folded,
+    )
+
+
+def _answer(picture: Picture, controls: Sequence[Standing]) -> Answer:
+    """The run's one answer, with everything that limits it."""
+    from drift_cli.analysis.axis_error import axis_errors
+    from drift_cli.analysis.scale import persona_scale
+    from drift_cli.analysis.sensitivity import layer_moves
+    from drift_cli.analysis.verdict import answer
+
+    run, table = picture.run, picture.table
+    return answer(
+        table,
+        picture.single,
+        controls,
+        persona_scale(run, table),
+        axis_errors=axis_errors(run, table, picture.single),
+        presence=picture.presence,
+        moves=layer_moves(run, table, picture.single.baseline),
+        looking=picture.looking,
     )
 
 

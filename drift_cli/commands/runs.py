@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from drift_cli.commands.options import DisplayOption, JsonOption, RunArgument, StoreOption, make_display, open_run, open_store
+from drift_cli.commands.flags import grouped
+from drift_cli.commands.options import Common, RunArgument, StoreOption, open_run
 from drift_cli.commands.watch import watch
-from drift_cli.display import Display, Mode, Table
+from drift_cli.display import Display, Table
 from drift_cli.errors import EXIT_FAILED, DriftError, StoreError
 
 if TYPE_CHECKING:
@@ -25,9 +26,13 @@ runs = typer.Typer(help="Look at runs: list, show, verify.", no_args_is_help=Tru
 
 
 @runs.command("ls")
-def list_runs(store: StoreOption = None, display: DisplayOption = Mode.AUTO, as_json: JsonOption = False) -> None:
-    """List the store's runs, newest first."""
-    found = open_store(store)
+@grouped
+def list_runs(*, common: Common) -> None:
+    """List the store's runs, newest first.
+
+    Example: drift runs ls --json
+    """
+    found = common.folder()
     rows, document = [], []
     for run_id in found.run_ids():
         row, facts = _listed(found, run_id)
@@ -35,7 +40,7 @@ def list_runs(store: StoreOption = None, display: DisplayOption = Mode.AUTO, as_
         document.append(facts)
     notes = [] if rows else [f"no run in {found.root}: `drift demo` or `drift generate` makes one"]
     heads = ["run", "model", "cells>", "rollouts ended>", "turns>", "status"]
-    make_display(display, as_json).result(document, Table(f"Runs in {found.root}", heads, rows, notes))
+    common.show().result(document, Table(f"Runs in {found.root}", heads, rows, notes))
 
 
 def _listed(store: Store, run_id: str) -> tuple[list[str], dict[str, Any]]:
@@ -56,11 +61,15 @@ def _listed(store: Store, run_id: str) -> tuple[list[str], dict[str, Any]]:
 
 
 @runs.command()
-def show(run: RunArgument = None, store: StoreOption = None, display: DisplayOption = Mode.AUTO, as_json: JsonOption = False) -> None:
-    """Show a run: what it is made of, where each setting came from, what the chat template adds, how far it is, what happened."""
-    found = open_run(store, run)
+@grouped
+def show(run: RunArgument = None, *, common: Common) -> None:
+    """Show a run: what it is made of, where each setting came from, what the chat template adds, how far it is, what happened.
+
+    Example: drift runs show demo-1a2b3c4d
+    """
+    found = common.open(run)
     document = {**_json(found.manifest), "id": found.paths.run_id, "folder": str(found.paths.root), "events": found.events()}
-    make_display(display, as_json).result(document, *_shown(found))
+    common.show().result(document, *_shown(found))
 
 
 def _json(manifest: Manifest) -> dict[str, Any]:
@@ -143,29 +152,36 @@ def _details(event: dict[str, Any]) -> str:
 
 @runs.command()
 def path(run: RunArgument = None, store: StoreOption = None) -> None:
-    """Print a run's folder."""
+    """Print a run's folder.
+
+    Example: cd "$(drift runs path demo)"
+    """
     typer.echo(str(open_run(store, run).paths.root.absolute()))
 
 
 @runs.command()
+@grouped
 def verify(
     run: RunArgument = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Set damaged lines of rollouts aside, under quarantine/; nothing is deleted.")
     ] = False,
     weights: Annotated[bool, typer.Option("--weights", help="Also read every byte of the model's local files again.")] = False,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    *,
+    common: Common,
 ) -> None:
     """Check every byte of a run: manifest, lines, chains, checksums, residuals, projections. Exit code 1 where something is wrong.
 
     With --repair, what is damaged of a rollout is set aside first, and the turns before it stay.
+
+    Example: drift runs verify demo-1a2b3c4d --repair
     """
-    found = open_run(store, run)
-    repairs, failures = found.repair() if repair else ([], [])
-    shown_on = make_display(display, as_json)
-    findings = [*found.verify(), *(_weights(found, shown_on) if weights else ())]
+    from drift_cli.workers import checks
+
+    found = common.open(run)
+    repairs, failures = checks.repair(found) if repair else ([], [])
+    shown_on = common.show()
+    findings = [*checks.verify(found), *(_weights(found, shown_on) if weights else ())]
     fatal = [finding for finding in findings if finding.fatal]
     document = {
         "run": found.paths.run_id,

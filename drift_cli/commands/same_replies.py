@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -32,8 +32,7 @@ def same_replies(display: Display, run: Run, against: str | None, device: str | 
             f"run {run.paths.run_id} has no two conditions with committed turns of one transcript and temperature",
             mend="Add one: drift generate --condition NAME",
         )
-    settings = settings_of(run.manifest)
-    settings = replace(settings, values={**settings.values, **({"device": device} if device else {})})
+    settings = settings_of(run.manifest).given({"device": device})
     with Stop() as stop:
         experiment = reopen(run, settings, display.note)
         model = models.load(experiment.card, dtype=run.manifest.spec.dtype, device=experiment.device)

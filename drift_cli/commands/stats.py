@@ -19,11 +19,11 @@ from drift_cli.commands.options import (
     StoreOption,
     make_display,
     open_run,
-    part_of,
 )
 from drift_cli.display import Display, Mode, Table
 from drift_cli.errors import UsageError
 from drift_cli.results.tables.formats import Format
+from drift_cli.spec import Part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,9 +93,12 @@ def stats(
     The unit is the rollout: every number is over rollouts, and one transcript supports claims about sampling noise only. Differences come from t tests on
     rollout means (of pairs where samples share their noise) unless --test says otherwise; pairs of conditions and turns are tested together, by flipping
     signs of whole rollouts within each condition.
+
+    Example: drift stats demo-1a2b3c4d --against baseline --full
     """
     from drift_cli.analysis.entries import unnamed
-    from drift_cli.analysis.looks import options_of, record
+    from drift_cli.analysis.looks import record
+    from drift_cli.analysis.plans import options_of
     from drift_cli.analysis.results import Correction, Flagged, Options, Test
     from drift_cli.analysis.study import usual_test
     from drift_cli.analysis.table import load
@@ -112,7 +115,7 @@ def stats(
         seed=seed,
         resamples=resamples,
     )
-    wanted, written, part = _choice(Flagged, "--flagged", flagged), _format(format_, output), part_of(segment)
+    wanted, written, part = _choice(Flagged, "--flagged", flagged), _format(format_, output), segment or Part.ANSWER
     widths = _widths(half_width or [], power)
     opened, shown = open_run(store, run), make_display(display, as_json)
     table = load(opened, axis, part)
@@ -154,7 +157,8 @@ class Result:
 
 def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: float | None) -> Result:
     from drift_cli.analysis.axis_error import axis_errors
-    from drift_cli.analysis.looks import looking, study_as_of
+    from drift_cli.analysis.looked import study_as_of
+    from drift_cli.analysis.looks import looking
     from drift_cli.analysis.presence import presence
     from drift_cli.analysis.scale import persona_scale
     from drift_cli.analysis.sensitivity import layer_moves
@@ -185,7 +189,6 @@ def among_controls(run: Run, table: RunTable, options: Options) -> Sequence[Stan
     """Where the table's differences stand among those on the control axes of its axis; nothing where `drift measure --controls` made none."""
     from drift_cli.analysis.controls import standings
     from drift_cli.measuring import controls
-    from drift_cli.spec import Part
 
     path = run.paths.controls(table.axis)
     return standings(table, controls.project(run, controls.load(path), table.segment or Part.ANSWER), options) if path.exists() else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -23,8 +23,7 @@ def trace(display: Display, run: Run, axis: str | None, device: str | None) -> N
     from drift_cli import models
     from drift_cli.running.experiment import reopen, settings_of
 
-    settings = settings_of(run.manifest)
-    settings = replace(settings, values={**settings.values, **({"device": device} if device else {})})
+    settings = settings_of(run.manifest).given({"device": device})
     with Stop() as stop:
         experiment = reopen(run, settings, display.note)
         _entry(run, axis)

@@ -10,25 +10,33 @@ from drift_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from drift_cli.commands.work import Work
-    from drift_cli.settings.config import Settings
+    from drift_cli.settings.settings import Settings
     from drift_cli.store.run import Run
 
 _GROWTH = (1.25, 2.0)
 """By how much rollouts grow at least and at most from one look to the next."""
 
 
-def until(work: Work, settings: Settings, width: float, most: int | None, *, dry_run: bool) -> None:
-    """Extend the run that the settings name until its always-valid intervals are ± `width` or narrower, at most to `most` rollouts a cell."""
+def until(work: Work, settings: Settings, width: float | None, most: int | None, *, dry_run: bool) -> None:
+    """Extend the run that the settings name until its always-valid intervals are ± `width` or narrower, at most to `most` rollouts a cell.
+
+    Without a width the run is made once, as the settings say.
+    """
+    if width is None:
+        if most is not None:
+            raise UsageError("--max-samples goes with --until-half-width", mend="Without it, --samples says how many rollouts there are.")
+        work.start(settings, dry_run=dry_run)
+        return
     if most is None:
         raise UsageError("--until-half-width needs --max-samples", mend="Say how many rollouts per cell there may be at most.")
     if not (math.isfinite(width) and width > 0):
         raise UsageError(f"--until-half-width is {width:g}", mend="Give a positive number, in the axis's units.")
     if work.plan is not None:
         raise UsageError("--until-half-width and --plan were both given", mend="A plan says itself when there are looks.")
-    samples = min(settings["samples"], most)
+    samples = min(settings.samples, most)
     work = replace(work, rule=f"half-width {width:g}")
     while True:
-        run = work.start(replace(settings, values={**settings.values, "samples": samples}), dry_run=dry_run)
+        run = work.start(settings.changed("flag --until-half-width", samples=samples), dry_run=dry_run)
         if run is None:
             return
         if run.manifest.plan is not None:
@@ -55,7 +63,8 @@ def _next(have: int, half: float | None, width: float, most: int) -> int:
 
 def _widest(run: Run, rule: str | None) -> float | None:
     """Half the widest always-valid interval of the primary comparisons; None where one has none. Looking at it is recorded."""
-    from drift_cli.analysis.looks import looked, looking, record
+    from drift_cli.analysis.looked import looked
+    from drift_cli.analysis.looks import looking, record
     from drift_cli.analysis.presence import presence
     from drift_cli.analysis.results import Options
     from drift_cli.analysis.study import analyze, usual_test

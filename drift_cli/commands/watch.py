@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 
-from drift_cli.commands.options import DisplayOption, JsonOption, RunArgument, StoreOption, make_display, open_run
+from drift_cli.commands.flags import grouped
+from drift_cli.commands.options import Common, RunArgument
 from drift_cli.display import Display, Mode, Table, duration
 
 if TYPE_CHECKING:
-    from drift_cli.workers.status import CellStatus, Status, Watch, WorkerStatus
+    from drift_cli.workers.cells import CellStatus
+    from drift_cli.workers.progress import Status, Watch, WorkerStatus
 
 _REST = 4.0
 """Times as long as a look took, at least, until the next: whoever watches leaves a busy file server to those who work."""
@@ -31,26 +33,28 @@ _HOST = 20
 """Letters of a host's name that are shown; --json has all."""
 
 
+@grouped
 def watch(
     run: RunArgument = None,
     every: Annotated[
         float | None, typer.Option("--every", min=0.1, help="Seconds between looks (default: 2 on a terminal, 10 elsewhere).")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    *,
+    common: Common,
 ) -> None:
     """Watch a run: how far each cell is, how fast, for how long still, and who works on it. From any machine that sees the store; nothing is written.
 
     Ends when nothing is left to do, or with Ctrl-C. With --json, one object per look, a line each.
+
+    Example: drift runs watch demo-1a2b3c4d --every 5
     """
     from drift_cli.screen import Leave
-    from drift_cli.workers.status import Watch
+    from drift_cli.workers.progress import Watch
 
-    shown = make_display(display, as_json)
-    watched = Watch(open_run(store, run).paths)
-    live = not once and not as_json and display in (Mode.AUTO, Mode.RICH) and shown.out.isatty()
+    shown = common.show()
+    watched = Watch(common.open(run).paths)
+    live = not once and not shown.as_json and common.display in (Mode.AUTO, Mode.RICH) and shown.out.isatty()
     with Leave():
         if once:
             status = watched.look()
@@ -103,7 +107,7 @@ def summary(status: Status) -> str:
         lost = sum(worker.lost for worker in status.workers)
         parts.append((_number(status.working, "worker") if status.working else "nobody works on it") + (f" ({lost} lost)" if lost else ""))
         parts += [f"last turn {duration(status.quiet)} ago"] if status.quiet is not None else []
-    damaged = sum(cell.count.damaged for cell in status.cells)
+    damaged = sum(cell.damaged for cell in status.cells)
     return ", ".join([*parts, *([f"{_number(damaged, 'rollout')} damaged"] if damaged else [])])
 
 
@@ -135,25 +139,24 @@ def _foremost(cells: Sequence[CellStatus], room: int) -> list[CellStatus]:
     """Cells in progress before those that wait, those before the ones that are done; shown in the run's order."""
 
     def rank(place: int) -> tuple[int, int]:
-        count = cells[place].count
+        count = cells[place]
         return (2 if count.ended == count.planned else 0 if count.begun else 1), place
 
     return [cells[place] for place in sorted(sorted(range(len(cells)), key=rank)[: max(0, room)])]
 
 
 def _hidden(cells: Sequence[CellStatus]) -> str:
-    done = sum(cell.count.ended == cell.count.planned for cell in cells)
-    fresh = sum(not cell.count.begun for cell in cells)
+    done = sum(cell.ended == cell.planned for cell in cells)
+    fresh = sum(not cell.begun for cell in cells)
     kinds = [(done, "done"), (len(cells) - done - fresh, "in progress"), (fresh, "not begun")]
     return f"and {_number(len(cells), 'cell')} more: " + ", ".join(f"{number} {kind}" for number, kind in kinds if number)
 
 
 def _cell(cell: CellStatus, wide: bool) -> list[str]:
-    count = cell.count
-    share = count.settled / count.total if count.total else 1.0
-    left = "done" if count.ended == count.planned else "" if cell.left is None else duration(cell.left)
-    shown = [str(count.cell), *([_bar(share)] if wide else []), _percent(share), f"{count.settled}/{count.total}"]
-    return [*shown, f"{count.ended}/{count.planned}", rate_of(cell.rate), left]
+    share = cell.settled / cell.total if cell.total else 1.0
+    left = "done" if cell.ended == cell.planned else "" if cell.left is None else duration(cell.left)
+    shown = [str(cell.cell), *([_bar(share)] if wide else []), _percent(share), f"{cell.settled}/{cell.total}"]
+    return [*shown, f"{cell.ended}/{cell.planned}", rate_of(cell.rate), left]
 
 
 def _bar(share: float) -> str:
@@ -173,14 +176,14 @@ def _workers(status: Status, room: int | None) -> Table:
     more = len(order) - len(shown)
     notes = [f"and {_number(more, 'worker')} more"] if more else []
     return Table(
-        "Workers", ["worker", "host", "state", "heard of>", "turns>", "rate>", "rollouts>"], [_worker(worker) for worker in shown], notes
+        "Workers", ["worker", "host", "state", "heartbeat>", "turns>", "rate>", "rollouts>"], [_worker(worker) for worker in shown], notes
     )
 
 
 def _worker(worker: WorkerStatus) -> list[str]:
-    beat = "" if worker.beat is None else f"{duration(worker.beat)} ago"
+    heard = "" if worker.heartbeat is None else f"{duration(worker.heartbeat)} ago"
     turns = "" if worker.turns is None else str(worker.turns)
-    return [worker.name, worker.host[:_HOST], worker.state, beat, turns, rate_of(worker.rate), str(worker.held)]
+    return [worker.name, worker.host[:_HOST], worker.state, heard, turns, rate_of(worker.rate), str(worker.held)]
 
 
 def _problems(status: Status) -> list[str]:
@@ -204,44 +207,28 @@ def _number(number: int, thing: str) -> str:
 
 def document(status: Status) -> dict[str, Any]:
     """The status as a JSON document: rates in turns a second, times in seconds."""
+    names = ("begun", "ended", "complete", "damaged", "turns", "settled", "total", "rate")
+    cells = [
+        {"cell": str(cell.cell), "rollouts": cell.planned, **{name: getattr(cell, name) for name in names}, "seconds_left": cell.left}
+        for cell in status.cells
+    ]
     return {
         "run": status.run_id,
-        "ended": status.ended,
-        "turns": status.turns,
-        "settled": status.settled,
-        "total": status.total,
-        "rate": status.rate,
+        **{name: getattr(status, name) for name in ("ended", "turns", "settled", "total", "rate")},
         "seconds_left": status.left,
         "seconds_since_turn": status.quiet,
-        "cells": [
-            {
-                "cell": str(cell.count.cell),
-                "rollouts": cell.count.planned,
-                "begun": cell.count.begun,
-                "ended": cell.count.ended,
-                "complete": cell.count.complete,
-                "damaged": cell.count.damaged,
-                "turns": cell.count.turns,
-                "settled": cell.count.settled,
-                "total": cell.count.total,
-                "rate": cell.rate,
-                "seconds_left": cell.left,
-            }
-            for cell in status.cells
-        ],
-        "workers": [
-            {
-                "worker": worker.name,
-                "host": worker.host,
-                "state": worker.state,
-                "lost": worker.lost,
-                "left": worker.left,
-                "seconds_since_beat": worker.beat,
-                "turns": worker.turns,
-                "rate": worker.rate,
-                "rollouts": worker.held,
-            }
-            for worker in status.workers
-        ],
+        "cells": cells,
+        "workers": [_worker_document(worker) for worker in status.workers],
         "problems": list(status.problems),
+    }
+
+
+def _worker_document(worker: WorkerStatus) -> dict[str, Any]:
+    return {
+        "worker": worker.name,
+        **{name: getattr(worker, name) for name in ("host", "state", "lost", "left")},
+        "seconds_since_heartbeat": worker.heartbeat,
+        "turns": worker.turns,
+        "rate": worker.rate,
+        "rollouts": worker.held,
     }

@@ -13,14 +13,14 @@ from drift_cli.display import Display, Table, duration
 from drift_cli.errors import EXIT_INTERRUPTED, UsageError
 from drift_cli.launch.plan import launcher_of
 from drift_cli.running.interrupts import Stop
-from drift_cli.settings.config import Settings
+from drift_cli.settings.settings import Settings
 from drift_cli.spec import Finish
-from drift_cli.store.workers import WorkerState
+from drift_cli.workers.leases import WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from drift_cli.engine.contract import Engine
+    from drift_cli.engine.contract import Engine, Incident
     from drift_cli.models import LoadedModel, ModelCard
     from drift_cli.running.experiment import Experiment
     from drift_cli.running.runner import Outcome
@@ -56,7 +56,7 @@ class Work:
 
         `scripts` are transcripts that come from no file; where given, the settings name none.
         """
-        self.display.note(f"model: {settings['model']} ({why(settings)})")
+        self.display.note(f"model: {settings.model} ({why(settings)})")
         with Stop() as stop:
             from drift_cli.running.continued import prepare_for
 
@@ -65,18 +65,21 @@ class Work:
 
     def go_on(self, run: Run, settings: Settings, *, dry_run: bool = False) -> Run | None:
         """Go on with a run that exists."""
-        self.display.note(f"model: {settings['model']} (run {run.paths.run_id})")
+        self.display.note(f"model: {settings.model} (run {run.paths.run_id})")
         with Stop() as stop:
             from drift_cli.running.experiment import reopen
 
             return self._carry_out(reopen(run, settings, self.display.note), run, settings, stop, dry_run)
 
     def _carry_out(self, experiment: Experiment, existing: Run | None, settings: Settings, stop: Stop, dry_run: bool) -> Run | None:
+        from drift_cli.running.runner import check_users
+
+        check_users(experiment.manifest, {})
         for notice in experiment.notices:
             self.display.note(notice)
         self.warn_of_lacking(experiment)
         if dry_run:
-            self._foretell(experiment, existing, settings)
+            self._dry_run(experiment, existing, settings)
             refuse_without_a_turn(experiment, foreseen(experiment))
             return None
         warn_of_context(self.display, experiment)
@@ -113,7 +116,7 @@ class Work:
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
         from drift_cli.running.runner import Outcome
-        from drift_cli.store.queue import correct_hints
+        from drift_cli.workers.queue import correct_hints
         from drift_cli.workers.share import take_part
 
         states = run.states()
@@ -133,6 +136,7 @@ class Work:
 
     def _generate(self, part: Part, facts: Mapping[str, Any]) -> Outcome:
         """Read the model and make turns, once there is something to be taken. `facts` are told with the event of the start."""
+        from drift_cli.commands.progress import Shown
         from drift_cli.engine.contract import Stopped
         from drift_cli.running.machine import epoch_now
         from drift_cli.running.runner import Outcome, run_rollouts
@@ -140,7 +144,7 @@ class Work:
         run, share, experiment, stop = part.run, part.share, part.experiment, part.stop
         queue = share.queue(run, 1)
         try:
-            if not share.wait(self.display, queue, queue.is_open, stop):
+            if not share.wait(self.display.note, queue, queue.is_open, stop):
                 return Outcome(0, 0.0, interrupted=False, others=queue.others())
         except Stopped:
             return Outcome(0, 0.0, interrupted=True)
@@ -152,16 +156,17 @@ class Work:
         run.begin(epoch_now(experiment.device, engine.name, engine.batch, self.gpus, run.manifest.spec.dtype))
         if not stop():
             run.event("start", **facts, epoch=run.epoch())
-        outcome = run_rollouts(
-            run,
-            engine,
-            chat=experiment.chat,
-            axis=experiment.axis,
-            end_ids=experiment.card.end_ids,
-            display=self.display,
-            stop=stop,
-            share=share,
-        )
+        with Shown(self.display) as shown:
+            outcome = run_rollouts(
+                run,
+                engine,
+                chat=experiment.chat,
+                axis=experiment.axis,
+                end_ids=experiment.card.end_ids,
+                stop=shown.ticking(stop),
+                tell=shown.tell,
+                share=share,
+            )
         kind = "interrupted" if outcome.interrupted else "left" if outcome.others else "done"
         run.event(kind, signal=stop.signal_name, turns=outcome.turns, seconds=round(outcome.seconds, 3), **self._named(share))
         if self.traces and kind == "done":
@@ -185,23 +190,23 @@ class Work:
 
     def _load(self, part: Part) -> tuple[LoadedModel, Engine]:
         from drift_cli import models
-        from drift_cli.commands.foretell import slower
+        from drift_cli.commands.dry_run import slower
         from drift_cli.engine.choice import choose, rows
         from drift_cli.running.estimate import fits, longest
-        from drift_cli.running.machine import keep_threads, loaded_otherwise
-        from drift_cli.running.runner import told
+        from drift_cli.running.machine import keep_threads, loaded_otherwise, rounded_otherwise
 
         run, experiment, settings = part.run, part.experiment, part.settings
         spec = run.manifest.spec
-        asked = self._engine_for_gpus(settings["engine"])
+        asked = self._engine_for_gpus(settings.engine)
         if (kept := keep_threads(run.manifest, experiment.device)) is not None:
             self.display.note(kept)
-        if (otherwise := loaded_otherwise(run.manifest)) is not None:
-            self.display.note(otherwise)
+        for otherwise in (loaded_otherwise(run.manifest), rounded_otherwise(run.manifest)):
+            if otherwise is not None:
+                self.display.note(otherwise)
         model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device, gpus=self.gpus)
         for note in model.notes:
             self.display.note(note)
-        batch = rows(settings["batch"], experiment.device)
+        batch = rows(settings.batch, experiment.device)
         chosen = choose(
             asked,
             model,
@@ -211,7 +216,7 @@ class Work:
             batch=batch,
             longest=longest(run.manifest, fits(run.manifest, experiment.chat, experiment.card.context), experiment.card.context),
             text=ordinary_text(experiment.card, experiment.manifest.transcripts.values()),
-            report=lambda incident: told(self.display, run, incident),
+            report=lambda incident: self._report(run, incident),
             segmented=experiment.chat.segmented,
         )
         if chosen.refused is not None:
@@ -220,6 +225,11 @@ class Work:
                 + slower(run.manifest, run.states(), experiment, batch)
             )
         return model, chosen.engine
+
+    def _report(self, run: Run, incident: Incident) -> None:
+        """Show and record what came of choosing an engine."""
+        self.display.note(incident.detail)
+        run.event(incident.kind, detail=incident.detail)
 
     def _engine_for_gpus(self, asked: str) -> str:
         """The engine to ask for: slots keep everything on one device, so a model that is spread over several runs on `reference`."""
@@ -287,7 +297,7 @@ class Work:
 
     def _others(self, run: Run, outcome: Outcome) -> str:
         """Who is at what is left, in words."""
-        from drift_cli.store.workers import read_worker
+        from drift_cli.workers.leases import read_worker
 
         found = [read_worker(run.paths, worker) if worker else None for worker in outcome.others]
         named = [str(worker) for worker in found if worker is not None]
@@ -336,14 +346,12 @@ class Work:
         """What statistics and pictures will lack, one sentence each."""
         return experiment.lacking
 
-    def _foretell(self, experiment: Experiment, existing: Run | None, settings: Settings) -> None:
-        from drift_cli.commands.foretell import foretell
+    def _dry_run(self, experiment: Experiment, existing: Run | None, settings: Settings) -> None:
+        from drift_cli.commands.dry_run import dry_run
         from drift_cli.engine.choice import rows
 
-        batch = rows(settings["batch"], experiment.device)
-        foretell(
-            self.display, self.store, replace(experiment, lacking=tuple(self.lacking(experiment))), existing, settings["engine"], batch
-        )
+        batch = rows(settings.batch, experiment.device)
+        dry_run(self.display, self.store, replace(experiment, lacking=tuple(self.lacking(experiment))), existing, settings.engine, batch)
 
 
 @dataclass(frozen=True)
@@ -365,7 +373,8 @@ def ordinary_text(card: ModelCard, scripts: Iterable[Transcript]) -> list[int]:
 
 def said_of(run: Run, rule: str | None = None) -> list[str]:
     """The verdict on a run that is done, in a sentence per condition; nothing for a run without an axis of its own, or with nothing to compare."""
-    from drift_cli.analysis.looks import looking, options_of, record
+    from drift_cli.analysis.looks import looking, record
+    from drift_cli.analysis.plans import options_of
     from drift_cli.analysis.presence import presence
     from drift_cli.analysis.results import Options
     from drift_cli.analysis.scale import persona_scale
@@ -394,6 +403,6 @@ def said_of(run: Run, rule: str | None = None) -> list[str]:
 
 def why(settings: Settings) -> str:
     """Why this model: where it was named, or that nobody named one."""
-    if settings["model"] == "demo" and settings.origin("preset") == "default":
+    if settings.model == "demo" and settings.origin("preset") == "default":
         return "built-in, as no --model, DRIFT_MODEL or drift.toml names another"
     return settings.origin("model")

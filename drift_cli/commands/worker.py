@@ -8,32 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
-from drift_cli.commands.options import (
-    AdapterPlaceOption,
-    BatchOption,
-    DeviceOption,
-    DisplayOption,
-    EngineOption,
-    JsonOption,
-    ModelPlaceOption,
-    RunArgument,
-    StoreOption,
-    make_display,
-    open_run,
-    open_store,
-    with_given,
-)
+from drift_cli.commands.flags import MOVED, Flags, with_settings
+from drift_cli.commands.options import Common, RunArgument
 from drift_cli.commands.work import Part, Work
-from drift_cli.display import Mode, duration
+from drift_cli.display import duration
 from drift_cli.errors import EXIT_INTERRUPTED, UsageError
 from drift_cli.launch.plan import launcher_of
-from drift_cli.store.workers import LEASE, check_lease
+from drift_cli.workers.leases import LEASE, check_lease
 
 if TYPE_CHECKING:
     from drift_cli.running.experiment import Experiment
     from drift_cli.running.interrupts import Stop
     from drift_cli.running.runner import Outcome
-    from drift_cli.settings.config import Settings
+    from drift_cli.settings.settings import Settings
     from drift_cli.store.run import Run
     from drift_cli.workers.share import Share
 
@@ -47,30 +34,28 @@ LeaseOption = Annotated[
 ]
 
 
+@with_settings("device", "batch", "engine", "model", "adapter", **MOVED)
 def work(
+    flags: Flags,
     run: RunArgument = None,
     worker: Annotated[
         str | None, Option("--worker", help="The worker's id (default: host, process and some digits).", show_default=False)
     ] = None,
-    device: DeviceOption = None,
     gpus: Annotated[int, Option("--gpus", help="Spread the model over so many GPUs.")] = 1,
-    batch: BatchOption = None,
-    engine: EngineOption = None,
-    model: ModelPlaceOption = None,
-    adapter: AdapterPlaceOption = None,
     lease: LeaseOption = None,
     among: Annotated[
         int,
         Option("--among", help="Workers started together with this one: while they come, it leaves them their share of the rollouts."),
     ] = 1,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    *,
+    common: Common,
 ) -> None:
     """Work on a run together with others.
 
     Takes rollouts that nobody is at, until none is left, from any machine that sees the run's folder. Start as many as there are GPUs, at any time; stop or
     kill any of them. `drift launch` starts them for you.
+
+    Example: drift work demo-1a2b3c4d --device cuda:1
     """
     from drift_cli.running.experiment import settings_of
 
@@ -79,11 +64,11 @@ def work(
     if among < 1:
         raise UsageError(f"--among is {among}", mend="Use the number of workers, this one included: at least 1.")
     check_lease(LEASE if lease is None else lease)
-    found = open_run(store, run)
-    settings = with_given(settings_of(found.manifest), device=device, batch=batch, engine=engine, model=model, adapter=adapter)
-    shown = make_display(display, as_json)
+    found = common.open(run)
+    settings = settings_of(found.manifest).given(flags)
+    shown = common.show()
     seconds = LEASE if lease is None else lease
-    Working(shown, open_store(store), gpus=gpus, worker=worker, lease=seconds, among=among).go_on(found, settings)
+    Working(shown, common.folder(), gpus=gpus, worker=worker, lease=seconds, among=among).go_on(found, settings)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from inspect import signature
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 from drift_cli.engine.kernels import repeatable
+from drift_cli.engine.layout import Layout
 from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel, text_config
 
@@ -106,6 +108,11 @@ def last_logits(model: LoadedModel, tokens: int) -> dict[str, Any]:
     return {"logits_to_keep": torch.tensor([tokens - 1], device=model.device) if shared else 1}
 
 
+def logits_at(model: LoadedModel, place: Tensor) -> dict[str, Any]:
+    """The same for the token at a place, a () tensor that stays on the device."""
+    return {"logits_to_keep": place[None]} if _takes(model.network.__class__, "logits_to_keep") else {}
+
+
 def cache_argument(kind: Any) -> str:
     """What a network's class calls its cache: `cache` since transformers 5.24."""
     return "cache" if _takes(kind, "cache") else "past_key_values"
@@ -115,3 +122,47 @@ def cache_argument(kind: Any) -> str:
 def _takes(kind: Any, name: str) -> bool:
     """Whether a network's class takes an argument."""
     return name in signature(kind.forward).parameters
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What is learnt of a network by watching it on a single token."""
+
+    layout: Layout
+    dtype: torch.dtype
+    """Of keys and values."""
+    logits: Tensor
+    """(1, vocabulary)."""
+
+
+def watched(model: LoadedModel) -> Watched:
+    """Run one token, with an attention that notes what it is given: a single token sees itself, so that its value is what it is answered."""
+    seen: dict[int, tuple[int, int, tuple[int, int]]] = {}
+    dtypes: set[torch.dtype] = set()
+
+    def attend(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        refuse_unknown(attention_mask, kwargs)
+        seen[int(module.layer_idx)] = sliding_window or 0, key.shape[1], (key.shape[-1], value.shape[-1])  # type: ignore[arg-type]
+        dtypes.add(key.dtype)
+        return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2), None
+
+    with installed(model, "drift_watched", attend):
+        one = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+        # Hidden states are asked for so that transformers puts its hooks in place now rather than while blocks are being compiled.
+        logits = forward(model, one, one, output_hidden_states=True).logits[:, -1]
+    windows, heads, widths = zip(*(seen[layer] for layer in sorted(seen)), strict=True)
+    return Watched(Layout(windows, heads, widths), dtypes.pop(), logits)
+
+
+def layout_of(model: LoadedModel) -> Layout:
+    """What the network keeps of a token."""
+    return watched(model).layout

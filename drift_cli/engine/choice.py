@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from drift_cli.engine.attention import NotApplied
+from drift_cli.engine.attention import NotApplied, layout_of
 from drift_cli.engine.contract import Engine, Incident, is_out_of_memory, no_memory
-from drift_cli.engine.plain.attention import layout_of
 from drift_cli.engine.plain_passes import yardstick
+from drift_cli.engine.plan import NoRoom
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.slots import NoRoom, refusal
+from drift_cli.engine.structure import refusal
 from drift_cli.engine.trial import Trial, judge
 from drift_cli.engine.trial_text import conversations, length, random_text
 from drift_cli.errors import DriftError, UsageError

@@ -1,22 +1,39 @@
-"""What every rollout engine promises. No files, no terminal, no tokenization beyond what a `Dialogue` does.
+"""What every rollout engine promises. Token ids in, turns out: no text, no chat format, no store, no files, no terminal.
 
-In: jobs, one per rollout, whose dialogues have already been brought to their first unanswered turn. Out: replies, in whatever order they finish, each
-with the residual means of its tokens. The k-th token of a reply is drawn with the uniform of (seed, transcript, sample, turn, k) and nothing else, so
-batch size, order and company never change what is drawn from given logits.
+In: jobs, one for each rollout. A job has a `Conversation`, a state that never changes: `prompt` is what the model is given next, and `after(ids)` is the state
+that a reply leads to. Out: replies, in whatever order they finish, each with its residual means and with the conversation's state behind it. Texts are made
+outside, from that state.
+
+1. Rollouts are independent. Each advances by itself, and all cells of a run share the engine's rows.
+2. One uniform per token. The k-th token of a reply is drawn with the uniform of (seed, transcript, sample, turn, k), by inverse CDF. The condition is not in
+   the key, unless `--independent-noise` puts it in. Batch size, row, order and number of devices never change a uniform.
+3. A resumed rollout repeats an uninterrupted one to the bit, on the same hardware and software. What an engine computes depends on the conversation and on
+   its turn boundaries (`past`) alone, or, where `fixed_groups` says so, on those of the rollout's whole group.
+4. The cache follows the conversation: the longest common prefix of token ids is kept and the rest is encoded, also where a template rewrote history.
+   Sampled ids stay as they were sampled as long as the conversation keeps them.
+5. Nothing is ever truncated. A rollout whose next prompt and a full reply do not fit the context ends with `Finish.CONTEXT`; one whose conversation has no
+   next prompt ends with `Finish.TEMPLATE`.
+6. All engines keep this contract, and one suite of tests (`tests/contract`) asks it of each. What an engine cannot do exactly it refuses by name; logits that
+   are not finite are an error that names rollout and turn. A bug or a lack of memory is never such a refusal.
+7. Out of memory is an event: it is reported, the batch is halved, and every turn that was begun is made again from the conversation's last state. A state is
+   taken over only when everything that belongs to its turn has been encoded, so no reply is lost, made twice, or different.
+8. What is asked of a row is the row's own (its draw, its temperature, the parts of its reply that are pooled), and changes no bit of another row.
+9. How an engine saves time is invisible: however far the device runs ahead of the host, tokens and means are those of the plain order.
+10. Kernels that do not repeat themselves are kept out. The same jobs on the same machine give the same bits; on a CPU that takes the same number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from drift_cli.chat import Dialogue
 from drift_cli.errors import DriftError
 from drift_cli.probe import Means
-from drift_cli.spec import Finish, Part, Rollout, Segment
+from drift_cli.spec import Answered, Finish, Part, Rollout, Segment
 
 ENGINES = ("auto", "slots", "reference")
 
@@ -25,33 +42,88 @@ class Stopped(Exception):
     """The caller asked to stop; the turn in progress is dropped."""
 
 
+class Conversation(Protocol):
+    """One rollout's conversation as an engine sees it: a state that never changes."""
+
+    @property
+    def turn(self) -> int:
+        """The turn to answer next, 1 for the first; once every turn is answered, one more than there are."""
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """What the model is given for it. Raises where there is none (`end`)."""
+
+    @property
+    def past(self) -> Sequence[Answered]:
+        """Every answered turn."""
+
+    @property
+    def end(self) -> Finish | None:
+        """None while there is a prompt. `COMPLETE`: every turn is answered. `TEMPLATE`: the chat format has no prompt for the next turn (`problem`)."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no prompt, for `TEMPLATE`."""
+
+    @property
+    def has_stops(self) -> bool:
+        """Whether a reply may end where a stop string begins: where not, `stop_length` need not be asked."""
+
+    def stop_length(self, ids: Sequence[int]) -> int | None:
+        """How many of a reply's ids to keep where they contain a stop string; None where the reply goes on."""
+
+    def after(self, ids: Sequence[int]) -> Conversation:
+        """The state behind a reply to the current turn, ids as sampled. Changes nothing; the same ids lead to the same state, however often it is asked."""
+
+
 @dataclass
 class Job:
-    """One rollout to be done. `dialogue` stands at its first unanswered turn and is advanced by the engine."""
+    """One rollout to be done. The engine puts the next state in place of `conversation` once everything that belongs to a turn is computed."""
 
     rollout: Rollout
-    dialogue: Dialogue
+    conversation: Conversation
     key: int
     """The rollout's generator key, see `sampling.noise_key`."""
-    group: int
-    """Jobs of one group run in step in engines that need fixed company for equal bits. Consecutive jobs share a group."""
-    last: tuple[int, ...] | None = None
-    """Ids of the reply committed last, so that an engine can recompute that turn for the sake of its company."""
     ended: bool = False
-    """True where nothing is left to do; such a job is only company."""
+    """Nothing is left to do. With fixed groups, such a job may stand in a group so that the others' batch keeps its shape."""
+    aborted: bool = False
     lengths: tuple[int, ...] | None = None
     """Where given, each turn's reply has exactly so many ids, whatever they are: for benchmarks, where random weights do not know when to end."""
 
     @property
     def turn(self) -> int:
         """The turn to answer next, 1 for the first."""
-        return self.dialogue.turn
+        return self.conversation.turn
+
+    def abort(self) -> None:
+        """Give the rollout up: the engine makes no more replies of it than the one it is at. To be called from the engine's own thread."""
+        self.aborted = True
+
+
+class JobSource(Protocol):
+    """Where an engine gets its work."""
+
+    def take(self) -> Sequence[Job]:
+        """The jobs that come next, which engines with fixed groups run in step; none where there is nothing now. An engine asks whenever it has a free row,
+        also after there was nothing, and returns when it has no work left and there is nothing.
+        """
+
+
+class Given:
+    """Jobs that are known beforehand, as a source: one by one, or in groups of `size`."""
+
+    def __init__(self, jobs: Iterable[Job], size: int = 1) -> None:
+        self._jobs, self._size = deque(jobs), size
+
+    def take(self) -> Sequence[Job]:
+        """See `JobSource.take`."""
+        return [self._jobs.popleft() for _ in range(min(self._size, len(self._jobs)))]
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One finished turn of a rollout, or the news that the rollout ends before its next one: it does not fit (`Finish.CONTEXT`), or the chat template does
-    not render it as it is (`Finish.TEMPLATE`).
+    """One finished turn of a rollout, or the news that the rollout ends before its next one: it does not fit (`Finish.CONTEXT`), or the conversation has no
+    prompt for it (`Finish.TEMPLATE`).
     """
 
     rollout: Rollout
@@ -60,18 +132,23 @@ class Reply:
     """Empty for `Finish.TEMPLATE`."""
     ids: tuple[int, ...]
     """As sampled, end-of-turn token included; empty where the rollout ends."""
-    text: str
     finish: Finish
-    residual: np.ndarray[Any, Any] | None
+    conversation: Conversation
+    """The state behind the reply; where the rollout ends, the state it ends in."""
+    residual: np.ndarray[Any, Any] | None = None
     """(layers, width) float32 over the answer's tokens, or None where it has none. Without segments the answer is every token but the end-of-turn token."""
-    segments: tuple[Segment, ...] = ()
-    """Where reasoning and answer are; () where the reply is all answer. `text` is the answer's."""
-    reasoning: str | None = None
-    """The reasoning's text."""
     means: Mapping[Part, np.ndarray[Any, Any]] = field(default_factory=dict)
     """Of a reply with segments: (layers, width) float32 of `REASONING` and of `ALL`, where there are such tokens."""
-    problem: str | None = None
-    """For `Finish.TEMPLATE`, what is wrong with the prompt."""
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Where reasoning and answer are in `ids`; () where the reply is all answer."""
+        return self.conversation.past[-1].segments if self.ids else ()
+
+    @property
+    def problem(self) -> str | None:
+        """For `Finish.TEMPLATE`, what is wrong with the prompt."""
+        return self.conversation.problem if self.finish is Finish.TEMPLATE else None
 
     def measured(self, means: Means) -> Reply:
         """The same reply with its residual means."""
@@ -86,22 +163,29 @@ class Incident:
     detail: str
 
 
-def cannot_go_on(job: Job, max_new_tokens: int, context: int) -> Finish | None:
-    """How a rollout ends before its next turn, None where it goes on: `TEMPLATE` without a prompt, `CONTEXT` where the prompt and a full reply do not fit."""
-    if job.dialogue.problem is not None:
-        return Finish.TEMPLATE
-    return Finish.CONTEXT if len(job.dialogue.prompt) + max_new_tokens > context else None
+def cannot_go_on(conversation: Conversation, max_new_tokens: int, context: int) -> Finish | None:
+    """How a conversation ends before its next reply, None where it goes on: `CONTEXT` where the prompt and a full reply do not fit."""
+    if conversation.end is not None:
+        return conversation.end
+    return Finish.CONTEXT if len(conversation.prompt) + max_new_tokens > context else None
 
 
 def last_reply(job: Job, finish: Finish) -> Reply:
     """The news that a rollout ends before its next turn."""
-    prompt = () if finish is Finish.TEMPLATE else tuple(job.dialogue.prompt)
-    return Reply(job.rollout, job.turn, prompt, (), "", finish, None, problem=job.dialogue.problem)
+    prompt = () if finish is Finish.TEMPLATE else job.conversation.prompt
+    return Reply(job.rollout, job.turn, prompt, (), finish, job.conversation)
 
 
 def finish_of(ids: Sequence[int], max_new_tokens: int, end_ids: frozenset[int]) -> Finish:
     """Why a reply of these ids, its end token included, ended."""
     return Finish.STOP if len(ids) < max_new_tokens or ids[-1] in end_ids else Finish.LENGTH
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix of two sequences of token ids."""
+    length = min(len(a), len(b))
+    differ = np.flatnonzero(np.asarray(a[:length]) != np.asarray(b[:length]))
+    return int(differ[0]) if differ.size else length
 
 
 def not_finite(rollout: Rollout, turn: int) -> DriftError:
@@ -132,8 +216,8 @@ class Engine(Protocol):
 
     name: str
     batch: int
-    needs_company: bool
-    """Whether equal bits need a rollout's group to be run with it, finished members included."""
+    fixed_groups: bool
+    """Whether equal bits need the jobs that were taken together to be run together, finished members included."""
 
-    def run(self, jobs: Iterable[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
+    def run(self, jobs: JobSource, stop: Callable[[], bool], report: Callable[[Incident], None]) -> Generator[Reply]:
         """Yield replies until every job has ended. Raises `Stopped` soon after `stop()` turns true (it is asked once a token)."""

@@ -21,8 +21,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from drift_cli.engine.contract import is_out_of_memory
 from drift_cli.engine.kernels import repeatable
 from drift_cli.engine.rotary import settles, threshold
-from drift_cli.engine.slots import ATTENTION_KINDS
-from drift_cli.engine.structure import asks_length
+from drift_cli.engine.structure import ATTENTION_KINDS, asks_length
 from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel, layer_configs, text_config
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from drift_cli.engine.attention import cache_argument
 from drift_cli.engine.contract import is_out_of_memory
 from drift_cli.engine.kernels import repeatable
-from drift_cli.engine.slot_passes import through_plain_slots
+from drift_cli.engine.slot_passes import through_torch_slots
 from drift_cli.engine.trial_text import REPLY, Conversation, Measured
 from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel, free_memory
@@ -42,7 +42,7 @@ def yardstick(model: LoadedModel, given: Sequence[Conversation]) -> Yardstick:
     if model.dtype != "float32" and (held := _in_float32(model)) is not None:
         try:
             truth = tuple(_forward(held, it) for it in given)
-            exact = tuple(through_plain_slots(held, given))
+            exact = tuple(through_torch_slots(held, given))
             return Yardstick(f"a plain forward pass in {model.dtype}", truth, plain, exact)
         except RuntimeError as error:
             if not is_out_of_memory(error):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from drift_cli.engine.contract import is_out_of_memory, no_memory
 from drift_cli.engine.kernels import repeatable
-from drift_cli.measuring.passages import Passage
+from drift_cli.engine.passages import Passage
 from drift_cli.models import LoadedModel
 
 if TYPE_CHECKING:

@@ -3,15 +3,14 @@
 Jobs of a group advance in step, turn by turn, as one left-padded batch whose whole prompt is encoded anew each turn. Each reply is then measured by a
 forward pass over its own prompt and reply alone, so a residual mean depends on its own conversation and on nothing else.
 
-Rounding in a batch depends on its shape. So that a resumed run repeats an uninterrupted one to the bit, a group keeps its company: a row whose turn was
+Rounding in a batch depends on its shape. So that a resumed run repeats an uninterrupted one to the bit, a group keeps its members: a row whose turn was
 already committed when its group was interrupted is computed again, compared with what was committed, and not handed out twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from drift_cli.engine.attention import last_logits
 from drift_cli.engine.contract import (
     Incident,
     Job,
+    JobSource,
     Reply,
     Stopped,
     cannot_go_on,
@@ -38,7 +38,7 @@ from drift_cli.engine.kernels import repeatable
 from drift_cli.engine.sampling import draw, split_key, uniforms
 from drift_cli.models import LoadedModel
 from drift_cli.probe import Means, pool, pool_parts
-from drift_cli.spec import Sampling, Segment
+from drift_cli.spec import Answered, Finish, Sampling, Segment
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class _Row:
     job: Job
     turn: int
     prompt: tuple[int, ...]
-    ghost: bool
-    """Computed for its company only: the turn is already committed."""
+    known: Answered | None
+    """The turn, where it is committed already: it is computed so that the batch keeps its shape."""
 
 
 class _KeyedDraw(LogitsProcessor):  # type: ignore[misc]
@@ -86,7 +86,7 @@ class _StopStrings(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         """(rows,) bool."""
         replies = input_ids[:, self.width :].tolist()
-        ended = [row.job.dialogue.chat.stop_length(ids) is not None for row, ids in zip(self.rows, replies, strict=True)]
+        ended = [row.job.conversation.stop_length(ids) is not None for row, ids in zip(self.rows, replies, strict=True)]
         return torch.tensor(ended, device=input_ids.device)
 
 
@@ -100,14 +100,14 @@ class ReferenceEngine:
     max_new_tokens: int
     batch: int = 4
     name: str = field(default="reference", init=False)
-    needs_company: bool = field(default=True, init=False)
+    fixed_groups: bool = field(default=True, init=False)
     how: Decoding = field(default=Decoding(), init=False)
 
-    def run(self, jobs: Iterable[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
+    def run(self, jobs: JobSource, stop: Callable[[], bool], report: Callable[[Incident], None]) -> Generator[Reply]:
         """See `contract.Engine.run`."""
         self._settle(report)
-        for _, group in groupby(jobs, key=lambda job: job.group):
-            yield from self._run_group(list(group), stop, report)
+        while group := jobs.take():
+            yield from self._run_group(group, stop, report)
 
     def _settle(self, report: Callable[[Incident], None]) -> None:
         """Find out how this network is to be generated with, and say what is slower than usual."""
@@ -123,39 +123,28 @@ class ReferenceEngine:
         if self.how.uncached is not None:
             report(Incident("no-cache", f"{self.how.uncached}: every token is computed from the whole conversation, which is slow"))
 
-    def _run_group(self, group: list[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
-        open_jobs = [job for job in group if not job.ended]
-        while open_jobs:
+    def _run_group(self, group: Sequence[Job], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[Reply]:
+        while open_jobs := [job for job in group if not job.ended and not job.aborted]:
             turn = min(job.turn for job in open_jobs)
             for job in [job for job in open_jobs if job.turn == turn]:
-                finish = cannot_go_on(job, self.max_new_tokens, self.model.card.context)
+                finish = cannot_go_on(job.conversation, self.max_new_tokens, self.model.card.context)
                 if finish is not None:
                     job.ended = True
                     yield last_reply(job, finish)
-            rows = [row for job in group if (row := self._row(job, turn)) is not None]
+            rows = [row for job in group if (row := _row(job, turn)) is not None]
             for reply, row in self._answer(rows, stop, report):
-                if row.ghost:
-                    _compare(row, reply, report)
+                if row.known is not None:
+                    _compare(row, row.known, reply, report)
                     continue
-                row.job.last = reply.ids
-                row.job.dialogue.advance(reply.ids)
-                row.job.ended = row.job.turn > row.job.dialogue.total
+                row.job.conversation = reply.conversation
+                row.job.ended = reply.conversation.end is Finish.COMPLETE
                 yield reply
-            open_jobs = [job for job in group if not job.ended]
-
-    def _row(self, job: Job, turn: int) -> _Row | None:
-        """The row of a job at `turn`: to be answered, or as company where it was committed just before an interruption."""
-        if not job.ended and job.turn == turn:
-            return _Row(job, turn, tuple(job.dialogue.prompt), ghost=False)
-        if job.last is not None and job.turn == turn + 1:
-            return _Row(job, turn, job.dialogue.past[-1][0], ghost=True)
-        return None
 
     def _answer(self, rows: list[_Row], stop: Callable[[], bool], report: Callable[[Incident], None]) -> Iterator[tuple[Reply, _Row]]:
         """Generate and measure rows, `batch` at a time; out of memory halves `batch` and goes on with what is left."""
         left = rows
         while left:
-            if all(row.ghost for row in left):
+            if all(row.known is not None for row in left):
                 break
             now = left[: self.batch]
             try:
@@ -215,25 +204,36 @@ class ReferenceEngine:
 
     def _ended(self, rows: Sequence[_Row], replies: Sequence[Sequence[int]]) -> bool:
         """Whether every row's reply has an end."""
-        chats = [row.job.dialogue.chat for row in rows]
+        talks = [row.job.conversation for row in rows]
         ends = self.model.card.end_ids
-        return all(not ends.isdisjoint(ids) or chat.stop_length(ids) is not None for chat, ids in zip(chats, replies, strict=True))
+        return all(not ends.isdisjoint(ids) or talk.stop_length(ids) is not None for talk, ids in zip(talks, replies, strict=True))
 
     def _trimmed(self, row: _Row, ids: list[int]) -> tuple[int, ...]:
         end = next((place for place, token in enumerate(ids) if token in self.model.card.end_ids), None)
         if end is not None:
             ids = ids[: end + 1]
-        keep = row.job.dialogue.chat.stop_length(ids)
+        keep = row.job.conversation.stop_length(ids)
         return tuple(ids if keep is None else ids[:keep])
 
     def _measured(self, row: _Row, ids: tuple[int, ...]) -> Reply:
-        dialogue = row.job.dialogue
         finish = finish_of(ids, self.max_new_tokens, self.model.card.end_ids)
-        content, segments = len(dialogue.content(ids)), dialogue.segments(ids)
-        reply = Reply(row.job.rollout, row.turn, row.prompt, ids, dialogue.text(ids), finish, None, segments, dialogue.reasoning(ids))
-        if row.ghost or not content:
+        if row.known is not None:
+            return Reply(row.job.rollout, row.turn, row.prompt, ids, finish, row.job.conversation)
+        following = row.job.conversation.after(ids)
+        reply, turn = Reply(row.job.rollout, row.turn, row.prompt, ids, finish, following), following.past[-1]
+        if not turn.length:
             return reply
-        return reply.measured(measure_parts(self.model, [*row.prompt, *ids], len(row.prompt), content, segments, self.layers))
+        return reply.measured(measure_parts(self.model, [*row.prompt, *ids], len(row.prompt), turn.length, turn.segments, self.layers))
+
+
+def _row(job: Job, turn: int) -> _Row | None:
+    """The row of a job at `turn`: to be answered, or, where it was committed just before an interruption, to be computed again."""
+    if not job.ended and job.turn == turn:
+        return _Row(job, turn, job.conversation.prompt, None)
+    if job.turn == turn + 1:
+        known = job.conversation.past[-1]
+        return _Row(job, turn, known.prompt, known)
+    return None
 
 
 def measure_parts(
@@ -256,7 +256,7 @@ def _states(model: LoadedModel, ids: Sequence[int]) -> Sequence[Tensor]:
     return model.residuals.of(out.hidden_states)
 
 
-def _compare(row: _Row, reply: Reply, report: Callable[[Incident], None]) -> None:
-    if row.job.last != reply.ids:
+def _compare(row: _Row, known: Answered, reply: Reply, report: Callable[[Incident], None]) -> None:
+    if known.ids != reply.ids:
         where = f"{row.job.rollout} turn {row.turn}"
         report(Incident("replay-differs", f"{where}: computed again, this machine draws another reply than the one on disk, which is kept"))

@@ -91,9 +91,9 @@ def filtered(logits: Tensor, temperature: Tensor, filters: Sampling) -> Tensor:
     probabilities = torch.softmax(scaled, -1)
     if filters.top_p < 1.0:
         ordered = _descending(probabilities)
-        # Tokens as likely as the last one that is kept are kept too: which of them come first must not matter.
+        # Tokens as likely as the last one that is kept are kept too: which of them come first must not matter. None is kept of what is not a number.
         kept = (ordered.cumsum(-1) - ordered < filters.top_p).sum(-1, keepdim=True)
-        probabilities = probabilities.masked_fill(probabilities < ordered.gather(-1, kept - 1), 0.0)
+        probabilities = probabilities.masked_fill(probabilities < ordered.gather(-1, (kept - 1).clamp_min(0)), 0.0)
     if filters.min_p > 0.0:
         limit = probabilities.amax(-1, keepdim=True) * filters.min_p
         probabilities = probabilities.masked_fill(probabilities < limit, 0.0)
@@ -119,7 +119,7 @@ def draw(logits: Tensor, temperature: Tensor, uniform: Tensor, filters: Sampling
         (n,) int64 token ids.
     """
     if logits.device.type == "cuda" and logits.stride(-1) == 1:
-        from drift_cli.engine.paged import draw_kernel
+        from drift_cli.engine.kernels.triton import draw_kernel
 
         return draw_kernel.draw(logits, temperature, uniform, filters)
     greedy = temperature <= 0.0

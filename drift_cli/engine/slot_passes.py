@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drift_cli.engine.slots import Draw, Slots
+from drift_cli.engine.plan import Draw
+from drift_cli.engine.slots import Slots, make_slots
 from drift_cli.engine.trial_text import REPLY, Conversation, Measured
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Cell, Part, Rollout, Sampling
@@ -55,11 +56,9 @@ def _prompt(slots: Slots, row: int, it: Conversation, number: int, means: list[N
         means[-1][list(slots.layers)] = kept.value()[Part.ANSWER]
 
 
-def through_plain_slots(model: LoadedModel, given: Sequence[Conversation]) -> list[Measured]:
-    """The same through plain slots made for it."""
-    from drift_cli.engine.plain.slots import PlainSlots
-
-    slots = PlainSlots(model, (), Sampling(), len(given))
+def through_torch_slots(model: LoadedModel, given: Sequence[Conversation]) -> list[Measured]:
+    """The same through slots on torch kernels, made for it."""
+    slots = make_slots(model, (), Sampling(), REPLY, len(given), backend="torch")
     try:
         return through_slots(slots, given)
     finally:

@@ -1,131 +1,95 @@
-"""What a scheduler needs of slots, whatever they are made of: `plain` (any device, a token at a time) or `paged` (CUDA graphs over pages).
+"""Slots: rows of a KV cache in which rollouts live, the same on every device; what differs between devices is in `kernels`.
 
 A slot is a row. What it holds is a function of the conversation and of its turn boundaries alone: `encode` puts a chunk behind the first `start` tokens,
 replacing what decoding wrote there. Layers with a window keep only what a query may still come back for: nothing before `start - window + 1 - SLACK`.
+All rows go through a step together, in a batch whose number of rows never changes; a row whose reply has ended stands still.
+
+The host queues work and looks at what came of it later. Where kernels run ahead (`Kernels.ahead`), step n + 1 is queued before the log of step n is read, so
+that the device never waits for the host; a row that ended in step n then stands still in step n + 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import gc
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drift_cli.models import LoadedModel, layer_configs, text_config
-from drift_cli.probe import Means
-from drift_cli.spec import Rollout, Segment
+from drift_cli.engine.attention import Watched, watched
+from drift_cli.engine.chunks import LARGEST, Arriving, Chunks, pieces, told
+from drift_cli.engine.contract import Incident, is_out_of_memory, not_finite
+from drift_cli.engine.device import Copy, to_host
+from drift_cli.engine.kernels import Kernels, Work
+from drift_cli.engine.kernels.torch.backend import TorchKernels
+from drift_cli.engine.kernels.triton.backend import TritonKernels
+from drift_cli.engine.kernels.triton.memory import page_count
+from drift_cli.engine.layout import Layout
+from drift_cli.engine.plan import Draw
+from drift_cli.engine.steps import ACTIVE, BAD, COUNT, IDS, Begin, Rows, Step
+from drift_cli.models import LoadedModel
+from drift_cli.spec import Part, Sampling, Segment
 
-PAGE = 128
-"""Tokens of a page, where slots have pages."""
-ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention"})
-"""What a configuration calls layers that attend to every token, or to those in a window."""
-SLACK = 128
-"""Tokens before the end of a prompt that a template may rewrite without the whole conversation being encoded anew."""
-
-
-class NoRoom(Exception):
-    """The slots' memory is used up: the row asked for cannot grow now."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a network keeps of every token, layer by layer."""
-
-    windows: tuple[int, ...]
-    """Keys that a query of this layer sees, itself included; 0 where it sees all."""
-    heads: tuple[int, ...]
-    """Key and value heads."""
-    widths: tuple[tuple[int, int], ...]
-    """Width of a key and of a value head."""
-
-    @property
-    def window(self) -> int:
-        """The narrowest window, 0 where every layer sees all."""
-        return min((window for window in self.windows if window > 0), default=0)
-
-    @property
-    def uniform(self) -> bool:
-        """Whether all layers have keys and values of one shape."""
-        return len(set(self.heads)) == 1 and len({width for pair in self.widths for width in pair}) == 1
-
-    def held(self, tokens: int, reply: int, slack: int = SLACK) -> int:
-        """Numbers kept of a conversation of `tokens` tokens whose newest reply has up to `reply`; with neither reply nor slack, those a query looks at."""
-        kept = [tokens if window == 0 else min(tokens, window + slack + reply) for window in self.windows]
-        return sum(n * heads * sum(pair) for n, heads, pair in zip(kept, self.heads, self.widths, strict=True))
-
-    def rewound(self, prompt: int, keep: int) -> int:
-        """Where to encode from when the first `keep` tokens of a conversation stay as they were and the last reply began at `prompt`: `keep`, or 0
-        where a windowed layer has already let go of what `keep` would look at. A function of lengths alone, so that a resumed process decides alike.
-        """
-        trimmed = self.window > 0 and prompt + 1 > self.window + SLACK
-        return 0 if trimmed and keep < prompt - SLACK else keep
-
-
-def layout_from(config: Any) -> Layout:
-    """What a network of this configuration keeps of every token, as far as its configuration tells: for estimates, before there is a network."""
-    layers = layer_configs(config)
-    kinds = getattr(text_config(config), "layer_types", None) or [None] * len(layers)
-    windows = tuple(_window(layer, kind) for layer, kind in zip(layers, kinds, strict=True))
-    heads = tuple(_whole(getattr(layer, "num_key_value_heads", None)) or _queries(layer) for layer in layers)
-    widths = tuple(_whole(getattr(layer, "head_dim", None)) or int(layer.hidden_size) // _queries(layer) for layer in layers)
-    return Layout(windows, heads, tuple((width, width) for width in widths))
-
-
-def _window(layer: Any, kind: str | None) -> int:
-    """The window of a layer, 0 where it sees all. Where a configuration does not name its layers' kinds, a window is all layers', unless it is switched off."""
-    windowed = getattr(layer, "use_sliding_window", True) if kind is None else kind == "sliding_attention"
-    return _whole(getattr(layer, "sliding_window", None)) if windowed else 0
-
-
-def _queries(layer: Any) -> int:
-    return _whole(getattr(layer, "num_attention_heads", None)) or 1
-
-
-def _whole(size: Any) -> int:
-    """A size as a number: the largest where each layer has its own, 0 where there is none."""
-    return max((int(each) for each in size), default=0) if isinstance(size, list | tuple) else int(size or 0)
+_TRIES = 4
 
 
 @dataclass(frozen=True)
-class Draw:
-    """How the replies of a rollout's turn are drawn."""
+class _Look:
+    """A log on its way to the host: what rows had said after step `number`."""
 
-    rollout: Rollout
-    turn: int
-    key: int
-    """The rollout's generator key."""
-    place: int
-    """Length of the prompt: the position of the reply's first token."""
-    limit: int
-    """Tokens at which the reply ends."""
-    forced: bool
-    """True where nothing else ends it."""
+    number: int
+    log: Copy
 
 
-class Residual(Protocol):
-    """Residual means on their way from the device."""
+@dataclass
+class _Begun:
+    """What the host knows of a row that has begun."""
 
-    def ready(self) -> bool:
-        """Whether `value` would not wait."""
+    draw: Draw
+    since: int
+    """Steps that were queued before it began: what earlier logs say is of another reply."""
+    said: int = 1
+    """Ids of its reply."""
+    ids: list[int] = field(default_factory=list)
+    """Those that somebody asked for."""
 
-    def value(self) -> Means:
-        """A (layers, width) float32 mean for each part of the reply that has tokens."""
 
+@dataclass
+class Slots:
+    """See the module's docstring. Calls are in order: what a later one reads, an earlier one has written. Made by `make_slots`."""
 
-class Slots(Protocol):
-    """Rows of a cache, and what is done with them. Calls are in order: what a later one reads, an earlier one has written."""
-
-    rows: int
+    model: LoadedModel
     layers: tuple[int, ...]
     """Residual layers that `encode` pools."""
+    rows: int
     layout: Layout
+    kernels: Kernels
+    state: Rows
+    begins: Begin
+    steps: Step
+    chunks: Chunks
+    step_work: Work
+    begin_work: Work
+    held: ExitStack
+    """What is undone at the end."""
+    remark: str | None
+    """What about these slots is not as one might hope."""
+    begun: dict[int, _Begun] = field(default_factory=dict)
+    queued: int = 0
+    """Steps queued so far."""
+    looks: deque[_Look] = field(default_factory=deque)
+    seen: tuple[int, NDArray[np.int32]] = (-1, np.zeros((0, 0), dtype=np.int32))
+    """The number of the newest step that was looked at, and its log."""
 
     def encode(
         self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None = None, segments: Sequence[Segment] = ()
-    ) -> Residual | None:
+    ) -> Arriving | None:
         """Put a chunk behind a row's first `start` tokens; the mean residuals of its first `counted` tokens, None for 0.
 
         `hold` is the earliest position at which a following chunk may start, where that is before this chunk's end. `segments` are parts of the counted
@@ -134,9 +98,38 @@ class Slots(Protocol):
         Raises:
             NoRoom: the row cannot grow.
         """
+        return self._encode(self.chunks, row, ids, start, counted, hold, segments)
+
+    def _encode(
+        self, chunks: Chunks, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None, segments: Sequence[Segment] = ()
+    ) -> Arriving | None:
+        kinds, pages = told(segments, len(ids)) if segments else None, self.kernels.pages
+        self.begun.pop(row, None)
+        if start == 0:
+            pages.release(row)
+        for index, piece in enumerate(pieces(ids, start, counted)):
+            pages.trim(row, piece.start if hold is None else min(piece.start, hold))
+            pages.reserve(row, piece.start + len(piece.ids))
+            self.kernels.flush()
+            chunks.run(row, piece, fresh=index == 0, told=kinds)
+        return chunks.arriving(counted, segments) if counted else None
+
+    def every_layer(self, row: int, ids: Sequence[int], start: int, counted: int) -> NDArray[np.float32]:
+        """(layers + 1, width) float32: `encode`, and the mean residuals of the first `counted` tokens at every layer. Slower, for trials: the same kernels,
+        neither compiled nor captured.
+        """
+        chunks = Chunks(self.model, self.kernels, tuple(range(self.model.card.layers + 1)), self.chunks.logits)
+        # Once its work is captured, the network has its own attention again.
+        with nullcontext() if self.step_work.graph is None else self.kernels.attending():
+            made = self._encode(chunks, row, ids, start, counted, start)
+            assert made is not None
+            return made.value()[Part.ANSWER]
 
     def begin(self, row: int, draw: Draw) -> None:
-        """Draw the first token of a reply from the logits of the row's last chunk; `step` goes on with it."""
+        """Draw the first token of a reply from the logits of the chunk encoded last, which is the row's; `step` goes on with it."""
+        self.begins.send(row, draw)
+        self.begin_work.run()
+        self.begun[row] = _Begun(draw, self.queued)
 
     def step(self) -> None:
         """One token for every row that has begun and not ended.
@@ -144,52 +137,175 @@ class Slots(Protocol):
         Raises:
             NoRoom: a row cannot grow; none has moved.
         """
+        for row, it in self.begun.items():
+            # What is queued and not yet looked at may have moved a row on by as many tokens.
+            behind = self.queued - max(self.seen[0], it.since) + 2 * self.kernels.ahead
+            self.kernels.pages.reserve(row, it.draw.place + min(it.said + behind, it.draw.limit))
+        self.kernels.flush()
+        self.step_work.run()
+        self.queued += 1
+        self.looks.append(_Look(self.queued, to_host(self.state.log)))
 
     def say(self, row: int, token: int) -> None:
         """Put another token in the place of the newest one drawn in a row; the next `step` goes on with it."""
+        self.state.ids[row] = token
 
     def newest(self, row: int) -> Tensor:
         """(vocabulary,) logits of a row's newest token: of its last step, or, before there is one, of the chunk encoded last."""
-
-    def every_layer(self, row: int, ids: Sequence[int], start: int, counted: int) -> NDArray[np.float32]:
-        """(layers + 1, width) float32: `encode`, and the mean residuals of the first `counted` tokens at every layer. Slower: for trials."""
+        begun = self.begun.get(row)
+        return self.chunks.logits[0] if begun is None or begun.since == self.queued else self.steps.newest[row]
 
     def ended(self) -> Iterable[int]:
         """Rows whose reply has ended, as far as is known; each is named until `begin` or `free`."""
+        self._look()
+        return [row for row in self.begun if self._known(row) and not self.seen[1][row, ACTIVE]]
+
+    def _look(self) -> None:
+        """Read the logs of all steps but those that kernels run ahead; wait for them if need be."""
+        while len(self.looks) > self.kernels.ahead:
+            look = self.looks.popleft()
+            self.seen = look.number, look.log.numpy()
+        for row, it in self.begun.items():
+            if self._known(row):
+                it.said = int(self.seen[1][row, COUNT])
+                if self.seen[1][row, BAD]:
+                    raise not_finite(it.draw.rollout, it.draw.turn)
+
+    def _known(self, row: int) -> bool:
+        return self.seen[0] > self.begun[row].since
 
     def said(self, row: int) -> list[int]:
         """The ids of a row's reply so far, as far as is known."""
+        it = self.begun[row]
+        if self._known(row):
+            it.ids.extend(self.seen[1][row, IDS + len(it.ids) : IDS + it.said].tolist())
+        return it.ids
 
     def free(self, row: int) -> None:
         """Forget a row."""
+        self.begun.pop(row, None)
+        self.state.log[row, ACTIVE].fill_(0)
+        self.kernels.pages.release(row)
 
     def close(self) -> None:
         """Give memory back, and the network its own attention."""
+        self.held.close()
+        self.kernels.close()
+        del self.step_work, self.begin_work, self.chunks, self.begins, self.steps, self.state
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+            torch.cuda.empty_cache()
 
 
-def refusal(model: LoadedModel) -> str | None:
-    """Why slots cannot run a model exactly, in words; None where no rule says so.
+def make_slots(
+    model: LoadedModel,
+    layers: tuple[int, ...],
+    filters: Sampling,
+    max_new_tokens: int,
+    rows: int,
+    *,
+    longest: int | None = None,
+    segmented: bool = False,
+    backend: str | None = None,
+    report: Callable[[Incident], None] = lambda incident: None,
+) -> Slots:
+    """`rows` slots for a model, which has their attention until they are closed, or until all work is captured.
 
-    Rules first that the configuration answers, then what the network's own attention and masks say (`structure`).
+    Args:
+        layers: residual layers to pool.
+        longest: the most tokens that a conversation may come to have, where that is known to be less than the context.
+        segmented: whether replies may have segments.
+        backend: `torch` or `triton`; where None, Triton on a GPU if the network can be captured there, else torch, with a report that says why.
+
+    Raises:
+        ValueError: `triton` was asked for and is not for this network.
+        RuntimeError: out of memory.
     """
-    from drift_cli.engine.rotary import length_rule
-    from drift_cli.engine.structure import disagreement
+    given = _Given(model, layers, filters, max_new_tokens, rows, segmented, watched(model))
+    if backend == "triton" or (backend is None and model.device.type == "cuda"):
+        made, why = _on_triton(given, min(longest or model.card.context, model.card.context), report)
+        if made is not None:
+            return made
+        if backend is not None:
+            raise ValueError(why)
+        _forget()
+        report(Incident("plain-slots", f"decoding without CUDA graphs, which is slower: {why}"))
+    return given.made(TorchKernels(model, given.seen.layout, rows))
 
-    return _of_configuration(model) or length_rule(model) or disagreement(model)
+
+@dataclass(frozen=True)
+class _Given:
+    """What slots are made of, whatever the kernels."""
+
+    model: LoadedModel
+    layers: tuple[int, ...]
+    filters: Sampling
+    max_new_tokens: int
+    rows: int
+    segmented: bool
+    seen: Watched
+
+    def made(self, kernels: Kernels) -> Slots:
+        """Slots over these kernels, with all work captured that they capture."""
+        model, device, logits = self.model, self.model.device, torch.zeros_like(self.seen.logits)
+        state = Rows(self.rows, self.max_new_tokens, device, ends=torch.tensor(sorted(model.card.end_ids), device=device))
+        chunks = Chunks(model, kernels, self.layers, logits, self.segmented or not kernels.static)
+        begins = Begin(state, self.filters, logits)
+        steps = Step(model, kernels, state, self.filters, logits.new_zeros((self.rows, logits.shape[1])))
+        held, works = ExitStack(), list[Work]()
+        held.enter_context(kernels.attending())
+        try:
+            said = _capturing(kernels, chunks.capture, dynamic=True)
+            said = _capturing(kernels, lambda: works.append(kernels.capture(steps.run, warm=2)), dynamic=False) or said
+            begin = kernels.capture(begins.run)
+        except RuntimeError:
+            held.close()
+            raise
+        if works[-1].graph is not None:
+            held.close()  # a captured graph needs the network no more
+        state.log.zero_()
+        kernels.settle()
+        return Slots(model, self.layers, self.rows, self.seen.layout, kernels, state, begins, steps, chunks, works[-1], begin, held, said)
 
 
-def _of_configuration(model: LoadedModel) -> str | None:
-    network, config = model.network, text_config(model.card.config)
-    parts = (network, network.get_decoder())
-    if any(getattr(part, "_is_stateful", False) for part in parts):
-        return "it keeps a recurrent state"
-    if not any(getattr(part, "_supports_attention_backend", False) for part in parts):
-        return "its attention is not open to other implementations"
-    if getattr(config, "attn_logit_softcapping", None):
-        return "it soft-caps its attention"
-    kinds = set(getattr(config, "layer_types", None) or ()) - ATTENTION_KINDS
-    if kinds:
-        return f"it has layers of kind {', '.join(sorted(kinds))}"
-    if any(name.endswith("sinks") for name, _ in network.named_parameters()):
-        return "it has attention sinks"
-    return None
+def _capturing(kernels: Kernels, capture: Callable[[], None], *, dynamic: bool) -> str | None:
+    """Capture compiled blocks where they compile, else as they are, with a sentence why."""
+    try:
+        with kernels.compiled(dynamic=dynamic):
+            capture()
+        return None
+    except torch._dynamo.exc.TorchDynamoException as error:
+        why = str(error).strip().splitlines()[0]
+    _forget()
+    capture()
+    return f"its blocks do not compile ({why}): it runs as it is, somewhat slower"
+
+
+def _on_triton(given: _Given, longest: int, report: Callable[[Incident], None]) -> tuple[Slots | None, str | None]:
+    """Slots on Triton kernels that take what memory is free; None, with a sentence, where the network cannot be captured or its layers differ in shape."""
+    started, layout, dtype = time.monotonic(), given.seen.layout, given.seen.dtype
+    if not layout.uniform:
+        return None, "its layers keep keys and values of different shapes"
+    for attempt in range(_TRIES):
+        try:
+            count = page_count(given.model, layout, given.rows, longest, 0.9**attempt, LARGEST, dtype.itemsize)
+            kernels = TritonKernels(given.model, layout, given.rows, longest, count, dtype)
+            made = given.made(kernels)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                return None, str(error).strip().splitlines()[0]
+        else:
+            took, held = time.monotonic() - started, kernels.pool.nbytes
+            report(Incident("set-up", f"{given.rows} slots over {held / 1e9:.1f} GB of pages, ready in {took:.0f} s"))
+            if made.remark is not None:
+                report(Incident("not-compiled", made.remark))
+            return made, None
+        _forget()
+    raise torch.OutOfMemoryError("out of memory while CUDA graphs were captured")
+
+
+def _forget() -> None:
+    """Give back what a failed attempt still holds: its traceback may keep tensors alive in a cycle."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

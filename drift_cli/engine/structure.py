@@ -26,6 +26,8 @@ from drift_cli.models import LoadedModel, blocks, text_config
 _NAME = "drift_structure"
 _TOKENS = 6
 """Tokens on which a network is asked."""
+ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention"})
+"""What a configuration calls layers that attend to every token, or to those in a window."""
 _LONGEST = 4096
 """As many are run where a mask can only be asked about tokens that are run."""
 _RAISED = (TypeError, ValueError, AttributeError, LookupError, AssertionError, RuntimeError, NotImplementedError)
@@ -54,6 +56,33 @@ class _Call:
     """What its mask shows; None where it has none."""
     strange: tuple[str, ...]
     """Arguments that slots do not apply."""
+
+
+def refusal(model: LoadedModel) -> str | None:
+    """Why slots cannot run a model exactly, in words; None where no rule says so.
+
+    Rules first that the configuration answers, then what the network's own attention and masks say (`structure`).
+    """
+    from drift_cli.engine.rotary import length_rule
+
+    return _of_configuration(model) or length_rule(model) or disagreement(model)
+
+
+def _of_configuration(model: LoadedModel) -> str | None:
+    network, config = model.network, text_config(model.card.config)
+    parts = (network, network.get_decoder())
+    if any(getattr(part, "_is_stateful", False) for part in parts):
+        return "it keeps a recurrent state"
+    if not any(getattr(part, "_supports_attention_backend", False) for part in parts):
+        return "its attention is not open to other implementations"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "it soft-caps its attention"
+    kinds = set(getattr(config, "layer_types", None) or ()) - ATTENTION_KINDS
+    if kinds:
+        return f"it has layers of kind {', '.join(sorted(kinds))}"
+    if any(name.endswith("sinks") for name, _ in network.named_parameters()):
+        return "it has attention sinks"
+    return None
 
 
 def disagreement(model: LoadedModel) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_cli.engine.slots import Layout
+from drift_cli.engine.layout import Layout
 from drift_cli.models import LoadedModel
 
 REPLY = 6

@@ -41,7 +41,7 @@ def export_assistant_axis(run: Run, folder: Path) -> list[Path]:
 
 def conversation(turns: Sequence[Row], condition: Condition) -> list[dict[str, str]]:
     """The messages of turns that have a reply; none for none, even where the prompt comes first."""
-    return messages([row.user for row in turns], [row.reply or "" for row in turns], condition) if turns else []
+    return messages([row.user or "" for row in turns], [row.reply or "" for row in turns], condition) if turns else []
 
 
 def _with_reasoning(made: list[dict[str, str]], turns: Sequence[Row]) -> list[dict[str, str]]:

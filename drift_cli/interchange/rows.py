@@ -27,7 +27,7 @@ class Row:
 
     rollout: Rollout
     turn: int
-    user: str
+    user: str | None
     reply: str | None
     """None where the rollout ended here: out of context, or without a prompt from the chat template."""
     finish: str
@@ -64,21 +64,21 @@ def rows(run: Run, axes: Sequence[AxisEntry], *, residuals: bool = False, part: 
         if state.done == 0 and state.end is None:
             continue
         record = run.record(state.rollout, residuals=residuals)
-        users = run.manifest.transcripts[state.rollout.cell.transcript].users
+        script = run.manifest.transcripts[state.rollout.cell.transcript]
         for turn in record.turns:
             found = {name: float(projections[place, turn.index - 1]) for name, projections in later.items()}
             known = {name: None if math.isnan(value) else value for name, value in found.items()}
-            yield _row(record, turn, users[turn.index - 1], axes, known, part, ends)
+            yield _row(record, turn, turn.user if turn.user is not None else script.asked(turn.index), axes, known, part, ends)
         if record.end is not None and record.end.finish is not Finish.COMPLETE:
             nothing = (None,) * len(axes)
             end = record.end
-            yield Row(state.rollout, end.turn, users[end.turn - 1], None, end.finish.value, end.prompt_length, None, nothing, None)
+            yield Row(state.rollout, end.turn, script.asked(end.turn), None, end.finish.value, end.prompt_length, None, nothing, None)
 
 
 def _row(
     record: RolloutRecord,
     turn: Turn,
-    user: str,
+    user: str | None,
     axes: Sequence[AxisEntry],
     later: Mapping[str, float | None],
     part: Part,

@@ -19,7 +19,7 @@ from drift_cli.launch.plan import LAUNCHER, Finished, Plan, worker_command
 from drift_cli.store.files import create_folder
 from drift_cli.store.manifest import read_manifest
 from drift_cli.store.paths import RunPaths
-from drift_cli.store.workers import read_worker
+from drift_cli.workers.leases import read_worker
 
 FRUITLESS = 3
 """Deaths in a row, with no turn committed in between, after which a worker is not started again."""

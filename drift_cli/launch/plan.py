@@ -44,7 +44,7 @@ class Plan:
     device: str | None = None
     """What each worker is told of devices, beyond the GPUs it sees; None for the run's own setting."""
     batch: int | None = None
-    rollouts: str | None = None
+    engine: str | None = None
     """The rollout engine: auto, slots or reference; None for the run's own setting."""
     lease: float | None = None
     """Seconds without a sign of life after which a worker is taken to be gone; None for the default."""
@@ -86,7 +86,7 @@ def worker_command(plan: Plan, worker: str | None = None) -> tuple[str, ...]:
         "--device": plan.device,
         "--gpus": plan.gpus_per_worker if plan.gpus_per_worker > 1 else None,
         "--batch": plan.batch,
-        "--engine": plan.rollouts,
+        "--engine": plan.engine,
         "--lease": plan.lease,
         "--among": plan.workers if plan.workers > 1 else None,
     }

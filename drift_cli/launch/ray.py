@@ -2,7 +2,7 @@
 
 A task runs a worker's command line as a process of its own and returns its exit status. Ray finds it a node with as many GPUs as it needs and shows it those
 alone. Where a node is lost, or a worker ends without being done, its task is given to Ray again, unless that happens again and again and nothing is committed
-in between. What the lost worker held is taken over by the others (see `store.claims`), so a loss costs the turns that were in progress.
+in between. What the lost worker held is taken over by the others (see `workers.claims`), so a loss costs the turns that were in progress.
 
 The private cluster listens on the loopback interface only, with a token of its own and in a folder of its own; RAY_ADDRESS is not looked at, so that nobody's
 cluster is joined by accident. No usage statistics are sent.
@@ -28,7 +28,7 @@ from drift_cli.launch.local import threads
 from drift_cli.launch.plan import LAUNCHER, Finished, Plan, worker_command
 from drift_cli.launch.tied import tied
 from drift_cli.store.paths import RunPaths
-from drift_cli.store.workers import read_workers
+from drift_cli.workers.leases import read_workers
 
 FRUITLESS = 3
 """Losses in a row, with no turn committed in between, after which no worker is started again."""

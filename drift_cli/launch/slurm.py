@@ -107,7 +107,7 @@ def check_here() -> None:
     if shutil.which("sbatch") is None:
         raise DriftError(
             "sbatch was not found: this machine is not part of a SLURM cluster",
-            mend="Run this where `sbatch` works, or see the batch script with --dry-run; on this machine alone: drift launch --engine local.",
+            mend="Run this where `sbatch` works, or see the batch script with --dry-run; on this machine alone: drift launch --launcher local.",
         )
 
 

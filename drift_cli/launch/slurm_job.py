@@ -21,7 +21,7 @@ from types import FrameType
 from drift_cli.errors import EXIT_INTERRUPTED
 from drift_cli.launch.plan import launcher_of
 from drift_cli.store.paths import RunPaths
-from drift_cli.store.workers import read_workers
+from drift_cli.workers.leases import read_workers
 
 MARGIN = 60.0
 """Seconds before the end of the job's time at which its worker is stopped; at most a tenth of the time there is."""

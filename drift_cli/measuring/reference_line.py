@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from drift_cli.engine.passages import Passage, Reply, passages
 from drift_cli.errors import DriftError, UsageError
-from drift_cli.measuring.passages import Passage, Reply, passages
 from drift_cli.spec import Condition, Segment, SegmentKind, Transcript
 
 if TYPE_CHECKING:
@@ -137,23 +137,23 @@ def plan(script: Transcript, chat: Chat, card: ModelCard) -> Reading:
 
 def _placed(script: Transcript, chat: Chat, card: ModelCard) -> tuple[list[Reply], list[int], list[int]]:
     """The replies that can be measured, the turns that do not fit the context, and those without a token."""
-    from drift_cli.chat import Dialogue
+    from drift_cli.chat import scripted
 
-    dialogue = Dialogue(chat, script.users, Condition("reference"), card.end_ids)
+    talk = scripted(chat, script.users, Condition("reference"), card.end_ids)
     replies, beyond, empty = [], [], []
     for turn, text in enumerate(script.replies or (), 1):
         ids = [int(i) for i in card.tokenizer.encode(text, add_special_tokens=False)]
-        content = tuple(dialogue.content(ids))
+        content = tuple(talk.content(ids))
         # A reply that was written by somebody else has reasoning where it has the markup of it, and never because this model's prompt begins some.
         marked = chat.parts(content, ()).reasoning is not None
-        parts = _answer(dialogue.segments(ids) if marked else (), len(content))
-        if len(dialogue.prompt) + len(ids) > card.context:
+        parts = _answer(talk.parts(ids).segments if marked else (), len(content))
+        if len(talk.prompt) + len(ids) > card.context:
             beyond.append(turn)
         elif not parts:
             empty.append(turn)
         else:
-            replies.append(Reply(turn, tuple(dialogue.prompt), content, parts))
-        dialogue.advance(ids, given=not marked)
+            replies.append(Reply(turn, talk.prompt, content, parts))
+        talk = talk.after(ids, given=not marked)
     return replies, beyond, empty
 
 

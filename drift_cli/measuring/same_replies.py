@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from drift_cli.chat import Dialogue, prompt_hash
+from drift_cli.chat import Conversation, scripted
+from drift_cli.chat.replay import replay, user_turns
+from drift_cli.engine.passages import Reply, passages
 from drift_cli.errors import StoreError, UsageError
-from drift_cli.measuring.passages import Reply, passages
 from drift_cli.spec import Part, Rollout, spans
 from drift_cli.store.swapped import Swapped, read_swapped, write_swapped
 
@@ -131,15 +132,8 @@ def measure_run(
 
 def check_conversation(run: Run, record: RolloutRecord, chat: Chat, model: LoadedModel) -> None:
     """Raise `StoreError` where a rollout's conversation is no longer tokenized as it was when its turns were made."""
-    dialogue = _dialogue(run, record, chat, model, run.manifest.conditions[record.rollout.cell.condition])
-    for turn in record.turns:
-        changed = dialogue.problem is not None or turn.ids is None or prompt_hash(dialogue.prompt) != turn.prompt_hash
-        if changed or dialogue.segments(turn.ids or ()) != turn.segments:
-            raise StoreError(
-                f"{record.rollout} turn {turn.index}: the conversation is no longer what it was when this turn was made",
-                mend="The tokenizer or transformers changed: `drift runs show` lists the versions in use then. Install those.",
-            )
-        dialogue.advance(turn.ids or ())
+    talk = _begun(run, record, chat, model, run.manifest.conditions[record.rollout.cell.condition])
+    replay(talk, record.turns, str(record.rollout))
 
 
 def read_under(run: Run, record: RolloutRecord, chat: Chat, model: LoadedModel, condition: Condition) -> Swapped:
@@ -147,7 +141,7 @@ def read_under(run: Run, record: RolloutRecord, chat: Chat, model: LoadedModel, 
     from drift_cli.engine.prefill import Prefill
     from drift_cli.engine.rotary import length_threshold
 
-    replies = list(_placed(record.turns, _dialogue(run, record, chat, model, condition), model.card.context))
+    replies = list(_placed(record.turns, _begun(run, record, chat, model, condition), model.card.context))
     limit = length_threshold(model.card)
     apart = limit is not None and max((len(one.prompt) + len(one.ids) for one in replies), default=0) > limit
     prefill = Prefill(model, list(run.manifest.layers), whole=apart)
@@ -155,17 +149,17 @@ def read_under(run: Run, record: RolloutRecord, chat: Chat, model: LoadedModel, 
     return Swapped(means, tuple(turn.index for turn in record.turns if turn.index not in means))
 
 
-def _placed(turns: Sequence[Turn], dialogue: Dialogue, context: int) -> Iterator[Reply]:
+def _placed(turns: Sequence[Turn], talk: Conversation, context: int) -> Iterator[Reply]:
     """The replies that have an answer and fit the context, each in the conversation before it."""
     for turn in turns:
-        if dialogue.problem is not None:
+        if talk.end is not None:
             return
         ids = turn.ids or ()
-        content = tuple(dialogue.content(ids))
+        content = tuple(talk.content(ids))
         parts = spans(turn.segments, Part.ANSWER) if turn.segments else ((0, len(content)),) if content else ()
-        if parts and len(dialogue.prompt) + len(ids) <= context:
-            yield Reply(turn.index, tuple(dialogue.prompt), content, tuple(parts))
-        dialogue.advance(ids)
+        if parts and len(talk.prompt) + len(ids) <= context:
+            yield Reply(turn.index, talk.prompt, content, tuple(parts))
+        talk = talk.after(ids)
 
 
 def _checked(difference: float, record: RolloutRecord) -> float:
@@ -189,5 +183,7 @@ def _rounding(run: Run, record: RolloutRecord, chat: Chat, model: LoadedModel) -
     return max(found)
 
 
-def _dialogue(run: Run, record: RolloutRecord, chat: Chat, model: LoadedModel, condition: Condition) -> Dialogue:
-    return Dialogue(chat, run.manifest.transcripts[record.rollout.cell.transcript].users, condition, model.card.end_ids)
+def _begun(run: Run, record: RolloutRecord, chat: Chat, model: LoadedModel, condition: Condition) -> Conversation:
+    """A rollout's user turns under a condition's prompt, before the first reply."""
+    users = user_turns(run.manifest.transcripts[record.rollout.cell.transcript], record.turns)
+    return scripted(chat, users, condition, model.card.end_ids)

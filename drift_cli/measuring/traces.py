@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_cli.chat import Dialogue, prompt_hash
-from drift_cli.chat.dialogue import text_of
-from drift_cli.errors import StoreError
-from drift_cli.spec import Part, spans
+from drift_cli.chat import scripted, text_of
+from drift_cli.chat.replay import replay, user_turns
+from drift_cli.spec import Answered, Part, spans
 from drift_cli.store.traces import TokenTrace, read_traces, write_traces
 
 if TYPE_CHECKING:
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from drift_cli.store.manifest import AxisEntry
     from drift_cli.store.reader import RolloutRecord
     from drift_cli.store.run import Run
-
-Reply = tuple[tuple[int, ...], tuple[int, ...]]
-"""A reply in its conversation: the prompt's ids, and its own without the end-of-turn token."""
 
 
 @dataclass(frozen=True)
@@ -77,34 +73,23 @@ def measure_rollout(
 ) -> list[TokenTrace]:
     """The traces of a rollout's replies on `direction` (width,) at a layer. Raises `StoreError` where its conversation is no longer what it was."""
     cell = record.rollout.cell
-    users, condition = run.manifest.transcripts[cell.transcript].users, run.manifest.conditions[cell.condition]
-    dialogue = Dialogue(chat, users, condition, model.card.end_ids)
-    for turn in record.turns:
-        if dialogue.problem is not None or turn.ids is None or prompt_hash(dialogue.prompt) != turn.prompt_hash:
-            raise StoreError(
-                f"{record.rollout} turn {turn.index}: the conversation's prompt is no longer what it was when this turn was made",
-                mend="The tokenizer or transformers changed: `drift runs show` lists the versions in use then. Install those.",
-            )
-        if dialogue.segments(turn.ids) != turn.segments:
-            raise StoreError(
-                f"{record.rollout} turn {turn.index}: its reasoning and its answer are no longer found where they were when this turn was made",
-                mend="drift or the tokenizer changed: `drift runs show` lists the versions in use then. Install those.",
-            )
-        dialogue.advance(turn.ids)
-    values = list(_replies(dialogue.past, [turn.ids or () for turn in record.turns], model, direction, layer))
+    transcript, condition = run.manifest.transcripts[cell.transcript], run.manifest.conditions[cell.condition]
+    users = user_turns(transcript, record.turns)
+    if not users:
+        return []
+    past = replay(scripted(chat, users, condition, model.card.end_ids), record.turns, str(record.rollout)).past
+    values = list(_replies(past, model, direction, layer))
     return [
-        TokenTrace(turn.index, found, tuple(token_lengths(chat.tokenizer, ids, turn)))
-        for turn, found, (_, ids) in zip(record.turns, values, dialogue.past, strict=True)
+        TokenTrace(turn.index, found, tuple(token_lengths(chat.tokenizer, answered.content, turn)))
+        for turn, found, answered in zip(record.turns, values, past, strict=True)
     ]
 
 
-def _replies(
-    past: Sequence[Reply], said: Sequence[Sequence[int]], model: LoadedModel, direction: NDArray[np.float32], layer: int
-) -> Iterator[NDArray[np.float32]]:
+def _replies(past: Sequence[Answered], model: LoadedModel, direction: NDArray[np.float32], layer: int) -> Iterator[NDArray[np.float32]]:
     """Projections (tokens,) of every reply, in order: one pass for each stretch of replies that lie in one rendering of the conversation.
 
     Where a network computes a token otherwise in a longer conversation, each reply has a pass of its own over what its residual mean was measured on: its
-    prompt and its ids as sampled, `said`.
+    prompt and its ids as sampled.
     """
     from drift_cli.engine.rotary import threshold
 
@@ -114,16 +99,16 @@ def _replies(
         stop = start + 1
         while stop < len(past) and not by_length and _holds(past[stop], past[stop - 1]):
             stop += 1
-        prompt, reply = past[stop - 1]
-        values = _project(model, [*prompt, *(said[start] if by_length else reply)], direction, layer)
-        yield from (values[len(before) : len(before) + len(ids)] for before, ids in past[start:stop])
+        last = past[stop - 1]
+        values = _project(model, [*last.prompt, *(last.ids if by_length else last.content)], direction, layer)
+        yield from (values[len(turn.prompt) :][: turn.length] for turn in past[start:stop])
         start = stop
 
 
-def _holds(later: Reply, earlier: Reply) -> bool:
+def _holds(later: Answered, earlier: Answered) -> bool:
     """Whether the later reply's prompt begins with the earlier one's prompt and reply."""
-    length = len(earlier[0]) + len(earlier[1])
-    return later[0][:length] == (*earlier[0], *earlier[1])
+    whole = (*earlier.prompt, *earlier.content)
+    return later.prompt[: len(whole)] == whole
 
 
 def _project(model: LoadedModel, ids: Sequence[int], direction: NDArray[np.float32], layer: int) -> NDArray[np.float32]:

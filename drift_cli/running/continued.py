@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from drift_cli.running.existing import find_run
 from drift_cli.running.experiment import Experiment, prepare, with_layer
-from drift_cli.settings.config import Settings
+from drift_cli.settings.settings import Settings
 from drift_cli.spec import Transcript
 from drift_cli.store.manifest import Manifest
 
@@ -34,8 +34,7 @@ def prepare_for(
     if kept is None:
         return made, run
     changes, said = kept
-    origins = {**settings.origins, **dict.fromkeys(changes, f"run {run.paths.run_id}")}
-    settings = replace(settings, values={**settings.values, **changes}, origins=origins)
+    settings = settings.changed(f"run {run.paths.run_id}", **changes)
     again, run = find_run(store, prepare(settings, scripts, say), settings)
     return replace(again, notices=(*again.notices, said)), run
 
@@ -45,9 +44,9 @@ def _kept(settings: Settings, made: Manifest, run: Run) -> tuple[dict[str, Any],
     if not run.manifest.axes:
         return None
     old, run_id = run.manifest.axes[0], run.paths.run_id
-    changes: dict[str, Any] = {"layer": old.layer} if settings["layer"] is None else {}
+    changes: dict[str, Any] = {"layer": old.layer} if settings.layer is None else {}
     if not made.axes:
-        changes |= {"axis": str(run.paths.axis(old.name)), "foreign_axis": settings["foreign_axis"] or old.foreign is not None}
+        changes |= {"axis": str(run.paths.axis(old.name)), "foreign_axis": settings.foreign_axis or old.foreign is not None}
         return changes, f"projecting on axis {old.name} at layer {old.layer}, as run {run_id} does already"
     new = made.axes[0]
     if not changes or (old.name, old.digest) != (new.name, new.digest) or old.layer == new.layer:

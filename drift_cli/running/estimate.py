@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from drift_cli.chat import Chat, TemplateProblem
-from drift_cli.engine.slots import Layout
+from drift_cli.chat.conversation import stand_in
+from drift_cli.engine.layout import Layout
 from drift_cli.running.speeds import Speeds
 from drift_cli.spec import Cell, Condition, Rollout, Transcript
 from drift_cli.store.manifest import Manifest, ModelFacts
@@ -40,7 +41,7 @@ def fits(manifest: Manifest, chat: Chat, context: int) -> list[Fit]:
         cell = plan.cell
         key = (cell.transcript, cell.condition)
         if key not in lengths:
-            lengths[key] = prompt_lengths(chat, manifest.transcripts[cell.transcript], manifest.conditions[cell.condition])
+            lengths[key] = prompt_lengths(chat, stand_in(manifest.transcripts[cell.transcript]), manifest.conditions[cell.condition])
         found.append(_fit(cell, lengths[key], manifest.spec.max_new_tokens, context))
     return found
 
@@ -62,7 +63,9 @@ def _prompt_lengths(chat: Chat, script: Transcript, condition: Condition, reply:
 
 
 def longest(manifest: Manifest, found: Sequence[Fit], context: int) -> int:
-    """The most tokens that a conversation of a plan may come to have."""
+    """The most tokens that a conversation of a plan may come to have; nobody knows beforehand how long the turns of a user's code are."""
+    if any(script.user is not None for script in manifest.transcripts.values()):
+        return context
     most = max((fit.prompt_lengths[-1] + len(fit.prompt_lengths) * manifest.spec.max_new_tokens for fit in found), default=context)
     return min(most, context)
 

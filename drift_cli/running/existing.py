@@ -20,7 +20,7 @@ from drift_cli.store.manifest import Manifest, spec_differences
 
 if TYPE_CHECKING:
     from drift_cli.running.experiment import Experiment
-    from drift_cli.settings.config import Settings
+    from drift_cli.settings.settings import Settings
     from drift_cli.store.paths import Store
     from drift_cli.store.run import Run
 
@@ -51,7 +51,7 @@ def as_recorded(card: ModelCard, spec: RunSpec) -> tuple[ModelCard, str | None]:
 def check_places(run_id: str, settings: Settings) -> None:
     """Refuse to look elsewhere for a folder that a run recorded and that is not there any more."""
     for key in ("model", "adapter"):
-        place = settings[key]
+        place = getattr(settings, key)
         if place is not None and Path(place).is_absolute() and not Path(place).exists():
             raise DriftError(
                 f"the {key} of run {run_id} is not at {place} any more",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from drift_cli import axes as axis_files
 from drift_cli import models, transcripts
@@ -14,15 +13,16 @@ from drift_cli.axes import Axis
 from drift_cli.axes.layer import by_depth
 from drift_cli.axes.use import Subject, Use, named, use
 from drift_cli.chat import Chat, chat_for
-from drift_cli.engine.contract import ENGINES
+from drift_cli.chat.conversation import stand_in
 from drift_cli.errors import UsageError
 from drift_cli.measuring.missing import axes_for, commands_for
 from drift_cli.models import ModelCard
 from drift_cli.models.identity import Say
 from drift_cli.running.existing import as_recorded, check_places
-from drift_cli.settings.config import Settings, axes_folder
-from drift_cli.settings.keys import KEYS
+from drift_cli.settings.config import axes_folder
+from drift_cli.settings.settings import Settings, keys
 from drift_cli.spec import Cell, Condition, RunSpec, Sampling, Transcript, plain_name
+from drift_cli.store.line import LINES
 from drift_cli.store.manifest import CellPlan, Manifest, ModelFacts, Setting, merge
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Experiment:
 
 def card_of(settings: Settings, say: Say | None = None) -> ModelCard:
     """The model that the settings name, with the adapter that they name. `say` is told what takes long."""
-    return models.describe(settings["model"], settings["revision"], adapter=settings["adapter"], say=say)
+    return models.describe(settings.model, settings.revision, adapter=settings.adapter, say=say)
 
 
 def prepare(settings: Settings, scripts: Sequence[Transcript] | None = None, say: Say | None = None) -> Experiment:
@@ -55,18 +55,17 @@ def prepare(settings: Settings, scripts: Sequence[Transcript] | None = None, say
 
     `scripts` are transcripts that come from no file; where given, the settings name none. `say` is told what takes long.
     """
-    _check(settings)
     settings = with_layer(settings)
     card = card_of(settings, say)
     loaded = _load_transcripts(settings) if scripts is None else ()
     scripts = tuple(_by_name([one.transcript for one in loaded] if scripts is None else scripts).values())
     plans = tuple(
-        CellPlan(Cell(script.name, condition.name, temperature), settings["samples"])
+        CellPlan(Cell(script.name, condition.name, temperature), settings.samples)
         for script in scripts
         for condition in settings.conditions
-        for temperature in settings["temperatures"]
+        for temperature in settings.temperatures
     )
-    axis = None if settings["axis"] is None else axis_files.find(settings["axis"], axes_folder())
+    axis = None if settings.axis is None else axis_files.find(settings.axis, axes_folder())
     made = _assemble(settings, card, scripts, settings.conditions, plans, axis)
     said = tuple(f"transcript {one.transcript.name}: {notice}" for one in loaded for notice in one.notices)
     return replace(made, notices=(*said, *made.notices))
@@ -74,26 +73,12 @@ def prepare(settings: Settings, scripts: Sequence[Transcript] | None = None, say
 
 def with_layer(settings: Settings) -> Settings:
     """The settings with the layer that an axis such as `demo@3` names."""
-    if settings["axis"] is None:
+    if settings.axis is None:
         return settings
-    axis, layer = named(settings["axis"], settings["layer"])
-    if axis == settings["axis"]:
+    axis, layer = named(settings.axis, settings.layer)
+    if axis == settings.axis:
         return settings
-    return replace(
-        settings, values={**settings.values, "axis": axis, "layer": layer}, origins={**settings.origins, "layer": settings.origin("axis")}
-    )
-
-
-def _check(settings: Settings) -> None:
-    for key in ("samples", "batch"):
-        if settings[key] is not None and settings[key] < 1:
-            raise UsageError(f"{key} is {settings[key]}", mend="Use at least 1.")
-    if settings["engine"] not in ENGINES:
-        raise UsageError(f"engine {settings['engine']!r} does not exist", mend=f"Use one of {', '.join(ENGINES)}.")
-    try:
-        datetime.date.fromisoformat(settings["chat_date"])
-    except ValueError:
-        raise UsageError(f"chat_date is {settings['chat_date']!r}", mend="Use a day such as 2026-01-31.") from None
+    return replace(settings, axis=axis, layer=layer, origins={**settings.origins, "layer": settings.origin("axis")})
 
 
 def reopen(run: Run, settings: Settings, say: Say | None = None) -> Experiment:
@@ -104,12 +89,11 @@ def reopen(run: Run, settings: Settings, say: Say | None = None) -> Experiment:
         StoreError: the model, its chat template or anything else is no longer what it was; the difference is shown.
     """
     manifest = run.manifest
-    _check(settings)
     if manifest.imported is not None:
         raise UsageError(f"run {run.paths.run_id} was imported and cannot be gone on with", mend="Start a new one: drift generate")
     check_places(run.paths.run_id, settings)
-    here = Path(settings["model"]).expanduser().exists()
-    found = models.describe(settings["model"], None if here else manifest.spec.revision, adapter=settings["adapter"], say=say)
+    here = Path(settings.model).expanduser().exists()
+    found = models.describe(settings.model, None if here else manifest.spec.revision, adapter=settings.adapter, say=say)
     card, notice = as_recorded(found, manifest.spec)
     axis = axis_files.load(run.paths.axis(manifest.axes[0].name)) if manifest.axes else None
     conditions = tuple(manifest.conditions.values())
@@ -123,12 +107,8 @@ def reopen(run: Run, settings: Settings, say: Say | None = None) -> Experiment:
 
 def settings_of(manifest: Manifest) -> Settings:
     """A run's settings as its manifest recorded them."""
-    values: dict[str, Any] = {}
-    for key, entry in KEYS.items():
-        recorded = manifest.settings.get(key)
-        values[key] = entry.default if recorded is None or recorded.value is None else entry.read(recorded.value)
-    origins = dict.fromkeys(KEYS, f"run {manifest.spec.id}")
-    return Settings(values, origins, tuple(manifest.conditions.values()))
+    values = {key: recorded.value for key, recorded in manifest.settings.items()}
+    return Settings.recorded(values, tuple(manifest.conditions.values()), f"run {manifest.spec.id}")
 
 
 def _assemble(
@@ -141,26 +121,26 @@ def _assemble(
     name: str | None = None,
     kept: int | None = None,
 ) -> Experiment:
-    chat = chat_for(card.tokenizer, settings["chat"], date=settings["chat_date"], options=settings["chat_options"])
+    chat = chat_for(card.tokenizer, settings.chat, date=settings.chat_date, options=settings.chat_options)
     for condition in conditions:
         for script in scripts:
-            chat.check(condition, script)
+            chat.check(condition, stand_in(script))
     card = _with_end(card, chat)
-    device = models.choose_device(settings["device"])
+    device = models.choose_device(settings.device)
     used = None
     if axis is not None:
         subject = Subject(card.name, card.identity, card.width, card.layers)
-        used = use(axis, subject, settings["layer"], foreign=settings["foreign_axis"], kept=kept)
+        used = use(axis, subject, settings.layer, foreign=settings.foreign_axis, kept=kept)
     layers = _layers(settings, card, used)
     spec = RunSpec(
-        name=name or settings["name"] or plain_name((card.name if card.adapter is None else card.adapter.name).rsplit("/", 1)[-1]),
+        name=name or settings.name or plain_name((card.name if card.adapter is None else card.adapter.name).rsplit("/", 1)[-1]),
         model=card.name,
         revision=card.revision,
-        dtype=models.choose_dtype(settings["dtype"], device),
+        dtype=models.choose_dtype(settings.dtype.value, device),
         chat=chat.format,
         sampling=_sampling(settings, card),
-        max_new_tokens=settings["max_new_tokens"],
-        seed=settings["seed"],
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
         adapter=None if card.adapter is None else card.adapter.digest,
     )
     adds = {condition.name: text for condition in conditions if (text := chat.adds(condition)) is not None}
@@ -174,6 +154,7 @@ def _assemble(
         model=_facts(card),
         template_adds=adds,
         settings=_recorded(settings, card, spec, used),
+        lines=LINES,
         segments=chat.segmented,
     )
     said = (*_notices(card, adds), *(used.notices() if used is not None else ()))
@@ -186,15 +167,15 @@ def _with_end(card: ModelCard, chat: Chat) -> ModelCard:
 
 
 def _sampling(settings: Settings, card: ModelCard) -> Sampling:
-    asked = {key: settings[key] if settings[key] is not None else getattr(card, key) for key in ("top_p", "top_k", "min_p")}
+    asked = {key: getattr(card, key) if (given := getattr(settings, key)) is None else given for key in ("top_p", "top_k", "min_p")}
     given = {key: value for key, value in asked.items() if value is not None}
-    return Sampling(**given, independent_noise=settings["independent_noise"])
+    return Sampling(**given, independent_noise=settings.independent_noise)
 
 
 def _layers(settings: Settings, card: ModelCard, used: Use | None) -> tuple[int, ...]:
     """The layers whose residual means are stored, the one that is projected among them."""
-    layer = used.chosen.layer if used is not None else settings["layer"] if settings["layer"] is not None else by_depth(card.layers)
-    asked = settings["layers"]
+    layer = used.chosen.layer if used is not None else settings.layer if settings.layer is not None else by_depth(card.layers)
+    asked = settings.layers
     layers = {"auto": (layer,), "all": tuple(range(card.layers + 1))}.get(asked) if isinstance(asked, str) else tuple(asked)
     assert layers is not None
     if used is not None and layer not in layers:
@@ -229,27 +210,26 @@ def _by_name(scripts: Sequence[Transcript]) -> Mapping[str, Transcript]:
 
 
 def _load_transcripts(settings: Settings) -> tuple[Loaded, ...]:
-    if not settings["transcripts"]:
+    if not settings.transcripts:
         names = ", ".join(transcripts.builtin_names())
         raise UsageError("no transcript was given", mend=f"Name a file, or one of drift's own ({names}): --transcript NAME")
-    how = {"strip_private": settings["strip_private"], "turns": settings["turns"]}
-    return tuple(transcripts.read(source, **how) for source in settings["transcripts"])
+    return tuple(transcripts.read(source, strip_private=settings.strip_private, turns=settings.turns) for source in settings.transcripts)
 
 
 def _recorded(settings: Settings, card: ModelCard, spec: RunSpec, used: Use | None) -> dict[str, Setting]:
     """Every setting as the manifest keeps it; what the model or the axis decided is recorded as theirs."""
     made = {}
     for key, value in settings.values.items():
-        if not KEYS[key].recorded and value == KEYS[key].default:
+        if not keys()[key].recorded and value == keys()[key].default:
             continue
         made[key] = Setting(list(value) if isinstance(value, tuple) else value, settings.origin(key))
     if card.folder is not None or card.adapter is not None:
         made["model"] = Setting(str(card.folder or card.name), settings.origin("model"))
     if card.adapter is not None:
-        made["adapter"] = Setting(str(card.adapter.folder), settings.origin("adapter" if settings["adapter"] else "model"))
+        made["adapter"] = Setting(str(card.adapter.folder), settings.origin("adapter" if settings.adapter else "model"))
     for key in ("top_p", "top_k", "min_p"):
         own = getattr(card, key)
-        if settings[key] is None:
+        if getattr(settings, key) is None:
             made[key] = Setting(getattr(spec.sampling, key), "default" if own is None else "the model's generation_config")
     if used is not None and used.was_chosen:
         made["layer"] = Setting(used.chosen.layer, used.chosen.why)

@@ -13,6 +13,8 @@ from drift_cli.store.manifest import Manifest
 LOADING = "2"
 """How weights get into memory, where bits depend on it: in half precision. 2: as transformers loads them, rotary frequencies in float32.
 Earlier versions rounded those to the run's dtype as well, and recorded nothing."""
+SLOTS = "2"
+"""How slots round on a CPU. 2: pages of 128 tokens, and chunks in pieces of 512. Earlier versions had pages of 64 and chunks in one, and recorded nothing."""
 _NAMED = ("torch", "transformers", "tokenizers", "numpy")
 
 
@@ -23,6 +25,8 @@ def epoch_now(device: str, engine: str, batch: int, gpus: int, dtype: str = "flo
     versions = {"drift": __version__, "python": platform.python_version(), **{name: version(name) for name in _NAMED}}
     if dtype != "float32":
         versions["loading"] = LOADING
+    if engine == "slots" and not device.startswith("cuda"):
+        versions["slots"] = SLOTS
     named = torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu_name(torch.get_num_threads())
     return Epoch(versions, named if gpus == 1 else f"{gpus} × {named}", engine, batch)
 
@@ -35,6 +39,14 @@ def loaded_otherwise(manifest: Manifest) -> str | None:
         f"turns that an earlier version made of this run had the rotary frequencies rounded to {manifest.spec.dtype}, which was wrong: "
         "those made from now on do not, and are not quite comparable. A new run (another --name) makes all of them alike"
     )
+
+
+def rounded_otherwise(manifest: Manifest) -> str | None:
+    """A sentence on turns that slots of an earlier version made on a CPU; None where there are none."""
+    slots = [epoch for epoch in manifest.epochs if epoch.engine == "slots" and epoch.threads is not None]
+    if all(epoch.versions.get("slots") == SLOTS for epoch in slots):
+        return None
+    return "an earlier version made turns of this run, whose slots rounded otherwise on a CPU: numbers may differ in their last digits from now on"
 
 
 def keep_threads(manifest: Manifest, device: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from drift_cli.engine.plain.slots import PlainSlots
+    from drift_cli.engine.slots import Slots
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ def _step_seconds(device: torch.device, dtype: torch.dtype) -> float:
     return took / steps / LAYERS
 
 
+_STEPS = 64
+"""As many tokens have replies that are timed, at the most."""
 _SHORT, _LONG, _PIECE = 16, 1040, 520
 """Tokens that rows hold while their steps are timed, and how many of them are encoded at once: what the difference takes is reading."""
 
@@ -90,12 +92,12 @@ _SHORT, _LONG, _PIECE = 16, 1040, 520
 def _slot_seconds(device: torch.device, dtype: str, rows: int) -> tuple[float, float, float]:
     """(a step of `rows` plain slots per block, bytes/s that it reads of what rows keep, a short chunk per block)."""
     from drift_cli import models
-    from drift_cli.engine.plain.slots import PlainSlots
+    from drift_cli.engine.slots import make_slots
     from drift_cli.spec import Sampling
 
     model = models.load(models.describe(models.DEMO), dtype=dtype, device=str(device))
     layers = model.card.layers
-    slots = PlainSlots(model, (layers,), Sampling(), rows)
+    slots = make_slots(model, (layers,), Sampling(), _STEPS, rows, backend="torch")
     try:
         chunk = _fastest(device, lambda: slots.encode(0, [1] * _SHORT, 0, _SHORT), tries=3)
         short, long = (_slot_step_seconds(device, slots, tokens) for tokens in (_SHORT, _LONG))
@@ -106,9 +108,9 @@ def _slot_seconds(device: torch.device, dtype: str, rows: int) -> tuple[float, f
     return short / layers, kept * size / max(long - short, 1e-9), chunk / layers
 
 
-def _slot_step_seconds(device: torch.device, slots: PlainSlots, tokens: int) -> float:
+def _slot_step_seconds(device: torch.device, slots: Slots, tokens: int) -> float:
     """A step where every row holds `tokens` tokens."""
-    from drift_cli.engine.slots import Draw
+    from drift_cli.engine.plan import Draw
     from drift_cli.spec import Cell, Rollout
 
     for row in range(slots.rows):
@@ -119,7 +121,7 @@ def _slot_step_seconds(device: torch.device, slots: PlainSlots, tokens: int) -> 
     return _fastest(device, lambda: _steps(slots, 8)) / 8
 
 
-def _steps(slots: PlainSlots, times: int) -> None:
+def _steps(slots: Slots, times: int) -> None:
     for _ in range(times):
         slots.step()
 

@@ -15,29 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from drift_cli.errors import UsageError, did_you_mean
-from drift_cli.settings.keys import KEYS
+from drift_cli.settings.settings import PRESETS, Settings, keys, read_all, spoken
 from drift_cli.spec import Condition, Placement
 
 CONFIG_FILE = "drift.toml"
-PRESETS = ("demo", "olmo3-003b", "smollm2")
 _CONDITION = ("placement", "system")
 """What a condition's table may hold."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Every setting's value and where it came from, and the conditions."""
-
-    values: Mapping[str, Any]
-    origins: Mapping[str, str]
-    conditions: tuple[Condition, ...]
-
-    def __getitem__(self, key: str) -> Any:
-        return self.values[key]
-
-    def origin(self, key: str) -> str:
-        """`flag --samples`, `environment DRIFT_SAMPLES`, `drift.toml`, `preset demo` or `default`."""
-        return self.origins[key]
 
 
 @dataclass(frozen=True)
@@ -77,9 +60,8 @@ def preset_text(name: str) -> str:
 def preset_settings(name: str) -> Settings:
     """A preset as it comes, whatever drift.toml and the environment say."""
     layer = _toml_layer(preset_text(name), f"preset {name}", f"preset {name}")
-    values = {key: layer.values.get(key, entry.default) for key, entry in KEYS.items()}
-    origins = {key: layer.origin(key) if key in layer.values else "default" for key in KEYS}
-    return Settings({**values, "preset": name}, origins, tuple(layer.conditions.values()))
+    origins = {key: layer.origin(key) for key in layer.values}
+    return Settings(**{**layer.values, "preset": name}, origins=origins, conditions=tuple(layer.conditions.values()))
 
 
 def resolve(
@@ -101,8 +83,8 @@ def resolve(
     """
     env = os.environ if environment is None else environment
     layers = [
-        _Layer(_flag, _read_all(((k, v) for k, v in flags.items() if v not in (None, ())), "the command line"), {}),
-        _Layer(_variable, _read_all(_from_environment(env), "the environment"), {}),
+        _Layer(lambda key: f"flag {keys()[key].option}", read_all(spoken(flags), "the command line"), {}),
+        _Layer(lambda key: f"environment {keys()[key].variable}", read_all(_from_environment(env), "the environment"), {}),
         _config_layer(config),
     ]
     preset = _first(layers, "preset")
@@ -110,56 +92,28 @@ def resolve(
         preset = "demo"
     if preset is not None:
         layers.append(_toml_layer(preset_text(preset), f"preset {preset}", f"preset {preset}"))
-    values, origins = {}, {}
-    for key, entry in KEYS.items():
-        source = next((layer for layer in layers if key in layer.values), None)
-        values[key] = entry.default if source is None else source.values[key]
-        origins[key] = "default" if source is None else source.origin(key)
-    values["preset"] = preset
-    _settle_revision(layers, values, origins)
-    return Settings(values, origins, _choose(layers, list(chosen), ad_hoc))
+    settled = {key: next((layer for layer in layers if key in layer.values), None) for key in keys()}
+    if _of_another_model(layers, settled):
+        settled["revision"] = None
+    values = {key: layer.values[key] for key, layer in settled.items() if layer is not None}
+    origins = {key: layer.origin(key) for key, layer in settled.items() if layer is not None}
+    return Settings(**{**values, "preset": preset}, origins=origins, conditions=_choose(layers, list(chosen), ad_hoc))
 
 
-def _settle_revision(layers: list[_Layer], values: dict[str, Any], origins: dict[str, str]) -> None:
-    """A revision is of the model that it is named with: one that a weaker source names for a model of its own does not count."""
-    place = {key: next((n for n, layer in enumerate(layers) if key in layer.values), None) for key in ("model", "revision")}
-    of_model, of_revision = place["model"], place["revision"]
-    if (
-        of_model is not None
-        and of_revision is not None
-        and of_revision > of_model
-        and layers[of_revision].values.get("model") != values["model"]
-    ):
-        values["revision"], origins["revision"] = KEYS["revision"].default, "default"
+def _of_another_model(layers: list[_Layer], settled: Mapping[str, _Layer | None]) -> bool:
+    """Whether the revision was named by a weaker source than the model, and for a model of its own: a revision is of the model that it is named with."""
+    model, revision = settled["model"], settled["revision"]
+    if model is None or revision is None or layers.index(revision) <= layers.index(model):
+        return False
+    return bool(revision.values.get("model") != model.values["model"])
 
 
-def _flag(key: str) -> str:
-    return "flag --" + {"transcripts": "transcript", "temperatures": "temperature"}.get(key, key).replace("_", "-")
-
-
-def _variable(key: str) -> str:
-    return f"environment DRIFT_{key.upper()}"
-
-
-def _from_environment(env: Mapping[str, str]) -> Iterable[tuple[str, str]]:
-    return ((key, env[f"DRIFT_{key.upper()}"]) for key in KEYS if env.get(f"DRIFT_{key.upper()}"))
+def _from_environment(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: env[key.variable] for name, key in keys().items() if env.get(key.variable)}
 
 
 def _first(layers: list[_Layer], key: str) -> Any:
     return next((layer.values[key] for layer in layers if key in layer.values), None)
-
-
-def _read_all(pairs: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
-    read = {}
-    for key, value in pairs:
-        if key not in KEYS:
-            hint = did_you_mean(key, [*KEYS, "conditions"]).rstrip() or f"Known: {', '.join(KEYS)}, conditions."
-            raise UsageError(f"{where}: setting {key!r} does not exist", mend=hint)
-        try:
-            read[key] = KEYS[key].read(value)
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"{where}: {key} is {value!r}, but {error}") from None
-    return read
 
 
 def _config_layer(config: Path | None) -> _Layer:
@@ -184,7 +138,7 @@ def _toml_layer(text: str, where: str, origin: str) -> _Layer:
     if not isinstance(conditions, dict):
         raise UsageError(f"{where}: conditions must be tables such as [conditions.simple]")
     made = {name: _condition(name, entry, where) for name, entry in conditions.items()}
-    return _Layer(lambda _: origin, _read_all(found.items(), where), made)
+    return _Layer(lambda _: origin, read_all(found, where), made)
 
 
 def _condition(name: str, entry: Any, where: str) -> Condition:

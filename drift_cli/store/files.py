@@ -174,10 +174,10 @@ def open_inside(root: Path, path: Path, flags: int) -> int:
 
 
 def open_in(folder: int, path: Path, flags: int) -> int:
-    """Descriptor of the plain file `path`, whose folder is open as `folder`. Raises `StoreError`, `FileNotFoundError`."""
+    """Descriptor of the plain file `path`, whose folder is open as `folder`. Raises `StoreError`, `FileNotFoundError`; with O_EXCL, `FileExistsError`."""
     try:
         fd = _open(path.name, flags | _PLAIN, folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, FileExistsError):
         raise
     except OSError as error:
         raise failed("open", path, error) from error

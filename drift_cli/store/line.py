@@ -7,6 +7,10 @@ out. Nothing in a line depends on the time or the machine.
 A turn whose reply has segments has three keys more: the reasoning's text, where reasoning and answer are in its ids, and where the residual means of the
 reasoning and of all tokens are (`text`, `residual` and `projections` are the answer's). Other turns' lines are as they were before there were segments.
 
+Two formats. Lines of format 2 hold the user's text as it was put (`user`), so that a line says by itself what was answered, and so that a user whose turns no
+script knows can be replayed. Lines of format 1 do not have it; they are read for ever and never rewritten. A run's manifest says which of the two its lines
+are, and a file has lines of one format only.
+
 Bytes in, dataclasses out, and back. What is not a line that `encode` could have written raises `Malformed`; which file and where, the caller knows.
 """
 
@@ -27,12 +31,16 @@ from drift_cli.store import fields
 from drift_cli.store.decode import Malformed, parse
 from drift_cli.store.paths import temperature_name
 
+LINES = 2
+"""The format in which new runs are begun."""
 LIMIT = 64 << 20
 """Bytes. No line is longer; a file without a line end for so long is not read into memory."""
 
 _SEAL = len(',"crc":"01234567"}')
 _TURN = ("turn", "finish", "text", "ids", "prompt_length", "prompt_hash", "residual", "projections", "epoch", "prev", "crc")
 _SEGMENTED = (*_TURN[:3], "reasoning", "segments", *_TURN[3:7], "means", *_TURN[7:])
+_KEYS = {(*form[:2], *user, *form[2:]): None for form in (_TURN, _SEGMENTED) for user in ((), ("user",))}
+"""The keys that a turn's line may have: in format 2 with the user's text in front of the reply's."""
 _END = ("end", "turn", "prompt_length", "epoch", "prev", "crc")
 _TURN_NUMBER = re.compile(rb'\{"turn":([1-9][0-9]{0,8}),"finish":')
 _RESIDUAL = ("offset", "shape", "crc")
@@ -166,7 +174,7 @@ def read(line: bytes) -> tuple[Line, str]:
     if not isinstance(body, dict):
         raise Malformed("not a line of a rollout")
     keys = tuple(body)
-    if keys in (_TURN, _SEGMENTED):
+    if keys in _KEYS:
         return _read_turn(body), _read_prev(body)
     if keys == _END:
         return _read_end(body), _read_prev(body)
@@ -193,6 +201,7 @@ def _turn_body(content: TurnLine) -> dict[str, Any]:
     body = {
         "turn": turn.index,
         "finish": turn.finish.value,
+        "user": turn.user,
         "text": turn.text,
         "reasoning": turn.reasoning,
         "segments": [{"kind": s.kind.value, "start": s.start, "stop": s.stop} for s in turn.segments],
@@ -204,7 +213,8 @@ def _turn_body(content: TurnLine) -> dict[str, Any]:
         "projections": turn.projections,
         "epoch": content.epoch,
     }
-    return body if turn.segments else {key: body[key] for key in _TURN if key in body}
+    left_out = {*(() if turn.segments else ("reasoning", "segments", "means")), *(("user",) if turn.user is None else ())}
+    return {key: value for key, value in body.items() if key not in left_out}
 
 
 def _stored_body(stored: Stored | None) -> dict[str, Any] | None:
@@ -225,6 +235,7 @@ def _read_turn(body: Mapping[str, Any]) -> TurnLine:
         prompt_length=None if body["prompt_length"] is None else fields.count(body, "prompt_length"),
         prompt_hash=None if body["prompt_hash"] is None else fields.text(body, "prompt_hash"),
         projections=fields.projections(body["projections"]),
+        user=fields.text(body, "user") if "user" in body else None,
     )
     line = TurnLine(turn, None if body["residual"] is None else _stored(body["residual"]), fields.count(body, "epoch"))
     return _with_segments(line, body) if "segments" in body else line

@@ -36,10 +36,19 @@ class RolloutLog:
     """What was committed when it was opened."""
 
     def __init__(
-        self, paths: RunPaths, rollout: Rollout, lines: GrowingFile, *, epoch: int, layers: int, width: int, segments: bool = False
+        self,
+        paths: RunPaths,
+        rollout: Rollout,
+        lines: GrowingFile,
+        *,
+        epoch: int,
+        layers: int,
+        width: int,
+        segments: bool = False,
+        format: int = 1,
     ) -> None:
         self._paths, self._rollout, self._epoch, self._layers, self._width = paths, rollout, epoch, layers, width
-        self._segments = segments
+        self._segments, self._format = segments, format
         self._lines = lines
         self._residuals: GrowingFile | None = None
         self._mutex = threading.Lock()
@@ -48,7 +57,9 @@ class RolloutLog:
         self._end: End | None = None
 
     @classmethod
-    def open(cls, paths: RunPaths, rollout: Rollout, *, epoch: int, layers: int, width: int, segments: bool = False) -> RolloutLog:
+    def open(
+        cls, paths: RunPaths, rollout: Rollout, *, epoch: int, layers: int, width: int, segments: bool = False, format: int = 1
+    ) -> RolloutLog:
         """Lock a rollout's file, made if need be, and bring it to its last whole line.
 
         Args:
@@ -58,6 +69,7 @@ class RolloutLog:
             layers: the number of residual layers stored, 0 where none are.
             width: their width, 0 where it is not known.
             segments: whether replies may have segments.
+            format: of its lines, see `line`: from 2 on they hold the user's text.
 
         Raises:
             InUse: another process writes it.
@@ -71,7 +83,7 @@ class RolloutLog:
         except BaseException:
             lines.close()
             raise
-        log = cls(paths, rollout, lines, epoch=epoch, layers=layers, width=width, segments=segments)
+        log = cls(paths, rollout, lines, epoch=epoch, layers=layers, width=width, segments=segments, format=format)
         try:
             log._recover(() if notice is None else (notice,))
         except BaseException:
@@ -133,6 +145,10 @@ class RolloutLog:
         bad = [name for name, value in clean.projections.items() if value - value != 0.0]  # infinite or NaN
         if bad:
             raise Malformed(f"its projection on {bad[0]} is {clean.projections[bad[0]]}")
+        if (turn.user is not None) != (self._format > 1):
+            raise Malformed(
+                f"the run's lines are of format {self._format}, which {'needs' if turn.user is None else 'does not hold'} the user's text"
+            )
         if turn.segments and not self._segments:
             raise Malformed("its reply has segments, and the run was made with a chat format that has none")
         if turn.residual is None and not turn.means:

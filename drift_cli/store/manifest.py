@@ -21,6 +21,7 @@ from drift_cli.spec import Cell, Condition, RunSpec, Transcript, at_layer
 from drift_cli.store.decode import OPTIONAL, Malformed, decode, parse, plain
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.files import read_inside
+from drift_cli.store.line import LINES
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.plan import SealedPlan
 
@@ -118,6 +119,8 @@ class Manifest:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     epochs: tuple[Epoch, ...] = ()
     imported: Imported | None = None
+    lines: int = field(default=1, metadata=OPTIONAL)
+    """The format of its rollouts' lines, see `line`: that in which the run was begun, also where it is extended."""
     segments: bool = field(default=False, metadata=OPTIONAL)
     """Whether replies may have reasoning apart from their answer. In run.json only where they may."""
     plan: SealedPlan | None = field(default=None, metadata=OPTIONAL)
@@ -191,18 +194,24 @@ def checked(manifest: Manifest) -> Manifest:
             raise Malformed(f"condition {plan.cell.condition!r} is not in the run", f"cells[{place}]")
         if plan.cell.transcript not in manifest.transcripts:
             raise Malformed(f"transcript {plan.cell.transcript!r} is not in the run", f"cells[{place}]")
+    if not 1 <= manifest.lines <= LINES:
+        raise Malformed(f"lines of format {manifest.lines} are not known to this drift, which knows formats 1 to {LINES}", "lines")
     _refuse_twins((plan.cell for plan in manifest.cells), "cells")
     _refuse_twins((entry.name for entry in (*manifest.axes, *manifest.measured)), "axes")
     _refuse_twins(manifest.layers, "layers")
     for entry in (*manifest.axes, *manifest.measured):
         if "@" in entry.name and entry.name != at_layer(entry.axis, entry.layer):
             raise Malformed(f"{entry.name!r} is at layer {entry.layer}", "axes")
-    if manifest.plan is not None and not manifest.plan.intact:
-        raise Malformed("its digest is not that of what it says: a plan does not change once it is written", "plan")
+    _check_plan(manifest)
     for place, entry in enumerate(manifest.axes):
         if manifest.layers and entry.layer not in manifest.layers:
             raise Malformed(f"layer {entry.layer} is not among the stored layers", f"axes[{place}].layer")
     return manifest
+
+
+def _check_plan(manifest: Manifest) -> None:
+    if manifest.plan is not None and not manifest.plan.intact:
+        raise Malformed("its digest is not that of what it says: a plan does not change once it is written", "plan")
 
 
 def _refuse_twins(names: Iterable[Any], kind: str) -> None:
@@ -295,10 +304,15 @@ def _differences(old: Manifest, new: Manifest) -> Iterator[_Difference]:
     yield from _shared("imported.labels", *(manifest.imported.labels if manifest.imported else {} for manifest in (old, new)))
     yield from _one("axes", *(", ".join(_spelled(entry) for entry in manifest.axes) for manifest in (old, new)))
     yield from _shared("axes", *({entry.name: _spelled(entry) for entry in found} for found in ((*old.axes, *old.measured), new.measured)))
-    yield from _shared("transcripts", *({name: "\n\n".join(t.users) for name, t in m.transcripts.items()} for m in (old, new)))
+    yield from _shared("transcripts", *({name: _said(t) for name, t in m.transcripts.items()} for m in (old, new)))
     for name in (name for name in new.conditions if name in old.conditions):
         yield from _fields(f"condition {name}: ", old.conditions[name], new.conditions[name])
         yield from _one(f"condition {name}: the template's own prompt", old.template_adds.get(name), new.template_adds.get(name))
+
+
+def _said(transcript: Transcript) -> str:
+    """A transcript's user turns, for a comparison."""
+    return "\n\n".join(transcript.users) if transcript.user is None else f"{transcript.total} turns of {transcript.user}"
 
 
 def _spelled(entry: AxisEntry) -> str:

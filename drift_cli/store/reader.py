@@ -195,6 +195,8 @@ def _next_line(raw: bytes, prev: str, lines: list[TurnLine], end: End | None, sh
             raise Malformed(f"the rollout ends at turn {line.end.turn}, but has {done} turns")
     elif line.turn.index != done + 1:
         raise Malformed(f"turn {line.turn.index} stands where turn {done + 1} belongs")
+    elif lines and (line.turn.user is None) != (lines[0].turn.user is None):
+        raise Malformed("it is a line of another format than those before it")
     else:
         _check_stored(line, residual_file.committed_size(lines), *shape)
     return line

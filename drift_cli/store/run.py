@@ -10,7 +10,6 @@ from typing import Any
 
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.spec import Finish, Rollout
-from drift_cli.store.claims import forget_ended
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.events import append_event, read_events
 from drift_cli.store.files import atomic_write, create_folder
@@ -35,7 +34,7 @@ class RolloutState:
     done: int
     """Committed turns."""
     total: int
-    """User turns of its transcript."""
+    """Its user turns."""
     end: End | None
 
     @property
@@ -113,7 +112,7 @@ class Run:
         """Every planned rollout, cells in the manifest's order, samples ascending. Reads only the ends of files; `StoreError` if one is damaged."""
         found = []
         for plan in self.manifest.cells:
-            total = len(self.manifest.transcripts[plan.cell.transcript].users)
+            total = self.manifest.transcripts[plan.cell.transcript].total
             for sample, (done, end) in enumerate(cell_states(self.paths, plan.cell, plan.samples)):
                 found.append(RolloutState(Rollout(plan.cell, sample), done, total, end))
         return found
@@ -131,7 +130,13 @@ class Run:
             )
         manifest = self.manifest
         return RolloutLog.open(
-            self.paths, rollout, epoch=self.epoch(), layers=len(manifest.layers), width=self._width, segments=manifest.segments
+            self.paths,
+            rollout,
+            epoch=self.epoch(),
+            layers=len(manifest.layers),
+            width=self._width,
+            segments=manifest.segments,
+            format=manifest.lines,
         )
 
     def event(self, kind: str, **fields: Any) -> None:
@@ -158,7 +163,6 @@ class Run:
                 continue
             if repair is not None:
                 made.append(repair)
-                forget_ended(self.paths, rollout.cell)
                 files = [str(file.relative_to(self.paths.root)) for file in repair.files]
                 self.event("repaired", rollout=str(rollout), problem=repair.problem, kept=repair.kept, lines=repair.lines, files=files)
         return made, problems

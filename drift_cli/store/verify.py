@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from drift_cli.errors import StoreError
 from drift_cli.spec import Cell, Finish, Part, Rollout, spans
 from drift_cli.store import residuals as residual_file
-from drift_cli.store.claims import read_holder
 from drift_cli.store.events import read_events
 from drift_cli.store.files import is_temporary, is_there, open_inside, release, size_of
 from drift_cli.store.line import TurnLine
@@ -29,7 +28,6 @@ from drift_cli.store.paths import RunPaths
 from drift_cli.store.reader import Scan, scan_rollout
 from drift_cli.store.swapped import read_swapped
 from drift_cli.store.traces import read_traces
-from drift_cli.store.workers import read_worker
 
 _TOLERANCE = 1e-5
 """Of the residual mean's norm: far above what the order of a sum in float64 or float32 changes, far below any other axis's projection."""
@@ -147,8 +145,12 @@ def _rollout(paths: RunPaths, manifest: Manifest, rollout: Rollout, directions: 
         return
     if scan.tail:
         yield Finding(path, f"{scan.tail} bytes of an unfinished line at byte {scan.size} do not count", fatal=False)
-    total = len(manifest.transcripts[rollout.cell.transcript].users)
-    for problem in (*_plan_problems(scan, total, len(manifest.epochs)), *_segment_problems(scan, manifest)):
+    total = manifest.transcripts[rollout.cell.transcript].total
+    for problem in (
+        *_plan_problems(scan, total, len(manifest.epochs)),
+        *_segment_problems(scan, manifest),
+        *_user_problems(scan, manifest, rollout),
+    ):
         yield Finding(path, problem, fatal=True)
     yield from _residuals(paths, rollout, scan, directions)
 
@@ -176,6 +178,16 @@ def _segment_problems(scan: Scan, manifest: Manifest) -> Iterator[str]:
         if turn.segments and manifest.layers:
             lacking = [part for part in Part if line.of(part) is None and (part is Part.ALL or spans(turn.segments, part))]
             yield from (f"turn {turn.index} has no residual mean of {part.words}" for part in lacking)
+
+
+def _user_problems(scan: Scan, manifest: Manifest, rollout: Rollout) -> Iterator[str]:
+    """Where lines are of another format than the run's, or have another user's text than the script."""
+    script = manifest.transcripts[rollout.cell.transcript].users
+    for turn in (line.turn for line in scan.lines):
+        if (turn.user is not None) != (manifest.lines > 1):
+            yield f"turn {turn.index} is a line of another format than the run's lines (format {manifest.lines})"
+        elif turn.user is not None and script and turn.index <= len(script) and turn.user != script[turn.index - 1]:
+            yield f"turn {turn.index} answers another user's text than the transcript's"
 
 
 def _residuals(paths: RunPaths, rollout: Rollout, scan: Scan, directions: Sequence[_Direction]) -> Iterator[Finding]:
@@ -260,7 +272,7 @@ def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[
         elif path == paths.residuals(rollout) and path.stat().st_size and not is_there(paths.rollout(rollout)):
             yield Finding(paths.rollout(rollout), "missing, though there are residual means of its turns", fatal=True)
     elif folder in (paths.workers_root.name, paths.claims_root.name):
-        yield from _of_workers(paths, path, planned)
+        return  # news, no part of what makes a run: `workers.checks`
     elif folder == paths.quarantine.name:
         yield Finding(path, "set aside by a repair: no part of the run any more, it may be moved away", fatal=False)
     elif (
@@ -270,20 +282,6 @@ def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[
         and not (folder == "swapped" and path.suffix == ".means")
     ):
         yield Finding(path, "not part of the run", fatal=False)
-
-
-def _of_workers(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[Finding]:
-    """What is wrong with a worker's file or with a claim. Not fatal: neither is part of what makes a run."""
-    worker, claim = paths.worker_of(path), paths.claim_of(path)
-    if worker is not None:
-        if path == paths.worker(worker) and read_worker(paths, worker) is None:
-            yield Finding(path, "says nothing of a worker: it may be deleted", fatal=False)
-    elif path in {paths.ended(cell) for cell in planned}:
-        return
-    elif claim is None or claim.sample >= planned.get(claim.cell, 0):
-        yield Finding(path, "not part of the run", fatal=False)
-    elif not read_holder(paths, claim):
-        yield Finding(path, "a claim that names no worker: it may be deleted, and keeps others away for a minute or two only", fatal=False)
 
 
 def _event_problems(paths: RunPaths) -> list[str]:

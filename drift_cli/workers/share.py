@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from drift_cli.display import Display, Progress
 from drift_cli.engine.contract import Stopped
 from drift_cli.errors import StoreError
-from drift_cli.store.claims import Claims
-from drift_cli.store.fair import FairShare
-from drift_cli.store.queue import Outlook, Queue, correct_hints
 from drift_cli.store.run import Run
-from drift_cli.store.workers import BEAT, LEASE, Observer, Presence, WorkerState, any_at_work, default_name, forget_workers
+from drift_cli.workers.claims import Claims
+from drift_cli.workers.fair import FairShare
+from drift_cli.workers.leases import HEARTBEAT, LEASE, Observer, Presence, WorkerState, default_name, forget_workers, read_workers
+from drift_cli.workers.queue import Queue, QueueState, correct_hints
 
 _STEP = 0.1
 """Seconds between two questions whether to stop, while waiting."""
@@ -41,27 +40,23 @@ class Share:
 
     def queue(self, run: Run, size: int) -> Queue:
         """What is left of the run, `size` rollouts claimed together."""
-        pause = min(BEAT, self.presence.lease / 6)
+        pause = min(HEARTBEAT, self.presence.lease / 6)
         fair = FairShare(self.claims.observer, self.presence.id, self.among, pause)
         return Queue(run, self.claims, size=size, shuffled=self.shuffled, pause=pause, fair=fair)
 
-    def progress(self, display: Display) -> Progress:
-        """What is shown while it works."""
-        return display.progress(*self.turns) if self.turns is not None else display.progress(0, 0, "turns taken on")
+    def wait(self, note: Callable[[str], object], queue: Queue, ready: Callable[[], bool], stop: Callable[[], bool]) -> bool:
+        """True once `ready()`; False where there is nothing to wait for: all has ended, or what is left is held by workers that live.
 
-    def wait(self, display: Display, queue: Queue, ready: Callable[[], bool], stop: Callable[[], bool]) -> bool:
-        """True once `ready()`; False where there is nothing to wait for: all has ended, or what is left is in the hands of workers that live.
-
-        Raises `Stopped` where `stop()` turns true.
+        `note` is told what it waits for. Raises `Stopped` where `stop()` turns true.
         """
         said = False
         while not ready():
-            outlook = queue.outlook()
-            if outlook is not Outlook.OPEN:
-                self.complete = outlook is Outlook.DONE
+            state = queue.state()
+            if state is not QueueState.OPEN:
+                self.complete = state is QueueState.DONE
                 return False
             if not said and (others := self.named(queue.others())):
-                display.note(f"waiting to see whether others are still at work: {others}")
+                note(f"waiting to see whether others are still at work: {others}")
                 said = True
             self.presence.now(WorkerState.WAITING)
             if stop():
@@ -96,7 +91,7 @@ def take_part(
         share = Share(presence, Claims(run.paths, presence.id, Observer(run.paths)), shuffled, among=among)
         yield share
     # That all has ended it knows from others, too. Only the last one looks: five hundred would keep a file server busy for longer than the run.
-    if share.complete and not any_at_work(run.paths) and _is_complete(run):
+    if share.complete and all(worker.over for worker in read_workers(run.paths)) and _is_complete(run):
         forget_workers(run.paths)
 
 

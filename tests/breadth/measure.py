@@ -11,8 +11,8 @@ import torch
 from jobs import never
 from numpy.typing import NDArray
 
-from drift_cli.chat import Dialogue, chat_for
-from drift_cli.engine.contract import Engine, Incident, Job, Reply
+from drift_cli.chat import chat_for, scripted
+from drift_cli.engine.contract import Engine, Given, Incident, Job, Reply
 from drift_cli.engine.sampling import filtered, noise_key, split_key, uniforms
 from drift_cli.models import LoadedModel
 from drift_cli.spec import Cell, Condition, Finish, Placement, Rollout, Sampling
@@ -51,8 +51,8 @@ def jobs(model: LoadedModel) -> list[Job]:
     for condition in CONDITIONS:
         cell = Cell("t", condition.name, 1.0)
         for sample in range(SAMPLES):
-            dialogue = Dialogue(chat_for(model.card.tokenizer, "template"), USERS, condition, model.card.end_ids)
-            made.append(Job(Rollout(cell, sample), dialogue, noise_key(SEED, cell, independent=False), 0))
+            talk = scripted(chat_for(model.card.tokenizer, "template"), USERS, condition, model.card.end_ids)
+            made.append(Job(Rollout(cell, sample), talk, noise_key(SEED, cell, independent=False)))
     return made
 
 
@@ -60,7 +60,8 @@ def measure(model: LoadedModel, engine: Engine) -> Measured:
     """Run the conversations through an engine and compare."""
     incidents: list[Incident] = []
     todo = {job.rollout: job for job in jobs(model)}
-    replies = [reply for reply in engine.run(list(todo.values()), never, incidents.append) if reply.finish is not Finish.CONTEXT]
+    source = Given(todo.values(), len(todo) if engine.fixed_groups else 1)
+    replies = [reply for reply in engine.run(source, never, incidents.append) if reply.finish is not Finish.CONTEXT]
     worst, wrong, tokens = 0.0, 0, 0
     for reply in replies:
         worst = max(worst, _residual_error(model, reply))

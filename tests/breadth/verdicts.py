@@ -28,8 +28,9 @@ from breadth.types import VARIANTS
 from drift_cli import models
 from drift_cli.engine.choice import choose
 from drift_cli.engine.decoding import decoding
+from drift_cli.engine.layout import layout_from
 from drift_cli.engine.reference import ReferenceEngine
-from drift_cli.engine.slots import layout_from, refusal
+from drift_cli.engine.structure import refusal
 from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel
 

@@ -52,28 +52,32 @@ MUTANTS = (
         "    if False:",
         _DAMAGE,
     ),
-    Mutant("one process gets a claim", "store/claims.py", " | os.O_EXCL", "", "test_claims.py"),
+    Mutant("one process gets a claim", "workers/claims.py", " | os.O_EXCL", "", "test_claims.py"),
     Mutant(
-        "a fresh claim moved by mistake goes back", "store/claims.py", "            if not gone:", "            if False:", "test_claims.py"
+        "a fresh claim moved by mistake goes back",
+        "workers/claims.py",
+        "            if not gone:",
+        "            if False:",
+        "test_claims.py",
     ),
-    Mutant("a lease ends", "store/workers.py", "        if self.age(worker) >= ", "        if -1 >= ", "test_claims.py"),
+    Mutant("a lease ends", "workers/leases.py", "        if self.age(worker) >= ", "        if -1 >= ", "test_claims.py"),
     Mutant(
         "a pid given out again is another process",
-        "store/workers.py",
+        "workers/leases.py",
         " and born(worker.pid) != worker.born",
         " and not born(worker.pid)",
         "test_claims.py",
     ),
     Mutant(
         "an id is used once",
-        "store/workers.py",
+        "workers/leases.py",
         "release(open_inside(paths.root, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))",
         "release(open_inside(paths.root, path, os.O_WRONLY | os.O_CREAT))",
         "test_claims.py",
     ),
     Mutant(
         "a group is claimed whole or not",
-        "store/queue.py",
+        "workers/queue.py",
         "                self.claims.release(rollout)",
         "                pass",
         "test_claims.py",
@@ -140,7 +144,13 @@ MUTANTS = (
     Mutant("a lost terminal is no error", "display.py", "error.errno != errno.EIO", "True", "test_preemption.py -k terminal_that_is_gone"),
     Mutant("escapes are inert", "display.py", '{"Cc", "Cf", "Cs"}', '{"Cs"}', "test_display.py"),
     Mutant("pickles run nothing", "axes/torch_files.py", "weights_only=True", "weights_only=False", "test_hostile.py -k torch_file"),
-    Mutant("templates have a limit", "chat/limit.py", "    thread.join(SECONDS)", "    thread.join()", "test_chat_hostile.py"),
+    Mutant(
+        "templates have a limit",
+        "chat/confined.py",
+        "            signal.setitimer(signal.ITIMER_PROF, SECONDS)\n",
+        "",
+        "test_chat_hostile.py",
+    ),
 )
 
 

@@ -17,7 +17,7 @@ from slurm_cluster import until
 
 from drift_cli.errors import EXIT_INTERRUPTED
 
-LAUNCH = ("launch", "--engine", "ray", "--device", "cpu", "--workers", "4", *runs.SETTINGS)
+LAUNCH = ("launch", "--launcher", "ray", "--device", "cpu", "--workers", "4", *runs.SETTINGS)
 PATIENCE = 420.0
 
 

@@ -9,7 +9,7 @@ import pytest
 import runs
 from slurm_cluster import Slurm, until
 
-LAUNCH = ("launch", "--engine", "slurm", "--device", "cpu", "--partition", "low", *runs.SETTINGS)
+LAUNCH = ("launch", "--launcher", "slurm", "--device", "cpu", "--partition", "low", *runs.SETTINGS)
 PATIENCE = 420.0
 """Seconds for four workers to do what one does in some 20, on a machine that does other things too."""
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 from cli import drift
-from jobs import never, silent
+from jobs import never, silent, talk_after
 from transformers import GenerationConfig
 
-from drift_cli.chat import Dialogue, chat_for
+from drift_cli.chat import chat_for, scripted
 from drift_cli.engine.choice import choose
-from drift_cli.engine.contract import Job, Reply
+from drift_cli.engine.contract import Given, Job, Reply
 from drift_cli.engine.kernels import repeatable
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.models import LoadedModel
@@ -52,15 +52,15 @@ def jobs(model: LoadedModel, temperature: float) -> list[Job]:
     chat = chat_for(model.card.tokenizer, "template")
     made = []
     for condition in CONDITIONS:
-        dialogue = Dialogue(chat, USERS, condition, model.card.end_ids)
-        made.append(Job(Rollout(Cell("t", condition.name, temperature), 0), dialogue, 1234567, 0))
+        talk = scripted(chat, USERS, condition, model.card.end_ids)
+        made.append(Job(Rollout(Cell("t", condition.name, temperature), 0), talk, 1234567))
     return made
 
 
 def replies(model: LoadedModel, temperature: float) -> dict[str, list[Reply]]:
     """By condition, in the order of turns."""
     made: dict[str, list[Reply]] = {condition.name: [] for condition in CONDITIONS}
-    for reply in engine(model).run(jobs(model, temperature), never, silent):
+    for reply in engine(model).run(Given(jobs(model, temperature)), never, silent):
         made[reply.rollout.cell.condition].append(reply)
     return made
 
@@ -97,7 +97,7 @@ def test_greedy_replies_are_those_of_generate_on_the_tokenizers_own_rendering(ne
             with repeatable():
                 made = model.network.generate(given, attention_mask=torch.ones_like(given), generation_config=config)
             assert tuple(made[0, len(reply.prompt) :].tolist()) == reply.ids
-            said.append({"role": "assistant", "content": reply.text})
+            said.append({"role": "assistant", "content": talk_after(reply).said[-1].answer})
 
 
 @pytest.fixture(scope="session")
@@ -140,7 +140,7 @@ def test_every_text_stands_in_its_place_in_every_prompt(
                 place = rendered.index(condition.system) + len(condition.system)
             for part in earlier:
                 place = rendered.index(part, place) + len(part)
-            earlier.append(reply.text)
+            earlier.append(talk_after(reply).said[-1].answer)
 
 
 LINE = ["generate", "--samples", "2", "--max-new-tokens", "16", "--transcript", "short.json", "--batch", "4", "--layers", "all"]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from jobs import never, silent
 
-from drift_cli.chat import Dialogue
+from drift_cli.chat import scripted
 from drift_cli.chat.template import TemplateChat
 from drift_cli.engine.contract import Job, Reply
 from drift_cli.engine.reference import ReferenceEngine
@@ -45,15 +44,15 @@ def test_prompts_are_what_the_tokenizer_makes_of_the_messages(model: LoadedModel
     assert not chat.segmented
     end = chat.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert chat.end_ids(frozenset()) == {end}
-    dialogue = Dialogue(chat, USERS, condition, model.card.end_ids)
+    talk = scripted(chat, USERS, condition, model.card.end_ids)
     for turn in range(1, len(USERS) + 1):
         made = chat.tokenizer.apply_chat_template(messages_of(turn, placement), add_generation_prompt=True, return_dict=False)
-        assert dialogue.canonical == made
-        assert dialogue.prompt == made
+        assert talk.canonical == made
+        assert talk.prompt == made
         if turn <= len(REPLIES):
             ids = chat.tokenizer.encode(REPLIES[turn - 1], add_special_tokens=False)
-            assert (dialogue.text(ids), dialogue.segments(ids)) == (REPLIES[turn - 1], ())
-            dialogue.advance([*ids, end])
+            assert (talk.parts(ids).answer, talk.parts(ids).segments) == (REPLIES[turn - 1], ())
+            talk = talk.after([*ids, end])
 
 
 def test_a_template_that_fails_on_a_reply_ends_rollouts_alike_in_both_engines(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,10 +65,10 @@ def test_a_template_that_fails_on_a_reply_ends_rollouts_alike_in_both_engines(mo
         cell = Cell("t", "c", 0.7)
         todo = []
         for sample in range(2):
-            dialogue = Dialogue(TemplateChat(model.card.tokenizer), USERS[1 - sample :][:3], Condition("c"), model.card.end_ids)
-            todo.append(Job(Rollout(cell, sample), dialogue, noise_key(0, cell, independent=False), 0))
+            talk = scripted(TemplateChat(model.card.tokenizer), USERS[1 - sample :][:3], Condition("c"), model.card.end_ids)
+            todo.append(Job(Rollout(cell, sample), talk, noise_key(0, cell, independent=False)))
         engine = kind(model, (10,), Sampling(), 12, 2)
-        return {(reply.rollout.sample, reply.turn): reply for reply in engine.run(todo, never, silent)}
+        return {(reply.rollout.sample, reply.turn): reply for reply in replies(engine, todo)}
 
     slots, reference = replies(SlotEngine), replies(ReferenceEngine)
     assert {key: (reply.ids, reply.finish) for key, reply in slots.items()} == {

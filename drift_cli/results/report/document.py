@@ -134,8 +134,12 @@ def _conditions(run: Run, table: RunTable) -> Iterator[dict[str, Any]]:
         }
 
 
+_ASKED = "This user asks depending on the replies: each reply stands below what it answers."
+"""In place of a user turn that each rollout has its own of."""
+
+
 def _group(contents: Contents, group: Group) -> dict[str, Any]:
-    table, users = contents.table, contents.run.manifest.transcripts[group.transcript].users
+    table, script = contents.table, contents.run.manifest.transcripts[group.transcript]
     drawn = {curve.condition: curve for curve in curves(table, group, contents.bands, PAPER)}
     line = contents.references.get(group.transcript)
     cells = []
@@ -155,21 +159,21 @@ def _group(contents: Contents, group: Group) -> dict[str, Any]:
     return {
         "transcript": group.transcript,
         "temperature": group.temperature,
-        "users": list(users),
+        "users": list(script.users) if script.user is None else [_ASKED] * script.total,
         "reference": None if line is None else numbers(line),
         "cells": cells,
     }
 
 
 def _rollouts(contents: Contents, cell: Cell) -> Iterator[dict[str, Any]]:
-    table = contents.table
+    table, asked = contents.table, contents.run.manifest.transcripts[cell.transcript].user is not None
     for row in np.flatnonzero(table.rows(cell)):
         rollout = Rollout(cell, int(table.sample[row]))
         record = contents.run.record(rollout)
         if not record.turns and record.end is None:
             continue
         traces = contents.traces.of.get(rollout, {})
-        turns = [_turn(table, int(row), turn, traces.get(turn.index), contents.traces) for turn in record.turns]
+        turns = [_turn(table, int(row), turn, traces.get(turn.index), contents.traces, asked=asked) for turn in record.turns]
         end, end_turn = _end(record, int(table.planned[row]))
         yield {"sample": rollout.sample, "end": end, "end_turn": end_turn, "turns": turns}
 
@@ -185,7 +189,7 @@ def _end(record: RolloutRecord, planned: int) -> tuple[str, int | None]:
     return "complete", None
 
 
-def _turn(table: RunTable, row: int, turn: Turn, trace: TokenTrace | None, scale: Traces) -> dict[str, Any]:
+def _turn(table: RunTable, row: int, turn: Turn, trace: TokenTrace | None, scale: Traces, *, asked: bool) -> dict[str, Any]:
     column = turn.index - 1
     made: dict[str, Any] = {
         "text": turn.text,
@@ -193,6 +197,8 @@ def _turn(table: RunTable, row: int, turn: Turn, trace: TokenTrace | None, scale
         "p": _rounded(table.projections[row, column]),
         "flags": [flag.value for flag in _flags(table) if table.flags.of(flag)[row, column]],
     }
+    if asked:
+        made["user"] = turn.user
     if trace is not None:
         made |= _coloured(trace, turn, Part.ANSWER, scale)
     if turn.reasoning is not None:

@@ -45,8 +45,9 @@ function drawReply(column, turn) {
   );
   const text = element("div", { class: "text", dir: "auto", tabindex: "0", role: "region", "aria-label": `Reply of ${column.condition}, rollout ${column.sample}, turn ${turn}` });
   text.append(...pieces(reply));
+  const asked = reply.user === undefined ? null : element("div", { class: "user" }, element("div", { class: "text", dir: "auto" }, visible(reply.user ?? "")));
   const answer = reply.flags.includes("no_answer") ? element("p", { class: "missing" }, "no answer: the reply is reasoning only") : text;
-  const made = element("article", { class: "reply", "aria-label": `${column.condition}, rollout ${column.sample}, turn ${turn}` }, head, drawReasoning(reply, column, turn), answer);
+  const made = element("article", { class: "reply", "aria-label": `${column.condition}, rollout ${column.sample}, turn ${turn}` }, head, asked, drawReasoning(reply, column, turn), answer);
   if (reply.p !== null) made.dataset.shade = String((reply.p - D.scale.middle) / D.scale.half_reply);
   paint(made);
   return made;

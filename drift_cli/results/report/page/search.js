@@ -13,6 +13,7 @@ function buildIndex() {
       for (const rollout of cell.rollouts) {
         rollout.turns.forEach((turn, at) => {
           const place = { groupIndex, condition: cell.condition, sample: rollout.sample, turn: at + 1 };
+          if (turn.user) index.push({ ...place, text: turn.user, low: turn.user.toLowerCase() });
           index.push({ ...place, text: turn.text, low: turn.text.toLowerCase() });
           if (turn.reasoning) index.push({ ...place, reasoning: true, text: turn.reasoning.text, low: turn.reasoning.text.toLowerCase() });
         });
