@@ -107,6 +107,8 @@ class Transcript:
     """What the Python code is called that asks instead of a script; `users` is () then."""
     turns: int | None = field(default=None, metadata={"optional": True})
     """How often that code asks."""
+    pulls: tuple[int, ...] = field(default=(), metadata={"optional": True})
+    """Turns at which the script pulls the model away from its persona, as its author marked them; no part of what the model sees."""
 
     def __post_init__(self) -> None:
         checked_name("transcript", self.name)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from drift_cli.analysis.controls import Standing
+    from drift_cli.analysis.dynamics import Movement
     from drift_cli.analysis.power import Power
     from drift_cli.analysis.results import Measure, Options
     from drift_cli.analysis.study import Study
@@ -153,10 +154,13 @@ class Result:
     power: Sequence[Power] | None = None
     answer: Answer | None = None
     """The first study's verdict; not beside power."""
+    dynamics: Sequence[Movement] = ()
+    """How rollouts move; not beside power."""
 
 
 def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: float | None) -> Result:
     from drift_cli.analysis.axis_error import axis_errors
+    from drift_cli.analysis.dynamics import movements
     from drift_cli.analysis.looked import study_as_of
     from drift_cli.analysis.looks import looking
     from drift_cli.analysis.presence import presence
@@ -182,7 +186,8 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: f
         found,
     )
     studies = {name: study_as_of(one, found) for name, one in studies.items()}
-    return Result(studies, remark, controls, answer=said)
+    pulls = {name: script.pulls for name, script in run.manifest.transcripts.items()}
+    return Result(studies, remark, controls, answer=said, dynamics=movements(first, study.baseline, options, pulls))
 
 
 def among_controls(run: Run, table: RunTable, options: Options) -> Sequence[Standing]:
@@ -249,11 +254,13 @@ def _brief(display: Display, result: Result, wanted: Wanted) -> None:
     """The answer, and the parts of the tables that were asked for."""
     from drift_cli.results.tables.answer import lines
     from drift_cli.results.tables.comparisons import drift_table, pairs_table
+    from drift_cli.results.tables.dynamics import dynamics_table
     from drift_cli.results.tables.turns import all_turns
 
     assert result.answer is not None
     study = _first(result)
-    tables = [*([pairs_table(study), drift_table(study)] if wanted.measures else []), *(all_turns(study) if wanted.turns else [])]
+    moves = [dynamics_table(result.dynamics, study.options.level, study.scope)] if result.dynamics else []
+    tables = [*([pairs_table(study), drift_table(study), *moves] if wanted.measures else []), *(all_turns(study) if wanted.turns else [])]
     closing = [str(study.provenance)] if tables else []
     display.result(
         _document(result), *lines(result.answer, display.width), *([""] if tables else []), *(t for t in tables if t.rows), *closing
@@ -276,6 +283,7 @@ def _text(result: Result, format_: Format, wanted: Wanted) -> str:
 def _shown(result: Result, wanted: Wanted) -> list[Table]:
     from drift_cli.results.tables.answer import verdict_table
     from drift_cli.results.tables.breaks import breaks_table
+    from drift_cli.results.tables.dynamics import dynamics_table
     from drift_cli.results.tables.power import power_tables
     from drift_cli.results.tables.study import controls_table, study_tables
 
@@ -287,6 +295,8 @@ def _shown(result: Result, wanted: Wanted) -> list[Table]:
         tables += study_tables(study, turns=wanted.turns and study is _first(result), which=which)
     if result.answer is not None and result.answer.breaks:
         tables.append(breaks_table(result.answer.breaks, _first(result).options.level, _first(result).scope))
+    if result.dynamics:
+        tables.append(dynamics_table(result.dynamics, _first(result).options.level, _first(result).scope))
     return tables + ([controls_table(result.controls, _first(result).scope)] if result.controls else [])
 
 
@@ -317,6 +327,8 @@ def _document(result: Result) -> dict[str, Any]:
     if result.answer is not None:
         document["verdict"] = result.answer
     document |= vars(first)
+    if result.dynamics:
+        document["dynamics"] = list(result.dynamics)
     if result.controls:
         document["controls"] = list(result.controls)
     if others:
