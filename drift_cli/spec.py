@@ -91,6 +91,8 @@ class Condition:
     name: str
     system: str | None = None
     placement: Placement = Placement.START
+    variant_of: str | None = field(default=None, metadata={"optional": True})
+    """The condition of whose prompt this one's is another wording; None for a condition of its own."""
 
     def __post_init__(self) -> None:
         checked_name("condition", self.name)

@@ -12,7 +12,20 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from simulated_looks import always, first_then_always, fixed_beforehand, looks, naive, parts, planned, shared_noise, where_r_looks_positive
+from simulated_looks import (
+    MOVES,
+    always,
+    first_then_always,
+    fixed_beforehand,
+    looks,
+    moving,
+    naive,
+    parts,
+    planned,
+    reach,
+    shared_noise,
+    where_r_looks_positive,
+)
 from simulation import (
     LEVEL,
     ROLLOUTS,
@@ -291,6 +304,18 @@ CASES = (
     Case("words' part of a difference", "12 + 12", parts("words"), slow=True),
     Case("words' part of a difference", "10 + 30, SD 2 : 1", parts("words", n=10, m=30, ratio=2.0), slow=True),
     Case("presence's part of a difference", "12 + 12", parts("presence"), slow=True),
+    Case("these scripts and wordings", "3 transcripts, 3 wordings", reach("these scripts and wordings", 3, 3), slow=True),
+    Case("scripts like these", "4 transcripts", reach("scripts like these", 4, 1), slow=True),
+    Case("wordings like these", "1 transcript, 4 wordings", reach("wordings like these", 1, 4), slow=True),
+    Case("these scripts, wordings like these", "2 transcripts, 4 wordings", reach("these scripts, wordings like these", 2, 4), slow=True),
+    Case(
+        "scripts and wordings like these",
+        "4 transcripts, 4 wordings",
+        lambda rng, draws: Rates(reach("scripts and wordings like these", 4, 4)(rng, draws).error),
+        family=True,
+        slow=True,
+    ),
+    *(Case("dynamics", name, moving(measure), slow=True) for measure, name in MOVES.items()),
 )
 
 

@@ -10,8 +10,10 @@ from scipy import stats
 from simulation import LEVEL, Array, Rates, Shape, conditions
 
 from drift_cli.analysis import sequential, tests
+from drift_cli.analysis.dynamics import Dynamic, movements
 from drift_cli.analysis.presence import Readings, split
 from drift_cli.analysis.results import Options
+from drift_cli.analysis.scripts import _grid, _inferences
 from drift_cli.analysis.sequential import Spending
 from drift_cli.analysis.table import RunTable
 from drift_cli.spec import Cell
@@ -116,3 +118,55 @@ def _read(rng: np.random.Generator, n: int, m: int, ratio: float) -> tuple[RunTa
     under_base, under_other = nothing.copy(), nothing.copy()
     under_base[m:], under_other[:m] = other, base + moved[1]
     return table, Readings("base", under_base, {"other": under_other}, 0)
+
+
+def reach(population: str, k: int, w: int, n: int = 8, *, scripts: float = 0.5, words: float = 0.5, both: float = 0.3) -> Run:
+    """The interval of a difference over K transcripts and W wordings, whose own effects vary by these SDs where the population says so."""
+    crossed = population == "scripts and wordings like these"
+    varying = np.array([scripts * (crossed or population.startswith("scripts like")), words * (crossed or "wordings like" in population)])
+    together = both if varying.all() else 0.0
+
+    def run(rng: np.random.Generator, draws: int) -> Rates:
+        p, low, high = np.ones(draws), np.empty(draws), np.empty(draws)
+        for draw in range(draws):
+            effects = varying[0] * rng.normal(size=(k, 1)) + varying[1] * rng.normal(size=w) + together * rng.normal(size=(k, w))
+            rows = []
+            for place in range(k):
+                base = rng.normal(place, 1, n)
+                rows.append([(rng.normal(place + effects[place, word], 1, n), base) for word in range(w)])
+            found = next(one for one in _inferences(_grid(rows), LEVEL) if one.population == population)
+            p[draw], low[draw], high[draw] = found.p or 1.0, found.low or 0.0, found.high or 0.0
+        return Rates.of(p, low, high)
+
+    return run
+
+
+MOVES = {Dynamic.AFTER_PULLS: "level behind the largest drop", Dynamic.EQUILIBRIUM: "equilibrium", Dynamic.PHI: "persistence"}
+
+
+def moving(measure: Dynamic, n: int = 16, phi: float = 0.5) -> Run:
+    """Two conditions of mean-reverting rollouts around one script, without a difference."""
+    script = 3 - 2 * np.sqrt(np.arange(18) / 18)
+    script[9] -= 1
+
+    def run(rng: np.random.Generator, draws: int) -> Rates:
+        p, low, high = np.empty(draws), np.empty(draws), np.empty(draws)
+        for draw in range(draws):
+            made = []
+            for _ in "ab":
+                own = 0.3 * rng.normal(size=n)
+                values = np.empty((n, 18))
+                values[:, 0] = own + 0.4 / np.sqrt(1 - phi**2) * rng.normal(size=n)
+                for turn in range(1, 18):
+                    values[:, turn] = own + phi * (values[:, turn - 1] - own) + 0.4 * rng.normal(size=n)
+                made.append(script + values)
+            table = RunTable.from_arrays(
+                "r", "x", {Cell("s", name, 0.5): values for name, values in zip(("base", "other"), made, strict=True)}
+            )
+            found = next(
+                row.difference for row in movements(table, "base", Options()) if row.measure is measure and row.difference is not None
+            )
+            p[draw], low[draw], high[draw] = found.p or 1.0, found.low or 0.0, found.high or 0.0
+        return Rates.of(p, low, high)
+
+    return run

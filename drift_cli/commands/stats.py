@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from drift_cli.analysis.dynamics import Movement
     from drift_cli.analysis.power import Power
     from drift_cli.analysis.results import Measure, Options
+    from drift_cli.analysis.scripts import Reach
     from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
     from drift_cli.analysis.verdict import Answer
@@ -156,6 +157,8 @@ class Result:
     """The first study's verdict; not beside power."""
     dynamics: Sequence[Movement] = ()
     """How rollouts move; not beside power."""
+    reach: Sequence[Reach] = ()
+    """What the differences can be generalized to, where there are several transcripts or wordings."""
 
 
 def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: float | None) -> Result:
@@ -165,6 +168,7 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: f
     from drift_cli.analysis.looks import looking
     from drift_cli.analysis.presence import presence
     from drift_cli.analysis.scale import persona_scale
+    from drift_cli.analysis.scripts import reaches
     from drift_cli.analysis.sensitivity import layer_moves
     from drift_cli.analysis.study import analyze
     from drift_cli.analysis.verdict import answer
@@ -186,8 +190,10 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: f
         found,
     )
     studies = {name: study_as_of(one, found) for name, one in studies.items()}
+    variants = {name: one.variant_of for name, one in run.manifest.conditions.items() if one.variant_of is not None}
+    reach = reaches(first, study.baseline, variants, options)
     pulls = {name: script.pulls for name, script in run.manifest.transcripts.items()}
-    return Result(studies, remark, controls, answer=said, dynamics=movements(first, study.baseline, options, pulls))
+    return Result(studies, remark, controls, answer=said, dynamics=movements(first, study.baseline, options, pulls), reach=reach)
 
 
 def among_controls(run: Run, table: RunTable, options: Options) -> Sequence[Standing]:
@@ -285,6 +291,7 @@ def _shown(result: Result, wanted: Wanted) -> list[Table]:
     from drift_cli.results.tables.breaks import breaks_table
     from drift_cli.results.tables.dynamics import dynamics_table
     from drift_cli.results.tables.power import power_tables
+    from drift_cli.results.tables.scripts import reach_table
     from drift_cli.results.tables.study import controls_table, study_tables
 
     if result.power is not None:
@@ -295,6 +302,8 @@ def _shown(result: Result, wanted: Wanted) -> list[Table]:
         tables += study_tables(study, turns=wanted.turns and study is _first(result), which=which)
     if result.answer is not None and result.answer.breaks:
         tables.append(breaks_table(result.answer.breaks, _first(result).options.level, _first(result).scope))
+    if result.reach:
+        tables.append(reach_table(result.reach, _first(result).options.level, _first(result).baseline))
     if result.dynamics:
         tables.append(dynamics_table(result.dynamics, _first(result).options.level, _first(result).scope))
     return tables + ([controls_table(result.controls, _first(result).scope)] if result.controls else [])
@@ -327,6 +336,8 @@ def _document(result: Result) -> dict[str, Any]:
     if result.answer is not None:
         document["verdict"] = result.answer
     document |= vars(first)
+    if result.reach:
+        document["reach"] = list(result.reach)
     if result.dynamics:
         document["dynamics"] = list(result.dynamics)
     if result.controls:
