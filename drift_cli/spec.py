@@ -93,6 +93,8 @@ class Condition:
     placement: Placement = Placement.START
     variant_of: str | None = field(default=None, metadata={"optional": True})
     """The condition of whose prompt this one's is another wording; None for a condition of its own."""
+    placebo_of: str | None = field(default=None, metadata={"optional": True})
+    """The condition whose prompt this one's is as long as, in the same place, saying nothing."""
 
     def __post_init__(self) -> None:
         checked_name("condition", self.name)

@@ -19,7 +19,9 @@ from drift_cli.spec import Cell, Condition
 from drift_cli.store.decode import plain
 
 
-def _reach(scripts: int, wordings: int, *, between: tuple[float, float] = (0.0, 0.0), n: int = 10, effect: float = 1.0, seed: int = 1) -> Reach:
+def _reach(
+    scripts: int, wordings: int, *, between: tuple[float, float] = (0.0, 0.0), n: int = 10, effect: float = 1.0, seed: int = 1
+) -> Reach:
     rng = np.random.default_rng(seed)
     of_script, of_word = between[0] * rng.normal(size=scripts), between[1] * rng.normal(size=wordings)
     cells = {}
@@ -108,9 +110,19 @@ def test_wordings_of_a_prompt_are_conditions_that_say_of_which(tmp_path: Path) -
     )
     found = {one.name: one for one in resolve({}).conditions}
     assert list(found) == ["baseline", "simple", "simple.2", "simple.3", "own"]
-    assert (found["simple.3"].system, found["simple.3"].placement.value, found["simple.3"].variant_of) == ("Stay kind.", "user-suffix", "simple")
+    assert (found["simple.3"].system, found["simple.3"].placement.value, found["simple.3"].variant_of) == (
+        "Stay kind.",
+        "user-suffix",
+        "simple",
+    )
     assert found["own"].variant_of == "simple"
-    assert [one.name for one in resolve({}, chosen=("baseline", "simple")).conditions] == ["baseline", "simple", "simple.2", "simple.3", "own"]
+    assert [one.name for one in resolve({}, chosen=("baseline", "simple")).conditions] == [
+        "baseline",
+        "simple",
+        "simple.2",
+        "simple.3",
+        "own",
+    ]
     assert [one.name for one in resolve({}, chosen=("simple.2",)).conditions] == ["simple.2"]
     assert "variant_of" not in plain(Condition("a", "b"))
 
@@ -140,7 +152,9 @@ def test_stats_says_what_a_run_with_wordings_can_be_generalized_to(tiny_models: 
     from drift_cli.axes import Axis
 
     vectors = np.random.default_rng(3).normal(size=(3, 32))
-    axes.save(Axis("odd", (0, 1, 2), (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)), Path("odd.safetensors"))
+    axes.save(
+        Axis("odd", (0, 1, 2), (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)), Path("odd.safetensors")
+    )
     drift("generate", "--model", str(tiny_models["llama"]), "--transcript", "short.json", "--max-new-tokens", "6", "--axis", "odd.safetensors",
           "--dtype", "float32", "--layer", "2", "--samples", "3", "--no-same-replies")  # fmt: skip
     shown = " ".join(drift("stats", "--full").out.split())

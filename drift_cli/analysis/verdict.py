@@ -32,6 +32,7 @@ from drift_cli.analysis.controls import Standing
 from drift_cli.analysis.looked import Looked, looked, presence_as_of, study_as_of
 from drift_cli.analysis.looks import Looking
 from drift_cli.analysis.measures import Sample, sample
+from drift_cli.analysis.placebos import PLACEBO
 from drift_cli.analysis.presence import Presence, Split
 from drift_cli.analysis.quality import Quality, quality
 from drift_cli.analysis.results import Comparison, Measure, Test
@@ -42,9 +43,6 @@ from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import Group, RunTable
 from drift_cli.spec import Cell
-
-PLACEBO = "placebo"
-"""A condition with this in its name is one: a prompt of the same length and placement that says nothing to the point."""
 
 
 class Verdict(StrEnum):
@@ -148,6 +146,8 @@ class Answer:
     """The differences split into the prompt's presence and words; why not, where they are not."""
     moves: tuple[LayerMoves, ...] = ()
     """How the differences move over the neighbouring third of the layers, where these are stored."""
+    unmatched: tuple[str, ...] = ()
+    """Conditions without a placebo of the same length and placement, where there are placebos."""
     looked: Looked | None = None
     """How often the data were looked at, and which test and interval apply; None where nobody asked."""
 
@@ -166,6 +166,7 @@ def answer(
     presence: Presence | None = None,
     moves: Sequence[LayerMoves] = (),
     looking: Looking | None = None,
+    unmatched: Sequence[str] = (),
 ) -> Answer:
     """Judge every condition of a study of this table.
 
@@ -178,6 +179,7 @@ def answer(
         presence: the differences' splits into the prompt's presence and words; None: nothing is said of them.
         moves: how the differences move over neighbouring layers.
         looking: what is known of the run's looks; None: this is taken for the only one.
+        unmatched: conditions that have no placebo of their own length and placement.
     """
     presence = presence or Presence()
     said = None if looking is None else looked(study, presence, looking, table)
@@ -212,6 +214,7 @@ def answer(
         presence=presence,
         moves=tuple(moves),
         looked=said,
+        unmatched=tuple(unmatched),
         breaks=_breaks(table, study, break_at if break_at is not None or scale is None else scale.midpoint),
     )
 

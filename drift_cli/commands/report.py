@@ -118,6 +118,7 @@ def gather(picture: Picture) -> Contents:
 def _answer(picture: Picture, controls: Sequence[Standing]) -> Answer:
     """The run's one answer, with everything that limits it."""
     from drift_cli.analysis.axis_error import axis_errors
+    from drift_cli.analysis.placebos import unmatched
     from drift_cli.analysis.scale import persona_scale
     from drift_cli.analysis.sensitivity import layer_moves
     from drift_cli.analysis.verdict import answer
@@ -132,6 +133,7 @@ def _answer(picture: Picture, controls: Sequence[Standing]) -> Answer:
         presence=picture.presence,
         moves=layer_moves(run, table, picture.single.baseline),
         looking=picture.looking,
+        unmatched=unmatched(run.manifest.conditions, picture.single.baseline),
     )
 
 

@@ -166,6 +166,7 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: f
     from drift_cli.analysis.dynamics import movements
     from drift_cli.analysis.looked import study_as_of
     from drift_cli.analysis.looks import looking
+    from drift_cli.analysis.placebos import unmatched
     from drift_cli.analysis.presence import presence
     from drift_cli.analysis.scale import persona_scale
     from drift_cli.analysis.scripts import reaches
@@ -188,6 +189,7 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: f
         presence(run, first, options),
         layer_moves(run, first, study.baseline, options.turns),
         found,
+        unmatched(run.manifest.conditions, study.baseline),
     )
     studies = {name: study_as_of(one, found) for name, one in studies.items()}
     variants = {name: one.variant_of for name, one in run.manifest.conditions.items() if one.variant_of is not None}

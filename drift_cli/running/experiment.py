@@ -14,6 +14,7 @@ from drift_cli.axes.layer import by_depth
 from drift_cli.axes.use import Subject, Use, named, use
 from drift_cli.chat import Chat, chat_for
 from drift_cli.chat.conversation import stand_in
+from drift_cli.chat.placebo import filled
 from drift_cli.errors import UsageError
 from drift_cli.measuring.missing import axes_for, commands_for
 from drift_cli.models import ModelCard
@@ -122,6 +123,7 @@ def _assemble(
     kept: int | None = None,
 ) -> Experiment:
     chat = chat_for(card.tokenizer, settings.chat, date=settings.chat_date, options=settings.chat_options)
+    conditions = filled(conditions, {one.name: one for one in conditions}, card.tokenizer)
     for condition in conditions:
         for script in scripts:
             chat.check(condition, stand_in(script))

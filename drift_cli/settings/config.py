@@ -19,7 +19,7 @@ from drift_cli.settings.settings import PRESETS, Settings, keys, read_all, spoke
 from drift_cli.spec import Condition, Placement
 
 CONFIG_FILE = "drift.toml"
-_CONDITION = ("placement", "system", "variant_of", "variants")
+_CONDITION = ("placebo_of", "placement", "system", "variant_of", "variants")
 """What a condition's table may hold."""
 
 
@@ -156,7 +156,13 @@ def _wordings(name: str, entry: Any, where: str) -> list[Condition]:
 
 
 def _check_variants(made: Mapping[str, Condition], where: str) -> None:
+    """Refuse references to conditions that are not there."""
     for one in made.values():
+        if one.placebo_of is not None and (one.placebo_of not in made or made[one.placebo_of].system is None):
+            raise UsageError(
+                f"{where}: [conditions.{one.name}] is a placebo of {one.placebo_of!r}, which has no system prompt there",
+                mend="Name the condition whose prompt it is to be as long as.",
+            )
         if one.variant_of is not None and (one.variant_of not in made or made[one.variant_of].variant_of is not None):
             raise UsageError(
                 f"{where}: [conditions.{one.name}] is a variant of {one.variant_of!r}, which is no condition of its own there",
@@ -165,7 +171,7 @@ def _check_variants(made: Mapping[str, Condition], where: str) -> None:
 
 
 def _condition(name: str, entry: Any, where: str) -> Condition:
-    allowed = f"{where}: [conditions.{name}] may hold only `system` (text), `placement`, `variants` (texts) and `variant_of` (a condition)"
+    allowed = f"{where}: [conditions.{name}] may hold only `system` (text), `placement`, `variants` (texts), `variant_of` and `placebo_of` (conditions)"
     if not isinstance(entry, dict):
         raise UsageError(allowed)
     for key in (key for key in entry if key not in _CONDITION):
@@ -176,7 +182,12 @@ def _condition(name: str, entry: Any, where: str) -> Condition:
     variant_of = entry.get("variant_of")
     if variant_of is not None and (not isinstance(variant_of, str) or "variants" in entry):
         raise UsageError(f"{where}: [conditions.{name}] variant_of must be the name of a condition, and does not go with variants")
-    return Condition(name, system, placement(entry.get("placement", "start"), f"{where}: [conditions.{name}]"), variant_of)
+    placebo_of = entry.get("placebo_of")
+    if placebo_of is not None and (not isinstance(placebo_of, str) or len(entry) > 1):
+        raise UsageError(
+            f"{where}: [conditions.{name}] placebo_of must be the name of a condition, alone: text and placement follow from that condition's"
+        )
+    return Condition(name, system, placement(entry.get("placement", "start"), f"{where}: [conditions.{name}]"), variant_of, placebo_of)
 
 
 def placement(value: Any, where: str) -> Placement:

@@ -118,6 +118,8 @@ def _placebos(answer: Answer, name: Namer) -> Iterator[str]:
         return
     if not answer.has_placebo:
         yield "No condition is a placebo: what any prompt of this length would do is not told apart."
+    if answer.unmatched:
+        yield f"No placebo of the same length and placement (placebo_of in drift.toml makes one): {joined(answer.unmatched)}."
     for one in answer.judgements:
         if one.placebo is not None and not one.placebo.starred and one.placebo.difference is not None:
             row = one.placebo if one.placebo.a == one.condition else turned(one.placebo)
