@@ -1,4 +1,4 @@
-"""Pools residuals over a reply's tokens, and projects them on an axis.
+"""Pools residuals over a reply's tokens.
 
 Layer l is transformers' `hidden_states[l]`: 0 is the embeddings, l is the output of block l - 1 (the last one after the final norm, as transformers
 returns it). The mean runs over the reply's tokens without the end-of-turn token, which some replies (those cut at the token limit) do not have. A reply
@@ -8,7 +8,7 @@ with reasoning has a mean for each of its parts: the answer, the reasoning, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,3 @@ def _pool_spans(hidden_states: Sequence[Tensor], row: int, found: Sequence[tuple
 
     means = [torch.cat([hidden_states[layer][row, start:stop].float() for start, stop in found]).mean(0) for layer in layers]
     return np.asarray(torch.stack(means).cpu().numpy(), dtype=np.float32)
-
-
-def project(residual: NDArray[Any], axis: NDArray[Any]) -> float:
-    """Dot product of a residual mean (width,) with a unit axis (width,), accumulated in float64."""
-    return float(np.dot(residual.astype(np.float64), axis.astype(np.float64)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from drift_cli.axes import Axis, save
+from drift_cli.axis import Axis
 from drift_cli.measuring.contrast import contrast, unit
 
 SIDES = ("default", "helper", "assistant")
@@ -34,5 +34,5 @@ def made_axis(name: str, layers: int, best: int, *, width: int = 32, model: str 
 
 def put(axis: Axis) -> Axis:
     """Save it where a name finds it."""
-    save(axis, Path("data/axes") / f"{axis.name}.safetensors")
+    axis.save(Path("data/axes") / f"{axis.name}.safetensors")
     return axis

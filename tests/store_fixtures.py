@@ -9,22 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
+from drift_cli.axis import Axis
 from drift_cli.spec import Cell, ChatFormat, Condition, Finish, Rollout, RunSpec, Sampling, Transcript, Turn
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.log import End, RolloutLog
 from drift_cli.store.manifest import AxisEntry, CellPlan, Manifest, ModelFacts, Setting
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
-from drift_cli.store.verify import axis_digest
 
 LAYERS, WIDTH, TURNS = (2, 5), 3, 4
 CELL = Cell("talk", "plain", 0.5)
 OTHER = Cell("talk", "kind", 0.5)
 FIRST = Rollout(CELL, 0)
 DIRECTION = np.array([[0.0, 0.6, 0.8]], dtype=np.float32)
-AXIS = axis_digest([5], DIRECTION)
+AXIS = Axis("made", (5,), DIRECTION).digest
 DONE = End(Finish.COMPLETE, TURNS, None)
 
 
@@ -45,9 +44,7 @@ def manifest(**changes: object) -> Manifest:
 
 def make_run(folder: Path, **changes: object) -> Run:
     run = Run.create(Store(folder / "checkpoints"), manifest(**changes))
-    path = run.paths.axis("made")
-    path.parent.mkdir()
-    save_file({"axis": DIRECTION}, path, metadata={"layers": "[5]"})
+    Axis("made", (5,), DIRECTION).save(run.paths.axis("made"))
     return run
 
 

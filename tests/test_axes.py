@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from drift_cli.axes import Axis, demo_axis, find, import_torch, load, save
+from drift_cli.axis import Axis
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.measuring.diagnostics import diagnose
+from drift_cli.measuring.torch_axes import import_torch
+from drift_cli.models.axes import demo_axis, find
 
 PERSONAS = ("default", "assistant", "bard", "ghost", "oracle")
 
@@ -45,8 +47,8 @@ def test_layers_of_block_outputs_are_moved_up_by_one_and_it_is_recorded(tmp_path
 def test_files_round_trip(tmp_path: Path) -> None:
     torch.save(_personas(3, 8), tmp_path / "p.pt")
     axis = import_torch(tmp_path / "p.pt", name="a", model="org/model", convention="hidden-states")
-    save(axis, tmp_path / "a.safetensors")
-    again = load(tmp_path / "a.safetensors")
+    axis.save(tmp_path / "a.safetensors")
+    again = Axis.load(tmp_path / "a.safetensors")
     assert again.digest == axis.digest
     assert (again.name, again.layers, again.model, again.personas, again.assistants) == (
         "a",
@@ -61,13 +63,13 @@ def test_files_round_trip(tmp_path: Path) -> None:
 
 
 def test_a_changed_vector_is_found_out(tmp_path: Path) -> None:
-    save(demo_axis(), tmp_path / "a.safetensors")
+    demo_axis().save(tmp_path / "a.safetensors")
     data = bytearray((tmp_path / "a.safetensors").read_bytes())
     header = 8 + int.from_bytes(data[:8], "little")
     data[header + 3] ^= 1  # the first number of the first tensor, `axis`
     (tmp_path / "a.safetensors").write_bytes(bytes(data))
     with pytest.raises(DriftError, match=r"digest does not match|not of unit norm"):
-        load(tmp_path / "a.safetensors")
+        Axis.load(tmp_path / "a.safetensors")
 
 
 def test_pickles_that_run_code_are_refused(tmp_path: Path) -> None:

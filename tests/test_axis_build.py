@@ -13,10 +13,12 @@ import pytest
 from cli import drift
 from test_kills import Zygote
 
-from drift_cli.axes import demo_axis, import_torch, load
+from drift_cli.axis import Axis
 from drift_cli.errors import UsageError
 from drift_cli.measuring import personas as people
+from drift_cli.measuring.torch_axes import import_torch
 from drift_cli.models import describe
+from drift_cli.models.axes import demo_axis
 
 PEOPLE = """
 questions = ["Who are you?", "What do you do in the evening?", "Can you help me with a letter?"]
@@ -53,7 +55,7 @@ def test_an_axis_is_built_on_any_architecture_and_a_killed_build_ends_with_the_s
     people_file = tmp_path / "people.toml"
     people_file.write_text(PEOPLE)
     drift(*_line(model, people_file))
-    axis = load(Path("data/axes/made.safetensors"))
+    axis = Axis.load(Path("data/axes/made.safetensors"))
     assert axis.personas == ("default", "helper", "ghost", "king")
     assert axis.assistants == ("default", "helper")
     assert axis.means is not None
@@ -69,7 +71,7 @@ def test_an_axis_is_built_on_any_architecture_and_a_killed_build_ends_with_the_s
     assert not (folder / "data").exists()
     zygote.start(folder, _line(model, people_file))
     assert zygote.wait() == 0, (folder / "err").read_text()
-    assert load(folder / "data/axes/made.safetensors").digest == axis.digest
+    assert Axis.load(folder / "data/axes/made.safetensors").digest == axis.digest
 
 
 def test_what_is_exported_is_imported_again(tmp_path: Path) -> None:

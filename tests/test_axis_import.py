@@ -14,8 +14,9 @@ import torch
 from cli import drift
 from made_axes import made_axis, put
 
-from drift_cli.axes import import_torch, load
+from drift_cli.axis import Axis
 from drift_cli.errors import DriftError, UsageError
+from drift_cli.measuring.torch_axes import import_torch
 
 BLOCKS = 3  # of tiny-llama
 WIDTH = 32
@@ -38,7 +39,7 @@ def by_persona(count: int) -> Any:
 def test_a_known_model_tells_how_layers_are_numbered(kind: Any, count: int, first: int, tiny_models: dict[str, Path]) -> None:
     torch.save(kind(count), "vectors.pt")
     drift("axis", "import", "vectors.pt", "--name", "x", "--model", str(tiny_models["llama"]))
-    axis = load(Path("data/axes/x.safetensors"))
+    axis = Axis.load(Path("data/axes/x.safetensors"))
     assert axis.layers == tuple(range(first, first + count))
     given = rows(count).double().numpy()
     for row in range(count):
@@ -70,7 +71,7 @@ def test_without_a_model_or_a_convention_several_rows_are_refused(kind: Any, cou
 def test_a_convention_that_is_said_is_taken(kind: Any, convention: str, first: int) -> None:
     torch.save(kind(5), "vectors.pt")
     drift("axis", "import", "vectors.pt", "--name", "x", "--convention", convention)
-    assert load(Path("data/axes/x.safetensors")).layers == tuple(range(first, first + 5))
+    assert Axis.load(Path("data/axes/x.safetensors")).layers == tuple(range(first, first + 5))
 
 
 @pytest.mark.parametrize(("convention", "count"), [("hidden-states", BLOCKS), ("blocks", BLOCKS + 1)])
@@ -93,7 +94,7 @@ def test_an_axis_that_was_built_on_the_model_tells_its_blocks() -> None:
     torch.save(bare(4), "vectors.pt")
     said = drift("axis", "import", "vectors.pt", "--name", "x", "--model", "org/far-away").err
     assert "org/far-away has 4 blocks, as axis built tells" in said
-    assert load(Path("data/axes/x.safetensors")).layers == (1, 2, 3, 4)
+    assert Axis.load(Path("data/axes/x.safetensors")).layers == (1, 2, 3, 4)
     torch.save(bare(3), "vectors.pt")
     assert "nothing says" in drift("axis", "import", "vectors.pt", "--name", "y", "--model", "org/elsewhere", code=2).err
 

@@ -13,7 +13,7 @@ from cli import drift
 from made_axes import made_axis, put
 
 from drift_cli.analysis.table import load
-from drift_cli.axes import Axis
+from drift_cli.axis import Axis
 from drift_cli.errors import UsageError
 from drift_cli.measuring.diagnostics import suggest, sweep
 from drift_cli.spec import Cell, Rollout
@@ -42,9 +42,9 @@ def lines() -> dict[str, bytes]:
 
 def reported(axis: str | None) -> dict[str, Any]:
     """What the report of the newest run says."""
-    from drift_cli.commands.pictures import Picture
-    from drift_cli.commands.report import gather
+    from drift_cli.results.pictures import Picture
     from drift_cli.results.report.document import document
+    from drift_cli.results.report.gather import gather
 
     return document(gather(Picture(newest(), axis)))
 
@@ -102,9 +102,9 @@ def test_the_demos_preset_keeps_its_layer() -> None:
 
 
 def test_the_layer_of_axis_show_is_the_one_that_is_used() -> None:
-    from drift_cli.axes import demo_axis
-    from drift_cli.axes.layer import choose_layer
+    from drift_cli.measuring.axis_layer import choose_layer
     from drift_cli.measuring.diagnostics import suggested_layer
+    from drift_cli.models.axes import demo_axis
 
     for axis in (demo_axis(), made_axis("a", 6, 4), made_axis("b", 3, 1)):
         assert suggested_layer(axis) == suggest(sweep(axis)) == choose_layer(axis, None, axis.layers[-1]).layer
@@ -184,7 +184,7 @@ def test_one_axis_is_measured_at_several_layers_with_its_personas() -> None:
     assert run.manifest.axes == manifest.axes
     assert lines() == before
     assert [path.name for path in (run.paths.root / "axes").iterdir()] == ["demo.safetensors"]
-    from drift_cli.axes import demo_axis
+    from drift_cli.models.axes import demo_axis
 
     record = run.record(Rollout(Cell("short", "simple", 1.0), 1), residuals=True)
     direct = [turn.residual[run.manifest.layers.index(3)] @ demo_axis().at(3) for turn in record.turns if turn.residual is not None]

@@ -104,7 +104,7 @@ def test_the_same_line_again_does_nothing_and_a_longer_one_adds() -> None:
 def test_projections_are_the_dot_products_of_the_stored_residuals() -> None:
     drift("generate", *SHORT, "--condition", "baseline")
     run = _run()
-    from drift_cli.axes import demo_axis
+    from drift_cli.models.axes import demo_axis
 
     record = run.record(Rollout(Cell("short", "baseline", 1.0), 1), residuals=True)
     layer = run.manifest.axes[0].layer
@@ -306,9 +306,9 @@ def test_the_reference_line_of_a_finished_conversation() -> None:
 
 def test_a_reference_reply_is_measured_where_it_stands_in_its_conversation() -> None:
     from drift_cli import models
-    from drift_cli.axes import demo_axis
     from drift_cli.chat import chat_for, messages
     from drift_cli.measuring.reference_line import measure_replies
+    from drift_cli.models.axes import demo_axis
     from drift_cli.spec import Condition, Transcript
 
     card = models.describe("demo")

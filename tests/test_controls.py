@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from cli import drift
 
-from drift_cli import axes
 from drift_cli.analysis.axis_error import DRAWS, resampled
 from drift_cli.analysis.controls import standings
 from drift_cli.analysis.effects import hedges_g
 from drift_cli.analysis.results import Options
 from drift_cli.analysis.table import RunTable
-from drift_cli.axes import demo_axis
-from drift_cli.commands.pictures import Picture
-from drift_cli.commands.report import gather
+from drift_cli.axis import Axis
 from drift_cli.errors import DriftError
 from drift_cli.measuring import controls
+from drift_cli.models.axes import demo_axis
+from drift_cli.results.pictures import Picture
+from drift_cli.results.report.gather import gather
 from drift_cli.spec import Cell
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
@@ -135,7 +135,7 @@ def test_the_axis_s_own_uncertainty_widens_the_intervals() -> None:
     (row,) = document["comparisons"]
     assert mean["low"] < row["low"] < row["high"] < mean["high"]
     # By hand: every resampled axis, every rollout's mean residual.
-    axis = axes.load(run.paths.axis("demo"))
+    axis = Axis.load(run.paths.axis("demo"))
     layer = run.manifest.axes[0].layer
     vectors = resampled(axis, layer, DRAWS, 0)
     place = run.manifest.layers.index(layer)
@@ -174,7 +174,7 @@ def test_covariance_axes_lie_where_the_replies_vary() -> None:
 
 def test_resampled_axes_are_drawn_within_each_side() -> None:
     means = np.array([[[1.0, 0.0]], [[1.0, 0.2]], [[0.0, 0.0]], [[0.0, 0.5]]], dtype=np.float32)
-    axis = axes.Axis("a", (3,), np.array([[1.0, 0.0]], dtype=np.float32), personas=("h", "i", "j", "k"), assistants=("h", "i"), means=means)
+    axis = Axis("a", (3,), np.array([[1.0, 0.0]], dtype=np.float32), personas=("h", "i", "j", "k"), assistants=("h", "i"), means=means)
     found = resampled(axis, 3, 400, 0)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0)
     slopes = np.unique(np.round(found[:, 1] / found[:, 0], 4))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import tomllib
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
 
-from drift_cli.demo_model import corpus, register
-from drift_cli.demo_model.corpus import ASSISTANT, CHARACTER
-from drift_cli.demo_model.planted import Cue, drift
-from drift_cli.demo_model.tokens import Encoder
+import drift_cli
 from drift_cli.models import describe
+from tools.demo_model import corpus, register
+from tools.demo_model.corpus import ASSISTANT, CHARACTER
+from tools.demo_model.encoder import Encoder
+from tools.demo_model.planted import Cue, drift
+
+ROOT = Path(drift_cli.__file__).parents[1]
 
 
 def test_pulling_raises_drift_at_once_and_for_turns_after_and_reminders_lower_it() -> None:
@@ -73,3 +78,17 @@ def test_training_sees_the_ids_that_the_chat_template_makes() -> None:
         text = card.tokenizer.apply_chat_template(messages, tokenize=False)
         assert row.ids.tolist() == card.tokenizer.encode(text, add_special_tokens=False)
         assert set(np.unique(row.sides)) <= {-1, 0, 1}
+
+
+def test_the_package_holds_what_the_model_needs_to_run_and_nothing_of_its_training() -> None:
+    folder = ROOT / "drift_cli"
+    kept = {path.name for path in (folder / "demo_model").iterdir() if path.name != "__pycache__"}
+    assert kept == {
+        *("__init__.py", "shape.py", "tokens.py"),
+        *("model.safetensors", "tokenizer.json", "axis.safetensors"),
+        "training.json",
+        "MODEL.md",
+    }
+    assert [path for path in folder.rglob("*.py") if "tools.demo_model" in path.read_text(encoding="utf-8")] == []
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel == {"packages": ["drift_cli"], "force-include": {"data/transcripts": "drift_cli/data/transcripts"}}

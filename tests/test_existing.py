@@ -20,7 +20,7 @@ from saved_models import Kit, patch
 from test_adapters import made
 
 from drift_cli import models
-from drift_cli.axes import Axis, save
+from drift_cli.axis import Axis
 from drift_cli.models import sources
 from drift_cli.spec import ChatFormat, RunSpec, Sampling
 from drift_cli.store.paths import Store
@@ -106,7 +106,7 @@ def test_another_model_in_the_new_place_is_refused(model: Path) -> None:
 def test_an_axis_goes_with_a_model_whatever_its_folder_is_called(model: Path, tiny_models: dict[str, Path]) -> None:
     vectors = torch.nn.functional.normalize(torch.randn(1, 32, generator=torch.Generator().manual_seed(0))).numpy()
     made_on = models.describe(str(model))
-    save(Axis("mine", (2,), vectors, model=made_on.name, revision=made_on.identity), Path("data/axes/mine.safetensors"))
+    Axis("mine", (2,), vectors, model=made_on.name, revision=made_on.identity).save(Path("data/axes/mine.safetensors"))
     moved = model.rename(model.with_name("second-name"))
     drift("generate", *SHORT, "--model", str(moved), "--axis", "mine")
     other = tiny.save("llama", Path("third-name").absolute(), num_hidden_layers=4)
@@ -182,7 +182,7 @@ def test_half_precision_turns_of_an_earlier_version_are_told_apart(model: Path, 
     """It rounded rotary frequencies to the run's dtype. What it made stays; that it was made otherwise is said and recorded."""
     from dataclasses import replace
 
-    from drift_cli.store.files import atomic_write
+    from drift_cli.files import atomic_write
 
     line = ("generate", *SHORT, "--model", str(model), "--dtype", "bfloat16", "--engine", "reference")
     assert "rotary" not in drift(*line).err
@@ -201,7 +201,7 @@ def test_turns_that_slots_of_an_earlier_version_made_on_a_cpu_are_told_apart(mod
     """Their pages were half as long. What they made stays; that bits may differ from now on is said and recorded."""
     from dataclasses import replace
 
-    from drift_cli.store.files import atomic_write
+    from drift_cli.files import atomic_write
 
     drift("generate", *SHORT, "--model", str(model), "--engine", "slots")
     run = only()

@@ -25,10 +25,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 from store_fixtures import DIRECTION, FIRST, finish, fork, make_run
 
-from drift_cli import axes, transcripts
+from drift_cli import transcripts
+from drift_cli.axis import Axis
 from drift_cli.errors import DriftError
 from drift_cli.interchange.seed_json import read_seed
 from drift_cli.measuring import reference_line
+from drift_cli.measuring.torch_axes import import_torch
 from drift_cli.settings import config
 from drift_cli.settings.settings import keys
 from drift_cli.spec import RunSpec
@@ -331,7 +333,7 @@ def test_every_file_of_events_is_read(tmp_path: Path, lines: list[bytes]) -> Non
 def axis_bytes() -> bytes:
     with quick_folder() as folder:
         path = Path(folder) / "a.safetensors"
-        axes.save(axes.Axis("made", (5,), DIRECTION, personas=("a", "b"), means=np.ones((2, 1, 3), np.float32), assistants=("a",)), path)
+        Axis("made", (5,), DIRECTION, personas=("a", "b"), means=np.ones((2, 1, 3), np.float32), assistants=("a",)).save(path)
         return path.read_bytes()
 
 
@@ -356,7 +358,7 @@ def test_every_axis_file_is_read_or_refused(tmp_path: Path, data: st.DataObject 
         contents = [data.draw(harmed(AXIS)), data.draw(st.binary(max_size=40)), save(tensors, metadata=metadata)]
     for content in contents:
         path.write_bytes(content)
-        reads(lambda: axes.load(path))
+        reads(lambda: Axis.load(path))
 
 
 def _encodable(text: str) -> bool:
@@ -404,7 +406,7 @@ def test_every_torch_file_is_imported_or_refused_in_little_memory(name: str, tmp
     def work(say: Any, listen: Any) -> None:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 2**36
         resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, resource.RLIM_INFINITY))
-        reads(lambda: axes.import_torch(path, name="x", convention="blocks"))
+        reads(lambda: import_torch(path, name="x", convention="blocks"))
 
     assert fork(work).wait() == 0
     assert not Path("touched").exists()
@@ -415,11 +417,11 @@ def test_every_torch_file_is_imported_or_refused_in_little_memory(name: str, tmp
 def test_bytes_that_are_no_torch_file_are_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "v_layer3.pt"
     path.write_bytes(data)
-    reads(lambda: axes.import_torch(path, name="x", convention="blocks"))
+    reads(lambda: import_torch(path, name="x", convention="blocks"))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", data)
         archive.writestr("archive/version", "3")
-    reads(lambda: axes.import_torch(path, name="x", convention="blocks"))
+    reads(lambda: import_torch(path, name="x", convention="blocks"))
     assert not Path("touched").exists()
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from safetensors.numpy import save_file
 
 import drift_cli
 from drift_cli import transcripts
+from drift_cli.axis import Axis
 from drift_cli.chat import messages
 from drift_cli.errors import DriftError, StoreError, UsageError
 from drift_cli.interchange import UNKNOWN_LAYER, export_assistant_axis, export_csv, export_parquet, export_seed, import_seed
@@ -401,9 +401,9 @@ def own(store: Store) -> Run:
             for index in range(1, last + 1):
                 log.append(own_turn(index, sample))
             log.end(End(Finish.COMPLETE, 4, None) if last == 4 else End(Finish.CONTEXT, 3, 99))
-    run.paths.axis("late").parent.mkdir(parents=True, exist_ok=True)
-    save_file({"axis": DIRECTION}, run.paths.axis("late"), metadata={"layers": "[4]"})
-    run.update(replace(run.manifest, measured=(AxisEntry("late", 4, "d2", "later"),)))
+    axis = Axis("late", (4,), DIRECTION)
+    axis.save(run.paths.axis("late"))
+    run.update(replace(run.manifest, measured=(AxisEntry("late", 4, axis.digest, "later"),)))
     return Run.open(store, run.paths.run_id)
 
 
@@ -464,7 +464,7 @@ def test_parquet_has_types_and_the_runs_identity(own: Run, tmp_path: Path) -> No
     assert said["drift.run"] == own.paths.run_id
     assert said["drift.version"] == drift_cli.__version__
     assert said["drift.model"] == {"name": "tiny", "revision": "r1", "dtype": "float32"}
-    assert said["drift.axes"]["late"] == {"layer": 4, "digest": "d2", "note": "later"}
+    assert said["drift.axes"]["late"] == {"layer": 4, "digest": Axis("late", (4,), DIRECTION).digest, "note": "later"}
     assert said["drift.conditions"]["kind"] == {"system": PROMPT, "placement": "every-turn"}
 
 

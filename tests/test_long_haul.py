@@ -17,9 +17,9 @@ import pytest
 from campaign.scenes import quick_folder
 from store_fixtures import fork, manifest
 
-from drift_cli import axes
 from drift_cli.analysis.summary import summarize
 from drift_cli.analysis.table import load
+from drift_cli.axis import Axis
 from drift_cli.commands.runs import _listed
 from drift_cli.spec import Cell, Condition, Finish, Rollout, Transcript, Turn
 from drift_cli.store.line import EndLine, TurnLine, encode, first_link, link
@@ -43,7 +43,7 @@ def run() -> Iterator[Run]:
     with quick_folder() as folder:
         chance = np.random.default_rng(7)
         vector = chance.normal(size=(1, WIDTH)).astype(np.float32)
-        axis = axes.Axis("made", (5,), (vector / np.linalg.norm(vector)).astype(np.float32))
+        axis = Axis("made", (5,), (vector / np.linalg.norm(vector)).astype(np.float32))
         cells = [Cell("talk", f"c{number}", 0.5) for number in range(CELLS)]
         made = Run.create(
             Store(Path(folder) / "checkpoints"),
@@ -56,7 +56,7 @@ def run() -> Iterator[Run]:
                 model=None,
             ),
         )
-        axes.save(axis, made.paths.axis("made"))
+        axis.save(made.paths.axis("made"))
         means = chance.normal(size=(TURNS, 1, WIDTH)).astype(np.float32)
         bodies = list(_bodies(means, axis.vectors[0]))
         for number, cell in enumerate(cells):

@@ -249,12 +249,9 @@ def test_a_planned_run_from_plan_to_verdict(tiny_models: dict[str, Path]) -> Non
     Path("drift.toml").write_text('[conditions.baseline]\n[conditions.kind]\nsystem = "be kind"\nplacement = "user-suffix"\n')
     Path("plan.toml").write_text('looks = [2, 4]\nsmallest_effect = 0.5\nalpha = 0.1\nprimary = "change"\naxis = "odd"\nlayer = 2\n')
     vectors = np.random.default_rng(3).normal(size=(3, 32))
-    from drift_cli import axes
-    from drift_cli.axes import Axis
+    from drift_cli.axis import Axis
 
-    axes.save(
-        Axis("odd", (0, 1, 2), (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)), Path("odd.safetensors")
-    )
+    Axis("odd", (0, 1, 2), (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)).save(Path("odd.safetensors"))
     base = (
         "generate",
         "--model",
@@ -298,12 +295,9 @@ def test_rollouts_are_added_until_the_interval_is_narrow_enough(tiny_models: dic
     Path("short.json").write_text(json.dumps({"name": "short", "users": ["hello there", "who are you"]}))
     Path("drift.toml").write_text('[conditions.baseline]\n[conditions.kind]\nsystem = "be kind"\nplacement = "user-suffix"\n')
     vectors = np.random.default_rng(3).normal(size=(3, 32))
-    from drift_cli import axes
-    from drift_cli.axes import Axis
+    from drift_cli.axis import Axis
 
-    axes.save(
-        Axis("odd", (0, 1, 2), (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)), Path("odd.safetensors")
-    )
+    Axis("odd", (0, 1, 2), (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)).save(Path("odd.safetensors"))
     base = (
         "generate",
         "--model",

@@ -18,8 +18,8 @@ from cli import drift
 from jobs import advance, never, replies, run, same_bits
 from transformers import AutoModelForCausalLM, MambaConfig, T5Config
 
-from drift_cli import axes, models
-from drift_cli.axes import Axis
+from drift_cli import models
+from drift_cli.axis import Axis
 from drift_cli.engine.contract import Incident
 from drift_cli.engine.decoding import decoding
 from drift_cli.engine.layout import layout_from
@@ -231,7 +231,7 @@ def test_traces_where_the_rotary_embedding_changes_are_those_of_each_turns_own_c
     rng = np.random.default_rng(3)
     vectors = rng.normal(size=(LAYERS + 1, 64))
     made = Axis("odd", tuple(range(LAYERS + 1)), (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32))
-    axes.save(made, Path("odd.safetensors"))
+    made.save(Path("odd.safetensors"))
     Path("talk.json").write_text(json.dumps({"name": "talk", "users": list(USERS)}))
     how = ("--samples", "2", "--max-new-tokens", str(TOKENS), "--dtype", "float32", "--axis", "odd.safetensors", "--layer", str(LAYERS))
     drift("generate", "--model", str(folder), "--transcript", "talk.json", *how)

@@ -1,6 +1,6 @@
 """The instrument finds what was planted in the built-in model, and nothing where nothing was.
 
-Run with DRIFT_CONTROL_MODEL naming a model folder (what `python3 -m drift_cli.demo_model.train` wrote), everything is asked of that model, on an axis of
+Run with DRIFT_CONTROL_MODEL naming a model folder (what `python3 -m tools.demo_model.train` wrote), everything is asked of that model, on an axis of
 its own, instead.
 """
 
@@ -17,11 +17,11 @@ import pytest
 from cli import drift
 from numpy.typing import NDArray
 
-from drift_cli.demo_model import register
-from drift_cli.demo_model.planted import Cue
-from drift_cli.demo_model.planted import drift as planted
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
+from tools.demo_model import register
+from tools.demo_model.planted import Cue
+from tools.demo_model.planted import drift as planted
 
 GRADES = {"baseline": None, "simple": "short", "complex": "detailed", "placebo": None}
 PULLS = (0, 0, 0, 1, 0, 1, 2, 2, 3, 3, 0, 0, 1, 2, 3, 3, 0, 0)

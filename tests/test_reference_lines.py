@@ -16,14 +16,13 @@ import torch
 from cli import drift
 
 from drift_cli import models
-from drift_cli.axes import Axis
+from drift_cli.axis import Axis, project
 from drift_cli.chat import chat_for, scripted
 from drift_cli.engine.reference import measure, measure_parts
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.measuring.contrast import unit
 from drift_cli.measuring.reference_line import measure_replies, read
 from drift_cli.models import LoadedModel
-from drift_cli.probe import project
 from drift_cli.spec import Condition, Part, Transcript
 
 USERS = tuple(f"tell me more about that please, {number}, and about the light" for number in range(6))

@@ -47,7 +47,7 @@ def short_transcript(own_folder: None) -> None:
 def known_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a machine does takes seconds to measure, and nothing here depends on it."""
     known = Speeds(bandwidth=1e10, flops=1e10, attention=1e10, step=1e-4, slot_step=1e-4, slot_read=1e10, chunk=1e-4, draw=1e-4)
-    monkeypatch.setattr("drift_cli.commands.dry_run.measure_speeds", lambda *of: known)
+    monkeypatch.setattr("drift_cli.running.loading.measure_speeds", lambda *of: known)
 
 
 def newest() -> Run:
@@ -141,7 +141,7 @@ def test_the_readmes_commands_work_in_their_order(tmp_path: Path) -> None:
 
 def test_every_preset_for_a_real_model_keeps_every_layer() -> None:
     for preset in PRESETS:
-        assert preset_settings(preset)["layers"] == "all"
+        assert preset_settings(preset).layers == "all"
 
 
 def test_one_stored_layer_is_warned_of_and_named_in_the_commands(tiny_models: dict[str, Path]) -> None:
@@ -188,12 +188,12 @@ def test_an_axis_build_takes_no_sampling_from_experiments_and_says_what_it_takes
 
 def test_a_revision_is_of_the_model_it_is_named_with() -> None:
     Path("drift.toml").write_text('model = "org/one"\nrevision = "abc"\n')
-    assert resolve({}, environment={})["revision"] == "abc"
+    assert resolve({}, environment={}).revision == "abc"
     other = resolve({"model": "org/two"}, environment={})
-    assert (other["revision"], other.origin("revision")) == (None, "default")
-    assert resolve({"model": "org/one"}, environment={})["revision"] == "abc"
-    assert resolve({"revision": "def"}, environment={})["revision"] == "def"
-    assert resolve({"model": "org/two"}, environment={"DRIFT_REVISION": "def"})["revision"] is None
+    assert (other.revision, other.origin("revision")) == (None, "default")
+    assert resolve({"model": "org/one"}, environment={}).revision == "abc"
+    assert resolve({"revision": "def"}, environment={}).revision == "def"
+    assert resolve({"model": "org/two"}, environment={"DRIFT_REVISION": "def"}).revision is None
 
 
 # --- a script that is shortened

@@ -14,13 +14,12 @@ import torch
 from cli import drift
 from report_run import make_run
 
-from drift_cli import axes
 from drift_cli.analysis.presence import Presence, Readings, split
 from drift_cli.analysis.results import Measure, Options, Test
 from drift_cli.analysis.study import analyze
 from drift_cli.analysis.table import RunTable
 from drift_cli.analysis.verdict import Answer, Verdict, answer
-from drift_cli.axes import Axis
+from drift_cli.axis import Axis
 from drift_cli.chat import chat_for
 from drift_cli.measuring import same_replies
 from drift_cli.models import LoadedModel
@@ -38,9 +37,7 @@ def _generate(folder: Path, *more: str, samples: int = 2) -> Run:
     """A short run of a tiny model in two conditions, projected on a random axis."""
     if not Path("odd.safetensors").exists():
         vectors = np.random.default_rng(3).normal(size=(3, 32))
-        axes.save(
-            Axis("odd", (0, 1, 2), (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)), Path("odd.safetensors")
-        )
+        Axis("odd", (0, 1, 2), (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)).save(Path("odd.safetensors"))
         Path("short.json").write_text(json.dumps({"name": "short", "users": USERS}))
     command = ("generate", "--model", str(folder), "--transcript", "short.json", "--max-new-tokens", "9", "--samples", str(samples))
     command = (*command, "--dtype", "float32", "--axis", "odd.safetensors", "--layer", "2", *more)

@@ -148,13 +148,10 @@ def test_stats_says_what_a_run_with_wordings_can_be_generalized_to(tiny_models: 
     Path("drift.toml").write_text(
         '[conditions.baseline]\n[conditions.kind]\nsystem = "be kind"\nplacement = "user-suffix"\nvariants = ["kindly now", "do stay kind"]\n'
     )
-    from drift_cli import axes
-    from drift_cli.axes import Axis
+    from drift_cli.axis import Axis
 
     vectors = np.random.default_rng(3).normal(size=(3, 32))
-    axes.save(
-        Axis("odd", (0, 1, 2), (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)), Path("odd.safetensors")
-    )
+    Axis("odd", (0, 1, 2), (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)).save(Path("odd.safetensors"))
     drift("generate", "--model", str(tiny_models["llama"]), "--transcript", "short.json", "--max-new-tokens", "6", "--axis", "odd.safetensors",
           "--dtype", "float32", "--layer", "2", "--samples", "3", "--no-same-replies")  # fmt: skip
     shown = " ".join(drift("stats", "--full").out.split())

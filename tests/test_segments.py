@@ -17,11 +17,10 @@ import pytest
 from cli import drift
 from numpy.typing import NDArray
 
-from drift_cli import axes
 from drift_cli.analysis import table as tables
 from drift_cli.analysis.effects import hedges_g
 from drift_cli.analysis.layers import load_layers
-from drift_cli.axes import Axis
+from drift_cli.axis import Axis
 from drift_cli.measuring import controls
 from drift_cli.measuring.build import made_from
 from drift_cli.measuring.personas import read as read_personas
@@ -97,7 +96,7 @@ def planted(folder: Path) -> Run:
         segments=True,
     )
     run = Run.create(Store(folder), manifest)
-    axes.save(AXIS, run.paths.axis("made"))
+    AXIS.save(run.paths.axis("made"))
     for plan in manifest.cells:
         for sample in range(SAMPLES):
             with run.writer(Rollout(plan.cell, sample)) as log:
@@ -183,7 +182,7 @@ def test_csv_markdown_and_latex_say_what_is_measured(run: Run) -> None:
 
 def test_a_run_without_segments_refuses_reasoning_and_says_nothing_of_parts(run: Run) -> None:
     plain = Run.create(Store(Path("other")), replace(run.manifest, segments=False))
-    axes.save(AXIS, plain.paths.axis("made"))
+    AXIS.save(plain.paths.axis("made"))
     for state in plain.states():
         with plain.writer(state.rollout) as log:
             for turn in range(1, TURNS + 1):
@@ -211,7 +210,7 @@ def test_a_run_without_segments_refuses_reasoning_and_says_nothing_of_parts(run:
 
 def test_control_axes_and_later_axes_are_measured_on_the_part_that_is_asked_for(run: Run) -> None:
     other = Axis("other", LAYERS, np.eye(WIDTH, dtype=np.float32)[2:4])
-    axes.save(other, Path("other.safetensors"))
+    other.save(Path("other.safetensors"))
     drift("measure", "--axis", "other.safetensors", "--layer", "2")
     effects, sizes = {}, {}
     for part in Part:

@@ -12,8 +12,8 @@ from cli import drift
 from test_estimate import SPEEDS
 from thinking import split, think, think_no_more
 
-from drift_cli import axes, models
-from drift_cli.axes import Axis
+from drift_cli import models
+from drift_cli.axis import Axis
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.running.experiment import reopen, settings_of
@@ -50,7 +50,7 @@ def model(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path
     card = models.describe(str(tiny_models["olmo3"]))
     vectors = np.random.default_rng(3).normal(size=(card.layers + 1, card.width))
     made = Axis("odd", tuple(range(card.layers + 1)), (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32))
-    axes.save(made, Path("odd.safetensors"))
+    made.save(Path("odd.safetensors"))
     Path("short.json").write_text(json.dumps({"name": "short", "users": ["hello there", "who are you", "and the light"]}))
     return tiny_models["olmo3"]
 
@@ -78,7 +78,7 @@ def test_a_run_that_is_interrupted_again_and_again_ends_with_the_same_bytes(engi
     assert whole.paths.manifest.read_bytes().count(b'\n  "segments": true,\n') == 1
 
     cut = Run.create(Store(Path("cut")), whole.manifest)
-    axes.save(axes.load(whole.paths.axis("odd")), cut.paths.axis("odd"))
+    Axis.load(whole.paths.axis("odd")).save(cut.paths.axis("odd"))
     experiment = reopen(cut, settings_of(cut.manifest))
     loaded = models.load(experiment.card, dtype="float32", device="cpu")
     spec, calls = cut.manifest.spec, 0
@@ -151,7 +151,7 @@ def test_a_run_made_before_its_format_had_segments_is_not_gone_on_with(model: Pa
 
 
 def test_a_dry_run_foresees_the_residual_means_of_three_parts(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drift_cli.commands.dry_run.measure_speeds", lambda *given: SPEEDS)
+    monkeypatch.setattr("drift_cli.running.loading.measure_speeds", lambda *given: SPEEDS)
     line = (*LINE, "--model", str(model), "--axis", "odd.safetensors", "--layer", "2", "--dry-run", "--json")
     several = drift(*line).json["residual_bytes"]
     think_no_more(monkeypatch)

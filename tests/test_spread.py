@@ -8,13 +8,12 @@ import jobs
 import pytest
 
 from drift_cli import models
-from drift_cli.commands.work import Work
-from drift_cli.display import Display, Mode
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.errors import UsageError
 from drift_cli.models import LoadedModel
+from drift_cli.running.loading import engine_for
+from drift_cli.settings.settings import EngineChoice
 from drift_cli.spec import Sampling
-from drift_cli.store.paths import Store
 
 
 def engine(model: LoadedModel) -> ReferenceEngine:
@@ -39,9 +38,9 @@ def test_more_gpus_than_there_are_are_refused(tiny_models: dict[str, Path]) -> N
         models.load(models.describe(str(tiny_models["llama"])), dtype="float32", device="cpu", gpus=64)
 
 
-def test_a_spread_model_runs_on_the_reference_engine_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    work = Work(Display(Mode.PLAIN), Store(tmp_path), gpus=2)
-    assert work._engine_for_gpus("auto") == "reference"
-    assert "spread over 2 GPUs: using the slower reference engine" in capsys.readouterr().err
+def test_a_spread_model_runs_on_the_reference_engine_and_that_is_said() -> None:
+    said: list[str] = []
+    assert engine_for(EngineChoice.AUTO, 2, said.append) is EngineChoice.REFERENCE
+    assert "spread over 2 GPUs: using the slower reference engine" in said[0]
     with pytest.raises(UsageError, match="slots engine cannot run"):
-        work._engine_for_gpus("slots")
+        engine_for(EngineChoice.SLOTS, 2, said.append)

@@ -19,8 +19,8 @@ import pytest
 from store_fixtures import DONE, FIRST, TURNS, data_of, finish, fork, make_run, manifest, open_log, turn, uninterrupted
 
 from drift_cli.errors import StoreError
+from drift_cli.files import atomic_write, create_folder
 from drift_cli.spec import Finish, Rollout, Turn
-from drift_cli.store.files import atomic_write, create_folder
 from drift_cli.store.log import End, read_rollout
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run

@@ -17,7 +17,6 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
 from store_fixtures import (
     AXIS,
     CELL,
@@ -37,16 +36,17 @@ from store_fixtures import (
     turn,
 )
 
+from drift_cli.axis import Axis
 from drift_cli.errors import DriftError, StoreError, UsageError
+from drift_cli.files import atomic_write
 from drift_cli.spec import Cell, Condition, Finish, Placement, Rollout, Transcript
 from drift_cli.store.epoch import Epoch
-from drift_cli.store.files import atomic_write
 from drift_cli.store.line import EndLine, TurnLine, encode, first_link, link
 from drift_cli.store.log import Damaged, End, InUse
-from drift_cli.store.manifest import AxisEntry, CellPlan, Imported, Manifest, ModelFacts, Setting, merge
+from drift_cli.store.manifest import AxisEntry, CellPlan, Imported, Manifest, ModelFacts, Setting
+from drift_cli.store.merge import merge
 from drift_cli.store.paths import RunPaths, Store
 from drift_cli.store.run import Run
-from drift_cli.store.verify import axis_digest
 
 
 @pytest.fixture
@@ -591,8 +591,9 @@ def whole(run: Run) -> Run:
         log.end(End(Finish.CONTEXT, 2, 90))
     with run.writer(Rollout(OTHER, 0)) as log:
         log.append(turn(1))
-    save_file({"axis": DIRECTION}, run.paths.axis("late"), metadata={"layers": "[2]"})
-    run.update(replace(run.manifest, measured=(AxisEntry("late", 2, axis_digest([2], DIRECTION)),)))
+    late = Axis("late", (2,), DIRECTION)
+    late.save(run.paths.axis("late"))
+    run.update(replace(run.manifest, measured=(AxisEntry("late", 2, late.digest),)))
     run.paths.reference("talk", "made").parent.mkdir()
     atomic_write(run.paths.reference("talk", "made"), b"{}\n")
     run.event("start")
@@ -660,9 +661,15 @@ ROLLOUT, MEANS = "rollouts/talk/plain/T0.5/0000.jsonl", "rollouts/talk/plain/T0.
         ("run.json", lambda path: path.unlink(), True, "missing"),
         ("run.json", linked, True, "symbolic link"),
         ("axes/made.safetensors", lambda path: path.unlink(), True, "axis made is missing"),
-        ("axes/made.safetensors", cut(3), True, "cannot be read as an axis"),
-        ("axes/late.safetensors", turned(-1), True, "not the axis that the run was measured on"),
-        ("axes/late.safetensors", replaced(b"[2]", b"[3]"), True, "axis with layer 2"),
+        ("axes/made.safetensors", cut(3), True, "cannot be read"),
+        ("axes/late.safetensors", turned(-1), True, "its digest does not match"),
+        ("axes/late.safetensors", replaced(b"[2]", b"[3]"), True, "its digest does not match"),
+        (
+            "axes/late.safetensors",
+            lambda path: Axis("late", (2,), -DIRECTION).save(path),
+            True,
+            "not the axis that the run was measured on",
+        ),
         ("events.jsonl", longer(b"half an ev"), False, "line 2 is not an event"),
         ("notes.txt", lambda path: path.write_bytes(b"x"), False, "not part of the run"),
         (".run.json.0123.tmp", lambda path: path.write_bytes(b"x"), False, "interrupted"),

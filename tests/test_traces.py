@@ -11,8 +11,8 @@ import tiny
 from cli import drift
 from report_run import AXIS, make_run, trace_run
 
-from drift_cli import axes, models
-from drift_cli.axes import Axis
+from drift_cli import models
+from drift_cli.axis import Axis
 from drift_cli.chat import replay
 from drift_cli.errors import StoreError
 from drift_cli.measuring import traces
@@ -33,7 +33,7 @@ def _generate(folder: Path, layer: int) -> Run:
     rng = np.random.default_rng(3)
     vectors = rng.normal(size=(card.layers + 1, card.width))
     made = Axis("odd", tuple(range(card.layers + 1)), (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32))
-    axes.save(made, Path("odd.safetensors"))
+    made.save(Path("odd.safetensors"))
     Path("short.json").write_text(json.dumps({"name": "short", "users": ["hello there", "who are you", "and the light"]}))
     command = (
         "generate",

@@ -17,7 +17,6 @@ from jobs import jobs, run, same_bits
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, MistralConfig
 
 from drift_cli import models
-from drift_cli.commands import dry_run
 from drift_cli.engine import attention, choice, chunks, plain_passes
 from drift_cli.engine.attention import NotApplied, layout_of
 from drift_cli.engine.choice import Choice, choose
@@ -32,6 +31,7 @@ from drift_cli.engine.trial import judge
 from drift_cli.engine.trial_text import conversations, length, random_text
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.models import LoadedModel
+from drift_cli.running import loading
 from drift_cli.running.speeds import Speeds
 from drift_cli.spec import Sampling
 
@@ -283,7 +283,7 @@ def test_paged_slots_pass_the_trial_and_their_bits_do_not_depend_on_it(
 
 def test_on_the_reference_engine_people_are_told_how_much_slower_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "refusal", lambda model: "it has a property")
-    monkeypatch.setattr(dry_run, "measure_speeds", lambda *given: Speeds(1e10, 1e11, 1e10, 1e-3, 1e-4, 1e10, 1e-4, 1e-4))
+    monkeypatch.setattr(loading, "measure_speeds", lambda *given: Speeds(1e10, 1e11, 1e10, 1e-3, 1e-4, 1e10, 1e-4, 1e-4))
     script = tmp_path / "short.json"
     script.write_text(json.dumps({"users": ["Hello there."]}))
     how = ("--samples", "1", "--max-new-tokens", "4", "--condition", "baseline", "--transcript", str(script))

@@ -24,7 +24,7 @@ from drift_cli.analysis.scale import PersonaScale
 from drift_cli.analysis.study import analyze
 from drift_cli.analysis.table import RunTable
 from drift_cli.analysis.verdict import Answer, Judgement, Verdict, answer
-from drift_cli.commands.pictures import Picture
+from drift_cli.results.pictures import Picture
 from drift_cli.results.tables.answer import lines, sentences
 from drift_cli.results.tables.cautions import cautions
 from drift_cli.spec import Cell

@@ -16,14 +16,16 @@ import numpy as np
 from scipy import stats
 
 from drift_cli.analysis.entries import choose_axis
-from drift_cli.analysis.measures import LEAST_TURNS, weights
+from drift_cli.analysis.measures import least_turns, weights
 from drift_cli.analysis.results import Comparison, Measure
 from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import FloatArray, RunTable
+from drift_cli.axis import Axis, project_each
+from drift_cli.spec import Part
+from drift_cli.store.axes import read_axis
 
 if TYPE_CHECKING:
-    from drift_cli.axes import Axis
     from drift_cli.store.run import Run
 
 DRAWS = 200
@@ -38,7 +40,7 @@ class AxisError:
     condition: str
     transcript: str
     temperature: float
-    measure: Measure
+    measure: str
     sd: float
     """Of the difference over resampled axes."""
     low: float
@@ -52,14 +54,11 @@ def axis_errors(run: Run, table: RunTable, study: Study, draws: int = DRAWS) -> 
 
     Empty where the axis does not know its personas, where its layer is not stored, where both sides have but one persona, or where it would take long.
     """
-    from drift_cli import axes
-
     entry = choose_axis(run.manifest, table.axis, run.paths.run_id)
-    path = run.paths.axis(entry.name)
-    if entry.layer not in run.manifest.layers or not path.exists():
+    if entry.layer not in run.manifest.layers or not run.paths.axis(entry.name).exists():
         return ()
-    axis = axes.load(path)
-    if axis.means is None or entry.layer not in axis.layers or table.projections.size * axis.width * draws > MOST:
+    axis = read_axis(run.paths, entry)
+    if axis.means is None or table.projections.size * axis.width * draws > MOST:
         return ()
     vectors = resampled(axis, entry.layer, draws, study.options.seed)
     if vectors is None:
@@ -89,16 +88,16 @@ def _turn_means(run: Run, table: RunTable, layer: int, vectors: FloatArray) -> F
     """Mean projection (draws, cells, T) of each cell's rollouts at each turn; NaN where none has it."""
     from drift_cli.store.reader import read_residual_layer
 
-    stored = run.manifest.layers
+    stored, measured = run.manifest.layers, table.segment or Part.ANSWER
     cells, turns = len(table.cells), table.projections.shape[1]
     total, count = np.zeros((len(vectors), cells, turns)), np.zeros((cells, turns))
     for row, state in enumerate(run.states()):
         there = np.isfinite(table.projections[row])
         if there.any():
-            means = read_residual_layer(run.paths, state.rollout, stored.index(layer), len(stored), vectors.shape[1])
-            part = means[table.first - 1 :][:turns].astype(np.float64)
+            means = read_residual_layer(run.paths, state.rollout, stored.index(layer), len(stored), vectors.shape[1], measured)
+            part = means[table.first - 1 :][:turns]
             there = there[: len(part)]
-            total[:, table.cell_of[row], : len(part)][:, there] += vectors @ part[there].T
+            total[:, table.cell_of[row], : len(part)][:, there] += project_each(part[there], vectors)
             count[table.cell_of[row], : len(part)][there] += 1
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
@@ -116,13 +115,15 @@ def _errors(table: RunTable, study: Study, means: FloatArray, personas: int) -> 
             yield _carried(row, sd, personas)
 
 
-def _spread(difference: FloatArray, first: int, measure: Measure) -> float:
+def _spread(difference: FloatArray, first: int, measure: str) -> float:
     """SD over axes of the measure of `difference` (draws, T)."""
     counts = np.logical_and.reduce(np.isfinite(difference), axis=0)
-    if counts.sum() < LEAST_TURNS[measure]:
+    if counts.sum() < least_turns(measure):
         return float("nan")
     turns = (first + np.arange(difference.shape[1], dtype=np.float64))[counts]
-    return float((difference[:, counts] @ weights(measure, turns)).std(ddof=1))
+    weight = weights(measure, turns)
+    assert weight is not None  # mean and change are linear
+    return float((difference[:, counts] @ weight).std(ddof=1))
 
 
 def _carried(row: Comparison, sd: float, personas: int) -> AxisError:

@@ -19,8 +19,8 @@ from scipy import stats
 
 from drift_cli.analysis import effects, mixed, tests
 from drift_cli.analysis.dropout import worst
-from drift_cli.analysis.measures import LEAST_TURNS, Sample, both, lacking_note, matched
-from drift_cli.analysis.results import Comparison, Correction, Difference, Measure, Options, Test
+from drift_cli.analysis.measures import Sample, both, lacking_note, least_turns, matched
+from drift_cli.analysis.results import Comparison, Correction, Difference, Options, Test
 from drift_cli.analysis.summary import constant, percent, plain
 from drift_cli.analysis.table import FloatArray, Group
 
@@ -45,7 +45,7 @@ def _pairs_of(group: Sequence[Sample], against: str | None) -> Iterator[Pair]:
         yield from ((a, b) for a in group if a is not b)
 
 
-def compare(found: Sequence[Pair], measure: Measure, options: Options) -> tuple[Comparison, ...]:
+def compare(found: Sequence[Pair], measure: str, options: Options) -> tuple[Comparison, ...]:
     """Each pair on one measure by the test that is asked for, p not adjusted; for `mixed`, the pairs that several transcripts have together."""
     if options.test is Test.MIXED:
         return over_transcripts(found, measure, options)
@@ -53,7 +53,7 @@ def compare(found: Sequence[Pair], measure: Measure, options: Options) -> tuple[
     return tuple(_named(*row, measure=measure) for row in zip(found, results, strict=True))
 
 
-def over_transcripts(found: Sequence[Pair], measure: Measure, options: Options) -> tuple[Comparison, ...]:
+def over_transcripts(found: Sequence[Pair], measure: str, options: Options) -> tuple[Comparison, ...]:
     """The same two conditions over all transcripts that have both: by the mixed model if `mixed` was asked for, else by t over transcripts."""
     gathered: dict[tuple[str, str, float], list[Pair]] = defaultdict(list)
     for pair in found:
@@ -64,7 +64,7 @@ def over_transcripts(found: Sequence[Pair], measure: Measure, options: Options) 
     for (a, b, temperature), several in gathered.items():
         groups = [group for pair in several if min(map(len, group := _observed(measure, pair, Test.WELCH)))]
         result = run(groups, options.level, options.equivalence)
-        said = {**vars(result), "note": _joined(result.note, *(lacking_note(*pair) for pair in several))}
+        said = {**vars(result), "note": _joined(result.note, *(lacking_note(*pair, measure=measure) for pair in several))}
         rows.append(Comparison(**said, a=a, b=b, transcript=None, temperature=temperature, measure=measure, transcripts=len(groups)))
     return tuple(rows)
 
@@ -109,13 +109,13 @@ def holm(p: FloatArray) -> FloatArray:
     return adjusted
 
 
-def _observed(measure: Measure, pair: Pair, test: Test) -> Observed:
+def _observed(measure: str, pair: Pair, test: Test) -> Observed:
     """What of the two cells is compared: their rollouts that have the measure; for `paired`, the samples of which both have it."""
     a, b = both(measure, *(matched(*pair) if test is Test.PAIRED else pair))
     return a[np.isfinite(a)], b[np.isfinite(b)]
 
 
-def _named(pair: Pair, result: Difference, *, measure: Measure) -> Comparison:
+def _named(pair: Pair, result: Difference, *, measure: str) -> Comparison:
     a, b = pair
     cell, fields = a.cell, vars(result)
     named: dict[str, Any] = {"a": cell.condition, "b": b.cell.condition, "transcript": cell.transcript, "temperature": cell.temperature}
@@ -123,9 +123,9 @@ def _named(pair: Pair, result: Difference, *, measure: Measure) -> Comparison:
         common = int((a.counts & b.counts).sum())
         if common == 0:
             fields = {**fields, "note": "These conditions have no turn in common that enough rollouts have, so they cannot be compared."}
-        elif common < LEAST_TURNS[measure]:
+        elif common < least_turns(measure):
             fields = {**fields, "note": f"They have {common} turns in common, too few for this measure."}
-    fields = {**fields, "note": _joined(fields["note"], lacking_note(a, b))}
+    fields = {**fields, "note": _joined(fields["note"], lacking_note(a, b, measure=measure))}
     return Comparison(**fields, **named, measure=measure, worst=worst(measure, a, b, result))
 
 

@@ -15,18 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.analysis import tests
-from drift_cli.analysis.measures import LEAST_TURNS, Sample, take, weights
-from drift_cli.analysis.results import Difference, Measure, Worst
+from drift_cli.analysis.measures import Sample, least_turns, take, weights
+from drift_cli.analysis.results import Difference, Worst
 from drift_cli.analysis.summary import constant
 from drift_cli.analysis.table import FloatArray
 
 
-def worst(measure: Measure, a: Sample, b: Sample, found: Difference) -> Worst | None:
-    """The bounds of a difference `found`; None where no turn is missing, or there is no interval."""
+def worst(measure: str, a: Sample, b: Sample, found: Difference) -> Worst | None:
+    """The bounds of a difference `found`; None where no turn is missing, there is no interval, or the measure is not linear."""
     counts = a.counts & b.counts
-    if (a.complete and b.complete) or found.low is None or found.high is None or counts.sum() < LEAST_TURNS[measure]:
+    if (a.complete and b.complete) or found.low is None or found.high is None or counts.sum() < least_turns(measure):
         return None
     weight = weights(measure, a.turns[counts])
+    if weight is None:
+        return None
     seen = np.concatenate([of.values[of.has] for of in (a, b)])
     ends = []
     for toward in (-1, 1):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from drift_cli.analysis.missing import commands_for
+from drift_cli.axis import elsewhere
 from drift_cli.errors import StoreError, did_you_mean
 
 if TYPE_CHECKING:
@@ -15,8 +17,6 @@ def choose_axis(manifest: Manifest, name: str | None, run_id: str) -> AxisEntry:
     entries = {entry.name: entry for entry in (*manifest.axes, *manifest.measured)}
     add = f"drift measure {run_id} --axis FILE"
     if not entries:
-        from drift_cli.measuring.missing import commands_for
-
         raise StoreError(
             f"run {run_id} has no axis, so there are no projections",
             mend=f"Its residual means are stored, and this projects them: {commands_for(manifest)}",
@@ -39,8 +39,6 @@ def unnamed(manifest: Manifest, axis: str) -> str | None:
 
 def caution(manifest: Manifest, entry: AxisEntry) -> str | None:
     """That an entry's axis is another model's, in a sentence; None where it is the run's own."""
-    from drift_cli.axes.use import elsewhere
-
     if entry.foreign is None:
         return None
     said = elsewhere(entry.axis, entry.foreign, manifest.spec.model)

@@ -31,7 +31,7 @@ class Member:
     """One of the family: a pair by its place, and its turn's column or its measure."""
 
     pair: int
-    of: int | Measure
+    of: int | str
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _adjusted(raw: dict[Member, float | None], drawn: Joint, row: dict[int, int]
 
 
 def _column(member: Member, width: int) -> int:
-    return member.of if isinstance(member.of, int) else width + COUNTED.index(member.of)
+    return member.of if isinstance(member.of, int) else width + COUNTED.index(Measure(member.of))
 
 
 def _cells(found: Sequence[Pair], places: Sequence[int], width: int, options: Options) -> tuple[list[Rows], list[tuple[int, int | None]]]:

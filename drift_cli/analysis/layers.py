@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from drift_cli.analysis.entries import choose_axis
 from drift_cli.analysis.table import FloatArray, RunTable
+from drift_cli.axis import project
 from drift_cli.errors import StoreError
 from drift_cli.spec import Part
+from drift_cli.store.axes import read_axis
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run
@@ -57,8 +58,8 @@ def load_layers(run: Run, table: RunTable) -> LayerTable:
 
     Raises `Unavailable` where fewer than two layers are there, with what to do about it, and `DriftError` where a file is damaged.
     """
-    from drift_cli import axes
-
+    if table.measure is not None:
+        raise Unavailable(f"{table.measure} is no projection: it has no layers", mend="Draw it without --reply-measure.")
     entry = choose_axis(run.manifest, table.axis, run.paths.run_id)
     stored = run.manifest.layers
     if len(stored) < LEAST:
@@ -66,14 +67,14 @@ def load_layers(run: Run, table: RunTable) -> LayerTable:
             f"run {run.paths.run_id} stored {len(stored) or 'no'} residual layer{'s' * (len(stored) != 1)}: there is no picture by layer",
             mend="Generate with --layers all (it belongs to a new run: give it another --name).",
         )
-    axis = axes.load(run.paths.axis(entry.name))
+    axis = read_axis(run.paths, entry)
     layers = tuple(sorted(set(stored) & set(axis.layers)))
     if len(layers) < LEAST:
         raise Unavailable(
             f"axis {axis.name} has {len(axis.layers)} layers, of which run {run.paths.run_id} stored {len(layers)}: there is no picture by layer",
             mend="Use an axis that was built at all layers: drift axis show lists them, drift measure RUN --axis NAME --layer L adds one.",
         )
-    directions = np.stack([axis.at(layer) for layer in layers]).astype(np.float64)
+    directions = np.stack([axis.at(layer) for layer in layers])
     places = [stored.index(layer) for layer in layers]
     values = np.full((len(table.sample), len(layers), table.projections.shape[1]), np.nan)
     for row, state in enumerate(run.states()):
@@ -81,13 +82,8 @@ def load_layers(run: Run, table: RunTable) -> LayerTable:
             for turn in run.record(state.rollout, residuals=True).turns:
                 mean = turn.mean(table.segment or Part.ANSWER)
                 if mean is not None:
-                    values[row, :, turn.index - 1] = _project(mean[places], directions)
+                    values[row, :, turn.index - 1] = project(mean[places], directions)
     return LayerTable(table, layers, values)
-
-
-def _project(residual: NDArray[np.float32], directions: FloatArray) -> FloatArray:
-    """Row-wise dot products of (L, width) with (L, width); in float64."""
-    return np.asarray(np.einsum("lw,lw->l", residual.astype(np.float64), directions), dtype=np.float64)
 
 
 def _sd(values: FloatArray) -> float:

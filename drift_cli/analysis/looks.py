@@ -193,7 +193,7 @@ def record(run: Run, table: RunTable, options: Options, by: str, rule: str | Non
         by=by,
         axis=table.axis,
         layer=table.layer,
-        measure=options.primary.value,
+        measure=str(options.primary),
         against=options.against or next(iter(table.conditions), ""),
         cells=seen(table),
         rule=rule,

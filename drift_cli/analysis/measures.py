@@ -1,6 +1,6 @@
-"""What is taken of each rollout, and what becomes of rollouts that lack turns.
+"""Drift's own measures of a rollout, and what becomes of rollouts that lack turns. (`measure.py` has the registry, which others add to.)
 
-Every measure is a linear function Σ_t w_t y_t of a rollout's projections y over the T turns that count:
+Each of them is a linear function Σ_t w_t y_t of a rollout's projections y over the T turns that count:
 
 - *mean*: over the turns.
 - *change*: mean of the later turns minus the first: how far the rollout went from its own start. Differences of it are differences of differences.
@@ -17,6 +17,8 @@ the per-turn differences. A rollout's observation is its part in that estimate (
 Their mean is the estimate, their variance over n its squared standard error, with rollouts as the units; c_t makes a turn's share of it unbiased. For
 rollouts with all turns z_i is the measure itself. It is right where turns are missing independently of what would have been said; `dropout.py` bounds what
 they may hide where they are not. A turn counts where both conditions have it in two rollouts (in one, where a condition has but one).
+
+An added measure that is no linear function has no such influence: rollouts that lack a turn that counts are left out of it.
 """
 
 from __future__ import annotations
@@ -28,11 +30,55 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from drift_cli.analysis.measure import RolloutMeasure, find_rollout_measure, register_own, rollout_measures
 from drift_cli.analysis.results import Measure
 from drift_cli.analysis.table import FloatArray, RunTable
 from drift_cli.spec import Cell
 
-LEAST_TURNS = {Measure.MEAN: 1, Measure.CHANGE: 2, Measure.SLOPE: 2, Measure.AREA: 2, Measure.THIRDS: 3}
+
+def _change(turns: FloatArray) -> FloatArray:
+    found = np.full(len(turns), 1 / (len(turns) - 1))
+    found[0] = -1.0
+    return found
+
+
+def _slope(turns: FloatArray) -> FloatArray:
+    centred = turns - turns.mean()
+    return np.asarray(centred / (centred**2).sum())
+
+
+def _thirds(turns: FloatArray) -> FloatArray:
+    found, third = np.zeros(len(turns)), len(turns) // 3
+    found[:third], found[-third:] = -1 / third, 1 / third
+    return found
+
+
+register_own(
+    (
+        RolloutMeasure(Measure.MEAN, "mean", 1, lambda turns: np.full(len(turns), 1 / len(turns))),
+        RolloutMeasure(Measure.CHANGE, "change from the first turn", 2, _change),
+        RolloutMeasure(Measure.SLOPE, "slope per turn", 2, _slope),
+        RolloutMeasure(Measure.AREA, "area from the first turn", 2, lambda turns: _change(turns) * (len(turns) - 1)),
+        RolloutMeasure(Measure.THIRDS, "last third − first third", 3, _thirds),
+    )
+)
+
+
+def least_turns(measure: str) -> int:
+    """How many turns a measure needs."""
+    return find_rollout_measure(measure).least
+
+
+class _Own(dict[str, FloatArray]):
+    """A sample's observations (n,) by measure, over the turns that the cell itself has; each is taken when it is first asked for."""
+
+    def __init__(self, of: Sample) -> None:
+        super().__init__()
+        self._of = of
+
+    def __missing__(self, measure: str) -> FloatArray:
+        self[measure] = found = take(measure, self._of, self._of.counts)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +89,10 @@ class Sample:
     values: FloatArray
     samples: NDArray[np.int64]
     turns: FloatArray
+    unmerged: Sample | None = None
+    """Where copies are one observation, the sample with each of them."""
+    place: NDArray[np.intp] | None = None
+    """(n,) of `unmerged`: which observation here each rollout is part of."""
 
     @cached_property
     def has(self) -> NDArray[np.bool_]:
@@ -80,14 +130,14 @@ class Sample:
         return means
 
     @cached_property
-    def own(self) -> dict[Measure, FloatArray]:
-        """Each measure's observations (n,) over the turns that the cell itself has."""
-        return {measure: take(measure, self, self.counts) for measure in Measure}
+    def own(self) -> dict[str, FloatArray]:
+        """Each measure's observations (n,) over the turns that the cell itself has, taken when asked for."""
+        return _Own(self)
 
     def begun(self) -> Sample:
         """The rollouts that have a turn."""
         rows = self.has.any(axis=1)
-        return replace(self, values=self.values[rows], samples=self.samples[rows])
+        return replace(self, values=self.values[rows], samples=self.samples[rows], unmerged=None, place=None)
 
 
 def sample(table: RunTable, cell: Cell, *, merge: bool = True) -> Sample:
@@ -115,10 +165,10 @@ def merged(of: Sample, first: NDArray[np.intp]) -> Sample:
     own = np.divide(total, copies, out=np.full(total.shape, np.nan), where=there)
     weight = there.sum(axis=0) * copies / np.maximum(has.sum(axis=0), 1)
     values = np.where(there, of.turn_means + weight * (own - of.turn_means), np.nan)
-    return replace(of, values=values, samples=of.samples[kept])
+    return replace(of, values=values, samples=of.samples[kept], unmerged=of, place=place)
 
 
-def both(measure: Measure, a: Sample, b: Sample) -> tuple[FloatArray, FloatArray]:
+def both(measure: str, a: Sample, b: Sample) -> tuple[FloatArray, FloatArray]:
     """Observations (n,) of the rollouts of `a` and `b` over the turns that count for both; NaN where a rollout has none of them."""
     if a.complete and b.complete:
         return a.own[measure], b.own[measure]
@@ -132,35 +182,26 @@ def matched(a: Sample, b: Sample) -> tuple[Sample, Sample]:
     there = a.has[of_a] & b.has[of_b]
     some = there.any(axis=1)
     return tuple(  # type: ignore[return-value]
-        replace(of, values=np.where(there, of.values[rows], np.nan)[some], samples=of.samples[rows][some])
+        replace(of, values=np.where(there, of.values[rows], np.nan)[some], samples=of.samples[rows][some], unmerged=None, place=None)
         for of, rows in ((a, of_a), (b, of_b))
     )
 
 
-def weights(measure: Measure, turns: FloatArray) -> FloatArray:
-    """The measure's weights (T,) on the turns that count, by their numbers (T,); `LEAST_TURNS` or more."""
-    count = len(turns)
-    if measure is Measure.MEAN:
-        return np.full(count, 1 / count)
-    if measure is Measure.SLOPE:
-        centred = turns - turns.mean()
-        return np.asarray(centred / (centred**2).sum())
-    found = np.zeros(count)
-    if measure is Measure.THIRDS:
-        third = count // 3
-        found[:third], found[-third:] = -1 / third, 1 / third
-        return found
-    found[0], found[1:] = -1.0, 1 / (count - 1)
-    return found * (count - 1) if measure is Measure.AREA else found
+def weights(measure: str, turns: FloatArray) -> FloatArray | None:
+    """The measure's weights (T,) on the turns that count, by their numbers (T,), at least `least_turns`; None for one that is not linear."""
+    found = find_rollout_measure(measure).weights
+    return None if found is None else found(turns)
 
 
-def take(measure: Measure, of: Sample, counts: NDArray[np.bool_]) -> FloatArray:
+def take(measure: str, of: Sample, counts: NDArray[np.bool_]) -> FloatArray:
     """The measure's observations z (n,) over the turns of `counts` (T,); NaN for rollouts that have none of them, and for all where they are too few."""
     found = np.full(len(of.values), np.nan)
     turns = of.turns[counts]
-    if len(turns) < LEAST_TURNS[measure]:
+    if len(turns) < least_turns(measure):
         return found
     weight = weights(measure, turns)
+    if weight is None:
+        return _taken(find_rollout_measure(measure), of, counts)
     if of.complete:
         found[of.has.any(axis=1)] = of.values[of.has.any(axis=1)][:, counts] @ weight
         return found
@@ -173,17 +214,50 @@ def take(measure: Measure, of: Sample, counts: NDArray[np.bool_]) -> FloatArray:
     return found
 
 
-def lacking_note(*samples: Sample) -> str | None:
+def _taken(measure: RolloutMeasure, of: Sample, counts: NDArray[np.bool_]) -> FloatArray:
+    """Observations (n,) of a measure that is not linear: of rollouts with all turns that count. Copies are one observation, as `merged` has them."""
+    each = of if of.unmerged is None else of.unmerged
+    whole = each.has[:, counts].all(axis=1)
+    values = np.full(len(each.values), np.nan)
+    values[whole] = measure.take(each.values[whole][:, counts], of.turns[counts])
+    if of.place is None:
+        return values
+    copies = np.bincount(of.place[whole], minlength=len(of.values)).astype(np.float64)
+    total = np.bincount(of.place[whole], weights=values[whole], minlength=len(of.values))
+    there = copies > 0
+    own = np.divide(total, copies, out=np.full(total.shape, np.nan), where=there)
+    mean, share = total.sum() / max(copies.sum(), 1.0), there.sum() * copies / max(copies.sum(), 1.0)
+    return np.where(there, mean + share * (own - mean), np.nan)
+
+
+def own(table: RunTable) -> dict[str, FloatArray]:
+    """Each measure's observations (R,) of the table's rollouts, by name: what the statistics take of each. Their mean over a condition is its estimate.
+
+    Of a rollout with all turns, its measure; of one that lacks some, its part in the condition's estimate (see above); NaN for one without a turn.
+    """
+    found = {measure.name: np.full(len(table.sample), np.nan) for measure in rollout_measures()}
+    for cell in table.cells:
+        of = sample(table, cell, merge=False)
+        for measure, values in found.items():
+            values[table.rows(cell)] = of.own[measure]
+    return found
+
+
+def lacking_note(*samples: Sample, measure: str = Measure.MEAN) -> str | None:
     """The sentence on rollouts that lack turns and on turns that do not count, or None."""
-    return " ".join(_lacking(samples)) or None
+    how = (
+        "each turn is compared between the rollouts that have it."
+        if find_rollout_measure(measure).weights is not None
+        else "those without a turn that counts are left out."
+    )
+    return " ".join(_lacking(samples, how)) or None
 
 
-def _lacking(samples: tuple[Sample, ...]) -> Iterator[str]:
+def _lacking(samples: tuple[Sample, ...], how: str) -> Iterator[str]:
     for found in samples:
         if found.lacking:
             yield (
-                f"{found.lacking} of {found.started} rollouts of {found.cell.condition} lack turns (ended early, unfinished, or replies left out); "
-                "each turn is compared between the rollouts that have it."
+                f"{found.lacking} of {found.started} rollouts of {found.cell.condition} lack turns (ended early, unfinished, or replies left out); {how}"
             )
     started = [found for found in samples if found.started]
     counts = np.logical_and.reduce([found.counts for found in started]) if started else np.empty(0, dtype=np.bool_)

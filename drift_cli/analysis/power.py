@@ -55,7 +55,7 @@ class Power:
     b: str
     transcript: str
     temperature: float
-    measure: Measure
+    measure: str
     n_a: int
     n_b: int
     level: float
@@ -74,14 +74,14 @@ def power(
     *,
     half_widths: Sequence[float] = (),
     goal: float = 0.8,
-    measures: Sequence[Measure] = (Measure.MEAN, Measure.SLOPE),
+    measures: Sequence[str] = (Measure.MEAN, Measure.SLOPE),
 ) -> tuple[Power, ...]:
     """Each pair's `Power`; without `half_widths`, half of what the run has now."""
     found = pairs([sample(table, cell) for cell in table.cells], options.against)
     return tuple(_of(pair, measure, options, half_widths, goal) for measure in measures for pair in found)
 
 
-def _of(pair: Pair, measure: Measure, options: Options, half_widths: Sequence[float], goal: float) -> Power:
+def _of(pair: Pair, measure: str, options: Options, half_widths: Sequence[float], goal: float) -> Power:
     a, b = (values[np.isfinite(values)] for values in both(measure, *pair))
     of = Power(
         a=pair[0].cell.condition,

@@ -21,14 +21,16 @@ import numpy as np
 
 from drift_cli.analysis.compare import adjusted, compare
 from drift_cli.analysis.entries import choose_axis
-from drift_cli.analysis.measures import LEAST_TURNS, Sample, merged, weights
+from drift_cli.analysis.measure import find_rollout_measure
+from drift_cli.analysis.measures import Sample, least_turns, merged, weights
 from drift_cli.analysis.results import Comparison, Measure, Options, Role, Test
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import FloatArray, Group, RunTable
 from drift_cli.spec import Cell, Part
+from drift_cli.store.axes import read_axis
 
 if TYPE_CHECKING:
-    from drift_cli.store.manifest import Manifest
+    from drift_cli.store.manifest import AxisEntry, Manifest
     from drift_cli.store.run import Run
 
 
@@ -60,7 +62,7 @@ class Split:
     condition: str
     transcript: str
     temperature: float
-    measure: Measure
+    measure: str
     presence: Comparison
     """Never starred: nothing of it is about what the model says."""
     words: Comparison
@@ -88,7 +90,7 @@ class Presence:
     splits: tuple[Split, ...] = ()
     note: str | None = None
 
-    def of(self, condition: str, transcript: str, temperature: float, measure: Measure) -> Split | None:
+    def of(self, condition: str, transcript: str, temperature: float, measure: str) -> Split | None:
         """One condition's split."""
         wanted = (condition, transcript, temperature, measure)
         return next((one for one in self.splits if (one.condition, one.transcript, one.temperature, one.measure) == wanted), None)
@@ -128,16 +130,14 @@ def load(run: Run, table: RunTable, baseline: str) -> Readings | str:
         return f"{said}: layer {entry.layer} is not stored."
     if not run.paths.swapped_root.exists():
         return f"{said}: {_command(run, Options(against=None if baseline == table.conditions[0] else baseline))}"
-    found = _load(run, table, baseline, _direction(run, entry.name, entry.layer), manifest.layers.index(entry.layer))
+    found = _load(run, table, baseline, _direction(run, entry), manifest.layers.index(entry.layer))
     if not np.isfinite(found.under_baseline).any() or not any(np.isfinite(values).any() for values in found.under.values()):
         return f"{said}: {_command(run, Options(against=baseline))}"
     return found
 
 
-def _direction(run: Run, axis: str, layer: int) -> FloatArray:
-    from drift_cli import axes
-
-    return np.asarray(axes.load(run.paths.axis(axis)).at(layer), dtype=np.float64)
+def _direction(run: Run, entry: AxisEntry) -> FloatArray:
+    return np.asarray(read_axis(run.paths, entry).at(entry.layer), dtype=np.float64)
 
 
 def _load(run: Run, table: RunTable, baseline: str, direction: FloatArray, row: int) -> Readings:
@@ -177,14 +177,15 @@ def _prompts(manifest: Manifest, cell: Cell, baseline: str) -> list[str]:
 def split(table: RunTable, readings: Readings, options: Options) -> tuple[Split, ...]:
     """The splits of a table whose replies were read under other prompts, on level, drift and the primary measure; words adjusted by Holm over conditions."""
     options = replace(options, test=Test.WELCH) if options.test is Test.MIXED else options
-    lead = Measure.CHANGE if options.primary is Measure.AREA else options.primary
+    # A function of a rollout's values that is no weighted sum cannot be taken of the mean of two readings: the level carries the verdict then.
+    lead = options.primary if find_rollout_measure(options.primary).weights is not None else str(Measure.MEAN)
     pairs = [pair for group in table.groups for pair in _pairs(table, readings, group, merge=options.test is not Test.PAIRED)]
     made: list[Split] = []
     gate = None
     for measure in dict.fromkeys((lead, Measure.MEAN, Measure.CHANGE)):
-        known = [pair for pair in pairs if len(pair.words[0].turns) >= LEAST_TURNS[measure]]
+        known = [pair for pair in pairs if len(pair.words[0].turns) >= least_turns(measure)]
         words = compare([pair.words for pair in known], measure, options)
-        if measure is lead:
+        if measure == lead:
             words = adjusted(words, role=Role.PRIMARY)
             gate = min((row.p_adjusted for row in words if row.p_adjusted is not None), default=None)
         else:
@@ -230,7 +231,7 @@ def _sample(table: RunTable, cell: Cell, values: FloatArray, merge: bool) -> Sam
     return found if table.replies is None or not merge else merged(found, table.replies.copies(rows))
 
 
-def _named(pair: _Pair, measure: Measure, alone: Comparison, words: Comparison) -> Split:
+def _named(pair: _Pair, measure: str, alone: Comparison, words: Comparison) -> Split:
     (own, base), cell = pair.presence, pair.presence[0].cell
     counts = own.counts & base.counts
     each = [2 * value for value in _values(measure, (own, base), counts)]
@@ -249,9 +250,9 @@ def _named(pair: _Pair, measure: Measure, alone: Comparison, words: Comparison) 
     )
 
 
-def _values(measure: Measure, samples: Sequence[Sample], counts: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[float]:
+def _values(measure: str, samples: Sequence[Sample], counts: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[float]:
     """The measure of each sample's turn means over the turns that count."""
     turns = samples[0].turns[counts]
-    if len(turns) < LEAST_TURNS[measure]:
+    if len(turns) < least_turns(measure) or (weight := weights(measure, turns)) is None:
         return [float("nan")] * len(samples)
-    return [float(of.turn_means[counts] @ weights(measure, turns)) for of in samples]
+    return [float(of.turn_means[counts] @ weight) for of in samples]

@@ -5,7 +5,7 @@ Nothing here is ever NaN: what cannot be computed is None, and a `note` says why
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -46,7 +46,7 @@ class Role(StrEnum):
 
 
 class Measure(StrEnum):
-    """What is taken of each rollout; `measures.py` defines them."""
+    """Drift's own measures of a rollout, by name; `measures.py` defines them. Others may be added (`measure.py`)."""
 
     MEAN = "mean"
     CHANGE = "change"
@@ -62,7 +62,7 @@ class Options:
     test: Test = Test.WELCH
     against: str | None = None
     """Compare every condition with this one; None: all pairs, of which those with the run's first condition are primary."""
-    primary: Measure = Measure.MEAN
+    primary: str = Measure.MEAN
     """The measure that carries the verdict."""
     level: float = 0.95
     """Of every interval and band; tests are at 1 - level."""
@@ -139,7 +139,7 @@ class Comparison(Difference):
     b: str
     transcript: str | None
     temperature: float | None
-    measure: Measure = Measure.MEAN
+    measure: str = Measure.MEAN
     transcripts: int = 1
     """How many transcripts the numbers stand on."""
     role: Role = Role.SECONDARY
@@ -215,7 +215,7 @@ class CellDrift:
     transcript: str
     condition: str
     temperature: float
-    measure: Measure
+    measure: str
     n: int
     mean: float | None
     low: float | None
@@ -235,12 +235,15 @@ class Provenance:
     seed: int
     resamples: int
     versions: dict[str, str]
+    quantity: str | None = field(default=None, kw_only=True)
+    """What was measured of replies in place of projections, in words; `axis` is the measure's name then."""
 
     def __str__(self) -> str:
         """One line for under a table."""
         layer = "" if self.layer is None else f" layer {self.layer}"
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return f"run {self.run}, axis {self.axis}{layer}, data {self.data}; seed {self.seed}, {self.resamples} resamples; {versions}"
+        what = "axis" if self.quantity is None else "measure"
+        return f"run {self.run}, {what} {self.axis}{layer}, data {self.data}; seed {self.seed}, {self.resamples} resamples; {versions}"
 
 
 @dataclass(frozen=True)

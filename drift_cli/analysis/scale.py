@@ -10,6 +10,7 @@ import numpy as np
 
 from drift_cli.analysis.entries import choose_axis
 from drift_cli.analysis.table import RunTable
+from drift_cli.store.axes import read_axis
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run
@@ -34,18 +35,15 @@ class PersonaScale:
 
 def persona_scale(run: Run, table: RunTable) -> PersonaScale | None:
     """The scale of the table's axis; None where the axis does not know its personas, or the run has no copy of it."""
-    from drift_cli import axes
-
     entry = choose_axis(run.manifest, table.axis, run.paths.run_id)
-    path = run.paths.axis(entry.name)
-    if not path.exists():
+    if not run.paths.axis(entry.name).exists():
         return None
-    axis = axes.load(path)
-    if axis.means is None or entry.layer not in axis.layers:
+    axis = read_axis(run.paths, entry)
+    if axis.means is None:
         return None
     sides = np.array([persona in axis.assistants for persona in axis.personas])
     if sides.all() or not sides.any():
         return None
-    projected = axis.means[:, axis.layers.index(entry.layer)].astype(np.float64) @ axis.at(entry.layer).astype(np.float64)
+    projected = axis.project(axis.means[:, axis.layers.index(entry.layer)], entry.layer)
     others, assistants = float(projected[~sides].mean()), float(projected[sides].mean())
     return PersonaScale(others, assistants) if assistants > others else None

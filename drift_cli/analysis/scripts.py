@@ -28,7 +28,7 @@ import numpy as np
 from scipy import stats
 
 from drift_cli.analysis.measures import both, sample
-from drift_cli.analysis.results import Measure, Options
+from drift_cli.analysis.results import Options
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import FloatArray, RunTable
 from drift_cli.spec import Cell
@@ -131,9 +131,7 @@ def _reach(table: RunTable, baseline: str, words: Sequence[str], temperature: fl
     )
 
 
-def _observed(
-    table: RunTable, script: str, name: str, baseline: str, temperature: float, measure: Measure
-) -> tuple[FloatArray, FloatArray]:
+def _observed(table: RunTable, script: str, name: str, baseline: str, temperature: float, measure: str) -> tuple[FloatArray, FloatArray]:
     pair = both(measure, *(sample(table, Cell(script, one, temperature)) for one in (name, baseline)))
     return tuple(values[np.isfinite(values)] for values in pair)  # type: ignore[return-value]
 

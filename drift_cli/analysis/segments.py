@@ -63,10 +63,14 @@ def text_of(turn: Turn, part: Part) -> str:
     return texts[part] if part in texts else "\n".join(text for text in (turn.reasoning, turn.text) if text)
 
 
+def has_part(turn: Turn, part: Part) -> bool:
+    """Whether a reply has a part with tokens; one without segments is all answer."""
+    return bool(spans(turn.segments, part)) if turn.segments else part is not Part.REASONING
+
+
 def flags_of(turn: Turn, part: Part, prompts: Sequence[Recital]) -> frozenset[Flag]:
     """A reply's flags, those of a text on the part that is measured; a part that is not there has no text to judge."""
-    there = bool(spans(turn.segments, part)) if turn.segments else part is not Part.REASONING
-    if there:
+    if has_part(turn, part):
         return flag_segments(turn) | flag_reply(text_of(turn, part), turn.finish, prompts)
     return flag_segments(turn) | ({Flag.LENGTH} if turn.finish is Finish.LENGTH else set())
 

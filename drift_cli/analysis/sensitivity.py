@@ -18,9 +18,10 @@ from drift_cli.analysis.entries import choose_axis
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import FloatArray, RunTable
 from drift_cli.spec import Cell, Part
+from drift_cli.store.axes import read_axis
 
 if TYPE_CHECKING:
-    from drift_cli.axes import Axis
+    from drift_cli.axis import Axis
     from drift_cli.store.run import Run
 
 MOST = 2e8
@@ -68,12 +69,10 @@ def layer_moves(run: Run, table: RunTable, baseline: str, turns: tuple[int, int]
     manifest = run.manifest
     if manifest.model is None or len(manifest.layers) < 2 or len(table.conditions) < 2:
         return ()
-    from drift_cli import axes
-
     entry = choose_axis(manifest, table.axis, run.paths.run_id)
     if entry.layer not in manifest.layers or not run.paths.axis(entry.name).exists():
         return ()
-    axis = axes.load(run.paths.axis(entry.name))
+    axis = read_axis(run.paths, entry)
     wanted = [layer for layer in third(entry.layer, manifest.model.layers) if layer in manifest.layers and layer in axis.layers]
     size = table.projections.size * len(manifest.layers) * manifest.model.width
     if len(wanted) < 2 or entry.layer not in wanted or size > MOST:

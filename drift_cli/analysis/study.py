@@ -17,7 +17,8 @@ import numpy as np
 from drift_cli import __version__
 from drift_cli.analysis.compare import Pair, adjusted, compare, over_transcripts, pairs, strangers
 from drift_cli.analysis.family import COUNTED, Adjusted, Family, Member, family
-from drift_cli.analysis.measures import LEAST_TURNS, Sample, sample
+from drift_cli.analysis.measure import added_rollout_measures, find_rollout_measure
+from drift_cli.analysis.measures import Sample, least_turns, sample
 from drift_cli.analysis.results import CellDrift, Comparison, Measure, Options, PairTurns, PartProvenance, Provenance, Role, Test, passes
 from drift_cli.analysis.summary import Summary, moments, plain, scope, summarize
 from drift_cli.analysis.table import RunTable
@@ -41,6 +42,8 @@ class Study:
     """Pairs of conditions on rollout means; with the baseline, primary unless another measure was declared."""
     drift: tuple[Comparison, ...]
     """Pairs of conditions on change, slope, area and thirds: the difference of changes is the headline."""
+    added: tuple[Comparison, ...]
+    """Pairs of conditions on measures that others added: a family of their own, by Holm, so that no other number depends on what is installed."""
     cell_drift: tuple[CellDrift, ...]
     turns: tuple[PairTurns, ...]
     across: tuple[Comparison, ...]
@@ -67,6 +70,7 @@ class Study:
             self,
             comparisons=tuple(row for row in self.comparisons if row.b == self.baseline),
             drift=tuple(row for row in self.drift if row.b == self.baseline),
+            added=tuple(row for row in self.added if row.b == self.baseline),
             across=tuple(row for row in self.across if row.b == self.baseline),
             turns=tuple(pair for pair in self.turns if pair.b == self.baseline),
         )
@@ -92,7 +96,8 @@ def analyze(table: RunTable, options: Options | None = None) -> Study:
         summary=summarize(table, ddof=options.ddof, level=options.level),
         comparisons=(*compared.of[Measure.MEAN], *strangers(found, table.conditions, options)),
         drift=tuple(row for measure in DRIFT for row in compared.of.get(measure, ())),
-        cell_drift=tuple(row for measure in DRIFT for of in samples for row in _cell_drift(of, measure, options)),
+        added=tuple(row for measure in added_rollout_measures() for row in compared.of.get(measure.name, ())),
+        cell_drift=tuple(row for measure in (*DRIFT, *_added()) for of in samples for row in _cell_drift(of, measure, options)),
         turns=compared.turns,
         across=_across(found, table, compared.gate, options),
         gate=compared.gate,
@@ -106,7 +111,7 @@ def analyze(table: RunTable, options: Options | None = None) -> Study:
 class _Compared:
     """The pairs on every measure and turn, with adjusted p."""
 
-    of: dict[Measure, tuple[Comparison, ...]]
+    of: dict[str, tuple[Comparison, ...]]
     turns: tuple[PairTurns, ...]
     gate: float | None
     notes: tuple[str, ...]
@@ -116,9 +121,9 @@ def _compared(found: Sequence[Pair], table: RunTable, baseline: str, options: Op
     shown, notes = _turn_pairs(found, baseline)
     outside, found = [pair for place, pair in enumerate(found) if place not in set(shown)], [found[place] for place in shown]
     samples = [one for pair in found for one in pair]
-    of = {
-        measure: list(compare(found, measure, options)) for measure in Measure if measure is Measure.MEAN or _long_enough(samples, measure)
-    }
+    own: list[str] = [measure for measure in Measure if measure is Measure.MEAN or _long_enough(samples, measure)]
+    others = [measure for measure in _added() if _long_enough(samples, measure)]
+    of = {measure: list(compare(found, measure, options)) for measure in (*own, *others)}
     lead = options.primary if options.primary in of else Measure.MEAN
     first = [place for place, row in enumerate(of[lead]) if row.b == baseline]
     for place, row in zip(first, adjusted([of[lead][place] for place in first], role=Role.PRIMARY), strict=True):
@@ -137,24 +142,34 @@ def _compared(found: Sequence[Pair], table: RunTable, baseline: str, options: Op
         }
     known = family(found, raw, options)
     if options.test is not Test.MIXED:
-        of = {measure: [_secondary(row, measure, place, known, of, gate) for place, row in enumerate(rows)] for measure, rows in of.items()}
+        of |= {measure: [_secondary(row, measure, place, known, of, gate) for place, row in enumerate(of[measure])] for measure in own}
+        of |= _by_themselves({measure: of[measure] for measure in others}, gate)
     turns = tuple(assemble(place, pair, row, known, gate, options) for place, (pair, row) in enumerate(zip(found, results, strict=True)))
     of[Measure.MEAN] += compare(outside, Measure.MEAN, options) if options.test is not Test.MIXED else ()
     return _Compared({measure: tuple(rows) for measure, rows in of.items()}, turns, gate, notes)
 
 
-def _secondary(
-    row: Comparison, measure: Measure, place: int, known: Family, of: dict[Measure, list[Comparison]], gate: float | None
-) -> Comparison:
+def _secondary(row: Comparison, measure: str, place: int, known: Family, of: dict[str, list[Comparison]], gate: float | None) -> Comparison:
     """A secondary row with its p of the family; the area takes the change's, whichever role that has."""
     if row.role is Role.PRIMARY:
         return row
-    if measure is Measure.AREA and of[Measure.CHANGE][place].role is Role.PRIMARY:
+    if measure == Measure.AREA and of[Measure.CHANGE][place].role is Role.PRIMARY:
         change = of[Measure.CHANGE][place]
         return replace(row, p_adjusted=change.p_adjusted, gate=gate)
-    member = Member(place, Measure.CHANGE if measure is Measure.AREA else measure)
+    member = Member(place, Measure.CHANGE if measure == Measure.AREA else measure)
     found = known.adjusted.get(member, Adjusted(None))
     return replace(row, p_adjusted=found.p, p_adjusted_error=found.error, gate=gate)
+
+
+def _by_themselves(of: dict[str, list[Comparison]], gate: float | None) -> dict[str, list[Comparison]]:
+    """Rows on added measures: those that are not primary have Holm's p over all of them."""
+    secondary = [row for rows in of.values() for row in rows if row.role is Role.SECONDARY]
+    others = iter(adjusted(secondary, gate=gate))
+    return {measure: [row if row.role is Role.PRIMARY else next(others) for row in rows] for measure, rows in of.items()}
+
+
+def _added() -> tuple[str, ...]:
+    return tuple(measure.name for measure in added_rollout_measures())
 
 
 def _over(rows: Sequence[Comparison], gate: float | None) -> list[Comparison]:
@@ -177,7 +192,9 @@ def provenance(table: RunTable, options: Options) -> Provenance:
     versions |= {name: version(name) for name in ("numpy", "scipy", "statsmodels")}
     data = hashlib.sha256(np.ascontiguousarray(table.projections).tobytes()).hexdigest()[:16]
     given = (table.run_id, table.axis, table.layer, data, options.seed, options.resamples, versions)
-    return Provenance(*given) if table.segment is None else PartProvenance(*given, table.segment.value)
+    if table.segment is None:
+        return Provenance(*given, quantity=table.measure)
+    return PartProvenance(*given, table.segment.value, quantity=table.measure)
 
 
 def usual_test(table: RunTable) -> Test:
@@ -197,6 +214,10 @@ def usual_test(table: RunTable) -> Test:
 
 
 def _check(table: RunTable, options: Options) -> None:
+    if find_rollout_measure(options.primary).name == Measure.AREA:
+        raise UsageError(
+            "the area is the change in other units, so it is never the primary measure", mend="Use the change: --primary change."
+        )
     if options.against is not None and options.against not in table.conditions:
         raise UsageError(f"condition {options.against!r} is not in this run", mend=f"It has: {', '.join(table.conditions)}.")
     if options.equivalence is not None and not (np.isfinite(options.equivalence) and options.equivalence > 0):
@@ -232,12 +253,12 @@ def _turn_pairs(found: Sequence[Pair], baseline: str) -> tuple[list[int], tuple[
     return kept, (said,)
 
 
-def _long_enough(samples: Iterable[Sample], measure: Measure) -> bool:
-    return any(len(of.turns) >= LEAST_TURNS[measure] for of in samples)
+def _long_enough(samples: Iterable[Sample], measure: str) -> bool:
+    return any(len(of.turns) >= least_turns(measure) for of in samples)
 
 
-def _cell_drift(of: Sample, measure: Measure, options: Options) -> Iterator[CellDrift]:
-    if len(of.turns) < LEAST_TURNS[measure]:
+def _cell_drift(of: Sample, measure: str, options: Options) -> Iterator[CellDrift]:
+    if len(of.turns) < least_turns(measure):
         return
     per = moments(of.own[measure][:, None], level=options.level)
     n, cell = int(per.n[0]), of.cell

@@ -99,6 +99,8 @@ class Summary:
     method: str
     scope: str
     cells: tuple[CellSummary, ...]
+    measure: str | None = None
+    """In words, what was measured of replies in place of projections."""
 
 
 def summarize(table: RunTable, *, ddof: int = 1, level: float = LEVEL) -> Summary:
@@ -108,7 +110,7 @@ def summarize(table: RunTable, *, ddof: int = 1, level: float = LEVEL) -> Summar
         f"{100 * level:g} % t interval of the mean, from the sample SD, pointwise per turn"
     )
     cells = tuple(_summarize_cell(table, cell, ddof, level) for cell in table.cells)
-    return Summary(table.run_id, table.axis, table.layer, level, ddof, method, scope(table), cells)
+    return Summary(table.run_id, table.axis, table.layer, level, ddof, method, scope(table), cells, table.measure)
 
 
 def scope(table: RunTable) -> str:

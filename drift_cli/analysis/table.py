@@ -1,15 +1,14 @@
 """A run as tidy arrays: rollouts × turns of projections on one axis, with finish reasons and flags.
 
-Only `load` touches the store; everything else in `analysis/` and `figures/` takes a `RunTable` or plain arrays. Only committed turns count: what is not
-on disk is NaN, in the projections, and "" in the finish reasons.
+Only `load` and `load_on` touch the store; everything else in `analysis/` and `figures/` takes a `RunTable` or plain arrays. Only committed turns count: what is
+not on disk is NaN, in the projections, and "" in the finish reasons.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +17,14 @@ from drift_cli.analysis import segments
 from drift_cli.analysis.entries import caution, choose_axis
 from drift_cli.analysis.flags import Flag, Flags, Recital, recitals
 from drift_cli.analysis.replies import Replies
+from drift_cli.axis import Axis
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.spec import Cell, Finish, Part
+from drift_cli.store.axes import read_axis
+from drift_cli.store.manifest import AxisEntry
 
 if TYPE_CHECKING:
     from drift_cli.store.log import RolloutRecord
-    from drift_cli.store.manifest import AxisEntry
     from drift_cli.store.run import RolloutState, Run
 
 FloatArray = NDArray[np.float64]
@@ -73,6 +74,8 @@ class RunTable:
     """What is known of the replies' texts; None where nothing is."""
     caution: str | None = None
     """What has to be said wherever these projections are shown: that the axis is another model's."""
+    measure: str | None = None
+    """In words, what `projections` holds in place of projections: a measure of replies, whose name `axis` is then. None: projections."""
 
     @classmethod
     def from_arrays(
@@ -99,6 +102,11 @@ class RunTable:
             flags=Flags.none(projections.shape),
             common_noise=common_noise,
         )
+
+    @property
+    def quantity(self) -> str:
+        """What is measured of each reply, in words: `projection of the answer on demo`, or a measure's."""
+        return f"projection{segments.of_words(self.segment)} on {self.axis}" if self.measure is None else self.measure
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -175,7 +183,21 @@ def load(run: Run, axis: str | None = None, part: Part = Part.ANSWER) -> RunTabl
     where the axis is missing or ambiguous, where its layer was not stored, and where a file is damaged; `UsageError` for reasoning that the run does not have.
     """
     entry, segment = choose_axis(run.manifest, axis, run.paths.run_id), segments.measured(run.manifest, part)
-    project, states = _projector(run, entry, segment or Part.ANSWER), run.states()
+    if entry in run.manifest.axes and (segment or Part.ANSWER) is Part.ANSWER:
+        return filled(run, entry, segment, lambda record: _written(run, record, entry.name))
+    return filled(run, entry, segment, _projector(run, read_axis(run.paths, entry), entry.layer, segment))
+
+
+def load_on(run: Run, axis: Axis, layer: int, part: Part = Part.ANSWER) -> RunTable:
+    """The same on any axis at a layer whose residual means the run stores. Raises as `load`; `UsageError` where the axis does not have the layer."""
+    segment = segments.measured(run.manifest, part)
+    entry = AxisEntry(axis.name, layer, axis.digest, axis.note)
+    return filled(run, entry, segment, _projector(run, axis, layer, segment))
+
+
+def filled(run: Run, entry: AxisEntry, segment: Part | None, project: Projector) -> RunTable:
+    """The table of a run's committed turns with the projections that `project` gives of each rollout."""
+    states = run.states()
     table = replace(_blank(run, entry, states), segment=segment)
     prompts = {
         name: recitals((condition.system, run.manifest.template_adds.get(name))) for name, condition in run.manifest.conditions.items()
@@ -222,12 +244,17 @@ def _fill(table: RunTable, row: int, record: RolloutRecord, prompts: Sequence[Re
         table.flags.of(Flag(record.end.finish.value))[row, record.end.turn - 1] = True
 
 
-def _projector(run: Run, entry: AxisEntry, part: Part) -> Projector:
-    """How to get a rollout's projections (turns,) on `entry`: from its lines, which have the answers', or from its stored residual means."""
-    if entry in run.manifest.axes and part is Part.ANSWER:
-        return lambda record: _written(run, record, entry.name)
-    direction, row, layers = _stored_axis(run, entry)
-    return lambda record: _projected(run, record, direction, row, layers, part)
+def _projector(run: Run, axis: Axis, layer: int, segment: Part | None) -> Projector:
+    """How to get a rollout's projections (turns,) from its stored residual means. `StoreError` where the layer is not stored."""
+    stored = run.manifest.layers
+    axis.at(layer)
+    if layer not in stored:
+        have = ", ".join(map(str, stored)) or "none"
+        raise StoreError(
+            f"axis {axis.name} is at layer {layer}, but run {run.paths.run_id} stored layers: {have}",
+            mend=f"Generate with that layer stored, or measure at one that is: drift measure {run.paths.run_id} --axis FILE --layer L",
+        )
+    return lambda record: _projected(run, record, axis, layer, segment or Part.ANSWER)
 
 
 def _written(run: Run, record: RolloutRecord, axis: str) -> FloatArray:
@@ -241,56 +268,18 @@ def _written(run: Run, record: RolloutRecord, axis: str) -> FloatArray:
     return np.array([turn.projections.get(axis, np.nan) for turn in record.turns], dtype=np.float64)
 
 
-def _projected(run: Run, record: RolloutRecord, direction: FloatArray, row: int, layers: int, part: Part) -> FloatArray:
-    """Projections (turns,) of stored residual means of a part on `direction` (width,); products and sums in float64."""
-    from drift_cli.store.log import read_residual_layer
+def _projected(run: Run, record: RolloutRecord, axis: Axis, layer: int, part: Part) -> FloatArray:
+    """Projections (turns,) of stored residual means of a part."""
+    from drift_cli.store.reader import read_residual_layer
 
-    done = len(record.turns)
+    done, stored = len(record.turns), run.manifest.layers
     if done == 0:
         return np.empty(0)
-    residuals = read_residual_layer(run.paths, record.rollout, row, layers, len(direction), part)
+    residuals = read_residual_layer(run.paths, record.rollout, stored.index(layer), len(stored), axis.width, part)
     if len(residuals) < done:
         raise StoreError(
             f"{run.paths.residuals(record.rollout)}: residuals of {len(residuals)} turns, but {done} turns are committed",
             mend=f"drift runs verify {run.paths.run_id}",
         )
     # A writer at work may have stored the next turn's residuals already: its line is what commits it.
-    projections: FloatArray = residuals[:done].astype(np.float64) @ direction
-    return projections
-
-
-def _stored_axis(run: Run, entry: AxisEntry) -> tuple[FloatArray, int, int]:
-    """A measured axis's direction (width,), the row of its layer among the stored residual layers, and their number."""
-    stored = run.manifest.layers
-    if entry.layer not in stored:
-        have = ", ".join(map(str, stored)) or "none"
-        raise StoreError(
-            f"axis {entry.name} is at layer {entry.layer}, but run {run.paths.run_id} stored layers: {have}",
-            mend=f"Generate with that layer stored, or measure at one that is: drift measure {run.paths.run_id} --axis FILE --layer L",
-        )
-    tensor, layers = _read_axis(run, entry.name)
-    if entry.layer not in layers:
-        raise StoreError(
-            f"{run.paths.axis(entry.name)}: holds layers {layers}, not layer {entry.layer}",
-            mend=f"Add the axis again: drift measure {run.paths.run_id} --axis FILE",
-        )
-    return tensor[layers.index(entry.layer)].astype(np.float64), stored.index(entry.layer), len(stored)
-
-
-def _read_axis(run: Run, name: str) -> tuple[NDArray[Any], list[int]]:
-    """An axis file's tensor (layers, width) and its layers."""
-    from safetensors import SafetensorError, safe_open
-
-    path = run.paths.axis(name)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            layers = json.loads((file.metadata() or {}).get("layers", "null"))
-            tensor = np.asarray(file.get_tensor("axis"))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read as an axis ({error})", mend=f"drift measure {run.paths.run_id} --axis FILE") from error
-    if tensor.ndim != 2 or not isinstance(layers, list) or len(layers) != len(tensor):
-        raise StoreError(
-            f'{path}: expected a tensor "axis" (layers, width) and its layers in the metadata, found shape {tensor.shape} and layers {layers}',
-            mend=f"drift measure {run.paths.run_id} --axis FILE",
-        )
-    return tensor, layers
+    return axis.project(residuals[:done], layer)

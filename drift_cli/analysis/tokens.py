@@ -33,10 +33,10 @@ class Traces:
 
 
 def load_traces(run: Run, table: RunTable) -> Traces:
-    """Read every trace on the table's axis. Raises `StoreError` where one is damaged."""
-    entry = choose_axis(run.manifest, table.axis, run.paths.run_id)
+    """Read every trace on the table's axis; there are none of a measure of replies. Raises `StoreError` where one is damaged."""
     found = {}
-    if run.paths.traces_root.is_dir():
+    if table.measure is None and run.paths.traces_root.is_dir():
+        entry = choose_axis(run.manifest, table.axis, run.paths.run_id)
         for state in run.states():
             if state.done and run.paths.traces(state.rollout, entry.name).exists():
                 found[state.rollout] = read_traces(run.paths, state.rollout, entry, run.record(state.rollout).turns)

@@ -118,7 +118,7 @@ class Answer:
     axis: str
     layer: int | None
     baseline: str
-    primary: Measure
+    primary: str
     test: Test
     level: float
     margin: float | None
@@ -140,6 +140,8 @@ class Answer:
     """Which part of each reply is measured, for a title (` of the answer`); nothing where replies have no reasoning apart."""
     remark: str | None = None
     """What there is to say of replies that lack that part."""
+    quantity: str = ""
+    """What is measured of each reply, in words: `projection on demo`, or a measure's."""
     axis_errors: tuple[AxisError, ...] = ()
     """What the axis's own uncertainty adds to the intervals, where it can be known."""
     presence: Presence = field(default_factory=Presence)
@@ -152,7 +154,7 @@ class Answer:
     """How often the data were looked at, and which test and interval apply; None where nobody asked."""
 
 
-_Key = tuple[str, str, float, Measure]
+_Key = tuple[str, str, float, str]
 """Condition, transcript, temperature, measure."""
 
 
@@ -196,6 +198,7 @@ def answer(
         axis=table.axis,
         layer=table.layer,
         measured=of_words(table.segment),
+        quantity=table.quantity,
         remark=remark(table),
         baseline=study.baseline,
         primary=options.primary,
@@ -357,7 +360,7 @@ def _placebo(study: Study, cell: Cell) -> Comparison | None:
     names = {one.condition for one in study.summary.cells if PLACEBO in one.condition.lower()}
     if not names or cell.condition in names or cell.condition == study.baseline:
         return None
-    rows = study.comparisons if study.options.primary is Measure.MEAN else study.drift
+    rows = study.comparisons if study.options.primary == Measure.MEAN else (*study.drift, *study.added)
     wanted = (cell.transcript, cell.temperature, study.options.primary)
     mine = (row for row in rows if cell.condition in (row.a, row.b) and (row.transcript, row.temperature, row.measure) == wanted)
     return next((row for row in mine if not names.isdisjoint((row.a, row.b))), None)

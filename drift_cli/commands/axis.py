@@ -15,7 +15,8 @@ from drift_cli.display import Display, Mode, Table
 from drift_cli.errors import DriftError, UsageError
 
 if TYPE_CHECKING:
-    from drift_cli.axes import Axis
+    from drift_cli.axis import Axis
+
 
 axis = typer.Typer(help="Axes: build one, import or export tensors, look at one.", no_args_is_help=True)
 axis.command("build")(axis_build.build)
@@ -56,8 +57,7 @@ def import_(
 
     Example: drift axis import assistant_axis_layer15.pt --name theirs --model org/model
     """
-    from drift_cli.axes import import_torch, save
-    from drift_cli.axes.torch_files import convention_of
+    from drift_cli.measuring.torch_axes import convention_of, import_torch
     from drift_cli.settings.config import axes_folder
     from drift_cli.spec import plain_name
 
@@ -72,7 +72,7 @@ def import_(
         blocks=lambda: _blocks(shown, model, needed=chosen is None),
     )
     path = axes_folder() / f"{made.name}.safetensors"
-    save(made, path)
+    made.save(path)
     shown.result({**axis_facts(made), "file": str(path)}, *axis_tables(made), f"written to {path}; use it with --axis {made.name}")
 
 
@@ -97,8 +97,7 @@ def _blocks(shown: Display, model: str | None, *, needed: bool) -> int | None:
 
 def _built_on(model: str) -> Axis | None:
     """An axis that `drift axis build` made of a model: it has all of its layers."""
-    from drift_cli.axes.files import find
-    from drift_cli.measuring.missing import axes_for
+    from drift_cli.models.axes import axes_for, find
     from drift_cli.settings.config import axes_folder
 
     found = (find(name, axes_folder()) for name in axes_for(model, axes_folder()))
@@ -120,8 +119,8 @@ def export(
 
     Example: drift axis export mine -o mine.pt --kind personas
     """
-    from drift_cli.axes import find
-    from drift_cli.axes.torch_files import export_torch
+    from drift_cli.measuring.torch_axes import export_torch
+    from drift_cli.models.axes import find
     from drift_cli.settings.config import axes_folder
 
     if layer is not None and kind is ExportKind.AXIS:
@@ -158,7 +157,7 @@ def show(
 
     Example: drift axis show mine --layer 15
     """
-    from drift_cli.axes import find
+    from drift_cli.models.axes import find
     from drift_cli.settings.config import axes_folder
 
     shown = make_display(display, as_json)
@@ -175,7 +174,8 @@ def show(
 
 def _list(shown: Display, folder: Path) -> None:
     """Every axis that a name finds, one to a line; a damaged file is listed as such and hides no other."""
-    from drift_cli.axes.files import DEMO, names
+    from drift_cli.models import DEMO
+    from drift_cli.models.axes import names
 
     listed = [_listed(name, folder) for name in [DEMO, *names(folder)]]
     rows = [[str(facts["name"]), *("" if facts[key] is None else str(facts[key]) for key in _COLUMNS)] for facts in listed]
@@ -190,9 +190,10 @@ def _listed(name: str, folder: Path) -> dict[str, Any]:
     """What the list says of an axis. The date is its file's."""
     from datetime import datetime
 
-    from drift_cli.axes.axis import ranges
-    from drift_cli.axes.files import DEMO, find
+    from drift_cli.axis import ranges
     from drift_cli.measuring.diagnostics import suggested_layer
+    from drift_cli.models import DEMO
+    from drift_cli.models.axes import find
 
     try:
         made = find(name, folder)

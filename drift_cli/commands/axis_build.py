@@ -54,7 +54,6 @@ def build(
 
     Example: drift axis build --model org/model --samples 2
     """
-    from drift_cli.axes import save
     from drift_cli.commands.axis_tables import axis_facts, axis_tables
     from drift_cli.measuring.build import made_from, transcripts
     from drift_cli.measuring.personas import read
@@ -76,7 +75,7 @@ def build(
         return
     made = made_from(run, asked, samples, title)
     path = output or axes_folder() / f"{made.name}.safetensors"
-    save(made, path)
+    made.save(path)
     named = title if output is None else path
     use = f'written to {path}; use it with --axis {named}, or in drift.toml: axis = "{named}"'
     shown.result({**axis_facts(made), "run": run.paths.run_id, "file": str(path)}, *axis_tables(made), use)
@@ -84,7 +83,7 @@ def build(
 
 def _title(name: str | None, model: str, output: Path | None) -> str:
     """The axis's name. The built-in axis's own is taken, unless the file goes where no name is looked for."""
-    from drift_cli.axes import DEMO
+    from drift_cli.models import DEMO
     from drift_cli.spec import plain_name
 
     if name == DEMO and output is None:

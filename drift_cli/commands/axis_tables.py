@@ -9,7 +9,7 @@ from drift_cli.display import Table
 from drift_cli.spec import brief
 
 if TYPE_CHECKING:
-    from drift_cli.axes import Axis
+    from drift_cli.axis import Axis
     from drift_cli.measuring.diagnostics import Diagnostics
 
 
@@ -40,8 +40,8 @@ def axis_facts(made: Axis, layer: int | None = None) -> dict[str, Any]:
 
 def axis_tables(made: Axis, layer: int | None = None) -> list[Table]:
     """An axis for reading: its header, every layer, and the order of personas at `layer`, else at the suggested one."""
-    from drift_cli.axes.axis import ranges
-    from drift_cli.axes.layer import said
+    from drift_cli.axis import ranges
+    from drift_cli.measuring.axis_layer import said
     from drift_cli.measuring.diagnostics import suggest, sweep
 
     rows = [

@@ -15,10 +15,10 @@ def demo(store: StoreOption = None, display: DisplayOption = Mode.AUTO) -> None:
 
     Example: drift demo
     """
-    from drift_cli.commands.pictures import Picture
     from drift_cli.commands.plot import draw
     from drift_cli.commands.stats import stats
     from drift_cli.commands.work import Work
+    from drift_cli.results.pictures import Picture
     from drift_cli.settings.config import preset_settings
 
     shown = make_display(display)

@@ -64,9 +64,9 @@ def doctor(
 def _model(name: str, dtype: str, device: str) -> list[Check]:
     """What a model is, which engine runs it, and the figures of the trial that says so."""
     from drift_cli import models, transcripts
-    from drift_cli.commands.work import ordinary_text
     from drift_cli.engine.choice import choose, rows
     from drift_cli.engine.rollouts import SlotEngine
+    from drift_cli.running.loading import ordinary_text
     from drift_cli.spec import Sampling
 
     card, where = models.describe(name), models.choose_device(device)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from drift_cli.display import Display, Table, duration
 from drift_cli.running.estimate import Fit, Work, fits, longest, seconds
-from drift_cli.running.speeds import measure_speeds
+from drift_cli.running.loading import work_of
 
 if TYPE_CHECKING:
     from drift_cli.running.experiment import Experiment
@@ -38,14 +38,14 @@ class Plan:
 
 def dry_run(display: Display, store: Store, experiment: Experiment, existing: Run | None, engine: str, batch: int) -> None:
     """Render the plan of an experiment. Nothing is written."""
-    from drift_cli.store.manifest import merge
+    from drift_cli.store.merge import merge
     from drift_cli.store.run import Run
 
     manifest = experiment.manifest if existing is None else merge(existing.manifest, experiment.manifest)
     states = Run(store.run(manifest.spec.id), manifest).states()
     lengths = fits(manifest, experiment.chat, experiment.card.context)
     together = min(batch, sum(not state.ended for state in states))
-    plan = _plan(manifest, experiment, states, lengths, _work(manifest, experiment, batch, engine), (engine, together))
+    plan = _plan(manifest, experiment, states, lengths, work_of(manifest, experiment, batch, engine), (engine, together))
     plan = replace(plan, exists=existing is not None)
     needed = plan.weight_bytes + plan.kv_bytes_at_most
     notes = [
@@ -92,27 +92,6 @@ def _plan(
         lacking=list(experiment.lacking),
         cells=cells,
     )
-
-
-def _work(manifest: Manifest, experiment: Experiment, batch: int, engine: str) -> Work:
-    """What an estimate needs to know; the device's speeds are measured."""
-    import torch
-
-    from drift_cli.engine.layout import layout_from
-
-    assert manifest.model is not None
-    dtype = getattr(torch, manifest.spec.dtype)
-    speeds = measure_speeds(torch.device(experiment.device), dtype, batch, len(experiment.card.tokenizer))
-    layout, graphs = layout_from(experiment.card.config), experiment.device.startswith("cuda") and engine != "reference"
-    return Work(manifest.model, manifest.spec.max_new_tokens, batch, dtype.itemsize, layout, speeds, graphs)
-
-
-def slower(manifest: Manifest, states: list[RolloutState], experiment: Experiment, batch: int) -> str:
-    """How much slower than slots the reference engine is with what is left of a run, in words."""
-    lengths = fits(manifest, experiment.chat, experiment.card.context)
-    slots, reference = (seconds(engine, states, lengths, _work(manifest, experiment, batch, engine)) for engine in ("slots", "reference"))
-    times = f"about {reference / slots:.0f} times slower" if slots and reference > 1.5 * slots else "which is slower"
-    return f"{times}: {duration(reference)} instead of {duration(slots)} are estimated for what is left"
 
 
 def _room(device: str, needed: int) -> str:

@@ -25,7 +25,7 @@ def init(
 
     Example: drift init --preset smollm2
     """
-    from drift_cli.store.files import atomic_write
+    from drift_cli.files import atomic_write
 
     path = home() / CONFIG_FILE
     text = preset_text(preset)

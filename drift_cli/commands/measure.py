@@ -17,8 +17,8 @@ from drift_cli.errors import UsageError
 from drift_cli.spec import Part, at_layer
 
 if TYPE_CHECKING:
-    from drift_cli.axes import Axis
-    from drift_cli.axes.use import Subject, Use
+    from drift_cli.axis import Axis
+    from drift_cli.measuring.axis_use import Subject, Use
     from drift_cli.store.run import Run
 
 _HELP = {
@@ -134,10 +134,10 @@ def _controls(display: Display, run: Run, name: str | None, count: int, part: Pa
     from drift_cli.analysis.results import Options
     from drift_cli.analysis.summary import scope
     from drift_cli.analysis.table import load as load_table
-    from drift_cli.axes import load
-    from drift_cli.commands.stats import among_controls
     from drift_cli.measuring import controls
+    from drift_cli.results.judged import among_controls
     from drift_cli.results.tables.study import controls_table
+    from drift_cli.store.axes import read_axis
 
     entry = choose_axis(run.manifest, name, run.paths.run_id)
     if entry.layer not in run.manifest.layers:
@@ -145,7 +145,7 @@ def _controls(display: Display, run: Run, name: str | None, count: int, part: Pa
             f"run {run.paths.run_id} has no stored residuals of layer {entry.layer}, where axis {entry.name} is",
             mend="Control axes need them: generate with --layers all, or with that layer.",
         )
-    axis = load(run.paths.axis(entry.name))
+    axis = read_axis(run.paths, entry)
     drawn_from = controls.activations(run, entry.layer, width=axis.width)
     controls.save(controls.make(axis, entry.layer, count, activations=drawn_from), run.paths.controls(entry.name))
     table = load_table(run, entry.name, part)
@@ -159,11 +159,10 @@ def _controls(display: Display, run: Run, name: str | None, count: int, part: Pa
 
 
 def _project(display: Display, run: Run, asked: str | None, layer: int | None, foreign: bool | None, part: Part) -> None:
+    from drift_cli.analysis.missing import commands_for
     from drift_cli.analysis.segments import measured
     from drift_cli.analysis.summary import summarize
     from drift_cli.analysis.table import load
-    from drift_cli.axes import save
-    from drift_cli.measuring.missing import commands_for
     from drift_cli.results.tables.study import summary_table
 
     run_id, stored = run.paths.run_id, run.manifest.layers
@@ -182,7 +181,7 @@ def _project(display: Display, run: Run, asked: str | None, layer: int | None, f
         display.note(notice)
     if name not in {entry.name for entry in (*run.manifest.axes, *run.manifest.measured)}:
         if not run.paths.axis(name).exists():
-            save(used.axis, run.paths.axis(name))
+            used.axis.save(run.paths.axis(name))
         run.update(replace(run.manifest, measured=(*run.manifest.measured, replace(used.entry, name=name))))
     summary = summarize(table := load(run, name, part))
     document = {"run": run_id, "axis": name, "layer": used.chosen.layer, **of_segment(table.segment), "summary": summary}
@@ -203,7 +202,7 @@ def axis_of(run: Run, asked: str | None, layer: int | None, foreign: bool | None
         UsageError: the run has another axis of this name, or the axis does not fit its model.
     """
     from drift_cli.analysis.entries import choose_axis
-    from drift_cli.axes.use import Subject, named, use
+    from drift_cli.measuring.axis_use import Subject, named, use
 
     manifest = run.manifest
     assert manifest.model is not None
@@ -223,13 +222,15 @@ def axis_of(run: Run, asked: str | None, layer: int | None, foreign: bool | None
 
 def _found(run: Run, name: str) -> Axis:
     """An axis by name or file; by name also the run's own copy, should it be nowhere else any more."""
-    from drift_cli.axes import DEMO, find, load
-    from drift_cli.axes.use import is_name
+    from drift_cli.axis import Axis
+    from drift_cli.measuring.axis_use import is_name
+    from drift_cli.models import DEMO
+    from drift_cli.models.axes import find
     from drift_cli.settings.config import axes_folder
 
     copies = {entry.axis for entry in (*run.manifest.axes, *run.manifest.measured)}
     gone = name != DEMO and is_name(name) and not (axes_folder() / f"{name}.safetensors").exists()
-    return load(run.paths.axis(name)) if gone and name in copies else find(name, axes_folder())
+    return Axis.load(run.paths.axis(name)) if gone and name in copies else find(name, axes_folder())
 
 
 def _allowed(axis: Axis, subject: Subject, foreign: bool | None) -> bool:

@@ -19,9 +19,9 @@ from drift_cli.commands.options import (
     of_segment,
     open_run,
 )
-from drift_cli.commands.pictures import ALL, KINDS, Picture
 from drift_cli.display import Display, Drawing, Mode
 from drift_cli.errors import UsageError
+from drift_cli.results.pictures import ALL, KINDS, Picture
 from drift_cli.spec import Part
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ def plot(
         return
     kinds = [name for name in KINDS if name != "text"] if kind == ALL else [kind]
     written = draw(picture, kinds, output, formats, shown)
-    if LOOKS.intersection(kinds) and (problem := picture.record("plot")) is not None:
+    from drift_cli.analysis.looks import record
+
+    if LOOKS.intersection(kinds) and (problem := record(picture.run, picture.table, picture.options, "plot")) is not None:
         shown.note(problem)
     document = {"run": picture.run.paths.run_id, **of_segment(picture.table.segment), "files": [str(path) for path in written]}
     shown.result(document, *(f"written: {path}" for path in written))

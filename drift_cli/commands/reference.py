@@ -14,9 +14,9 @@ from drift_cli.errors import UsageError
 from drift_cli.spec import shortened_name, split_layer
 
 if TYPE_CHECKING:
-    from drift_cli.axes.use import Use
     from drift_cli.chat import Chat
     from drift_cli.commands.flags import Flags
+    from drift_cli.measuring.axis_use import Use
     from drift_cli.measuring.reference_line import ReferenceLine
     from drift_cli.models import LoadedModel, ModelCard
     from drift_cli.spec import Transcript
@@ -75,9 +75,9 @@ def _not_drawn(run: Run, script: Transcript) -> str:
 
 def alone(display: Display, reading: Reading) -> None:
     """Measure a conversation with a model named here; no run is involved."""
-    from drift_cli.axes import find
-    from drift_cli.axes.use import Subject, named, use
     from drift_cli.chat import chat_for
+    from drift_cli.measuring.axis_use import Subject, named, use
+    from drift_cli.models.axes import find
     from drift_cli.running.experiment import card_of
     from drift_cli.settings.config import axes_folder, home, resolve
 
@@ -129,7 +129,7 @@ def _check_script(run: Run, script: Transcript) -> None:
 
 def _measured(display: Display, script: Transcript, reader: Reader) -> ReferenceLine:
     """Refuse and foresee what can be before the weights are read, then measure."""
-    from drift_cli.axes.use import elsewhere
+    from drift_cli.axis import elsewhere
     from drift_cli.measuring.reference_line import measure_replies, plan
     from drift_cli.spec import Condition
 
@@ -163,7 +163,7 @@ def _how(passages: int, *, apart: bool) -> str:
 
 
 def _write(display: Display, line: ReferenceLine, path: Path) -> None:
-    from drift_cli.store.files import atomic_write
+    from drift_cli.files import atomic_write
 
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, line.to_json())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,13 +31,12 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from drift_cli.analysis.controls import Standing
-    from drift_cli.analysis.dynamics import Movement
     from drift_cli.analysis.power import Power
-    from drift_cli.analysis.results import Measure, Options
-    from drift_cli.analysis.scripts import Reach
+    from drift_cli.analysis.results import Options
     from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
     from drift_cli.analysis.verdict import Answer
+    from drift_cli.results.judged import Judged
     from drift_cli.store.run import Run
 
     E = TypeVar("E", bound=StrEnum)
@@ -100,15 +99,14 @@ def stats(
     """
     from drift_cli.analysis.entries import unnamed
     from drift_cli.analysis.looks import record
-    from drift_cli.analysis.plans import options_of
     from drift_cli.analysis.results import Correction, Flagged, Options, Test
-    from drift_cli.analysis.study import usual_test
     from drift_cli.analysis.table import load
+    from drift_cli.results.judged import usual
 
     options = Options(
         test=Test.WELCH if test is None else _choice(Test, "--test", test),
         against=against,
-        primary=_primary(primary or "mean"),
+        primary=primary or "mean",
         level=0.95 if level is None else level,
         correction=_choice(Correction, "--correction", correction),
         equivalence=equivalence,
@@ -124,10 +122,7 @@ def stats(
     if axis is None and (said := unnamed(opened.manifest, table.axis)) is not None:
         shown.note(said)
     asked = {"test": test, "primary": primary, "level": level, "against": against, "equivalence": equivalence}
-    if test is None:
-        options = replace(options, test=usual_test(table))
-    if opened.manifest.plan is not None:
-        options = options_of(opened.manifest.plan.plan, options, [name for name, value in asked.items() if value is not None])
+    options = usual(opened, table, options, [name for name, value in asked.items() if value is not None])
     result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened, break_at)
     if (problem := record(opened, table, options, "stats")) is not None:
         shown.note(problem)
@@ -153,58 +148,26 @@ class Result:
     controls: Sequence[Standing] = ()
     """The first study's differences among those on control axes, where the run has some."""
     power: Sequence[Power] | None = None
-    answer: Answer | None = None
-    """The first study's verdict; not beside power."""
-    dynamics: Sequence[Movement] = ()
-    """How rollouts move; not beside power."""
-    reach: Sequence[Reach] = ()
-    """What the differences can be generalized to, where there are several transcripts or wordings."""
+    judged: Judged | None = None
+    """The first study's verdict and what stands beside it; not beside power."""
+
+    @property
+    def answer(self) -> Answer | None:
+        """The verdict."""
+        return None if self.judged is None else self.judged.answer
 
 
 def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: float | None) -> Result:
-    from drift_cli.analysis.axis_error import axis_errors
-    from drift_cli.analysis.dynamics import movements
     from drift_cli.analysis.looked import study_as_of
     from drift_cli.analysis.looks import looking
-    from drift_cli.analysis.placebos import unmatched
-    from drift_cli.analysis.presence import presence
-    from drift_cli.analysis.scale import persona_scale
-    from drift_cli.analysis.scripts import reaches
-    from drift_cli.analysis.sensitivity import layer_moves
     from drift_cli.analysis.study import analyze
-    from drift_cli.analysis.verdict import answer
+    from drift_cli.results.judged import judge
 
     tables, remark = _tables(table, options, wanted)
     studies = {name: analyze(chosen, options) for name, chosen in tables.items()}
-    first = next(iter(tables.values()))
-    controls = among_controls(run, first, options)
-    study, found = next(iter(studies.values())), looking(run, table)
-    said = answer(
-        first,
-        study,
-        controls,
-        persona_scale(run, first),
-        break_at,
-        axis_errors(run, first, study),
-        presence(run, first, options),
-        layer_moves(run, first, study.baseline, options.turns),
-        found,
-        unmatched(run.manifest.conditions, study.baseline),
-    )
-    studies = {name: study_as_of(one, found) for name, one in studies.items()}
-    variants = {name: one.variant_of for name, one in run.manifest.conditions.items() if one.variant_of is not None}
-    reach = reaches(first, study.baseline, variants, options)
-    pulls = {name: script.pulls for name, script in run.manifest.transcripts.items()}
-    return Result(studies, remark, controls, answer=said, dynamics=movements(first, study.baseline, options, pulls), reach=reach)
-
-
-def among_controls(run: Run, table: RunTable, options: Options) -> Sequence[Standing]:
-    """Where the table's differences stand among those on the control axes of its axis; nothing where `drift measure --controls` made none."""
-    from drift_cli.analysis.controls import standings
-    from drift_cli.measuring import controls
-
-    path = run.paths.controls(table.axis)
-    return standings(table, controls.project(run, controls.load(path), table.segment or Part.ANSWER), options) if path.exists() else ()
+    judged = judge(run, next(iter(tables.values())), study=next(iter(studies.values())), break_at=break_at)
+    found = looking(run, table)
+    return Result({name: study_as_of(one, found) for name, one in studies.items()}, remark, judged.controls, judged=judged)
 
 
 def _power(table: RunTable, options: Options, widths: Sequence[float], wanted: str) -> Result:
@@ -261,17 +224,20 @@ def _show(display: Display, result: Result, format_: Format, output: Path | None
 def _brief(display: Display, result: Result, wanted: Wanted) -> None:
     """The answer, and the parts of the tables that were asked for."""
     from drift_cli.results.tables.answer import lines
-    from drift_cli.results.tables.comparisons import drift_table, pairs_table
+    from drift_cli.results.tables.comparisons import added_table, drift_table, pairs_table
     from drift_cli.results.tables.dynamics import dynamics_table
     from drift_cli.results.tables.turns import all_turns
 
-    assert result.answer is not None
-    study = _first(result)
-    moves = [dynamics_table(result.dynamics, study.options.level, study.scope)] if result.dynamics else []
-    tables = [*([pairs_table(study), drift_table(study), *moves] if wanted.measures else []), *(all_turns(study) if wanted.turns else [])]
+    assert result.judged is not None
+    study, moves = _first(result), result.judged.dynamics
+    moved = [dynamics_table(moves, study.options.level, study.scope)] if moves else []
+    tables = [
+        *([pairs_table(study), drift_table(study), added_table(study), *moved] if wanted.measures else []),
+        *(all_turns(study) if wanted.turns else []),
+    ]
     closing = [str(study.provenance)] if tables else []
     display.result(
-        _document(result), *lines(result.answer, display.width), *([""] if tables else []), *(t for t in tables if t.rows), *closing
+        _document(result), *lines(result.judged.answer, display.width), *([""] if tables else []), *(t for t in tables if t.rows), *closing
     )
 
 
@@ -290,10 +256,7 @@ def _text(result: Result, format_: Format, wanted: Wanted) -> str:
 
 def _shown(result: Result, wanted: Wanted) -> list[Table]:
     from drift_cli.results.tables.answer import verdict_table
-    from drift_cli.results.tables.breaks import breaks_table
-    from drift_cli.results.tables.dynamics import dynamics_table
     from drift_cli.results.tables.power import power_tables
-    from drift_cli.results.tables.scripts import reach_table
     from drift_cli.results.tables.study import controls_table, study_tables
 
     if result.power is not None:
@@ -302,13 +265,21 @@ def _shown(result: Result, wanted: Wanted) -> list[Table]:
     for name, study in result.studies.items():
         which = " (without suspect replies)" if name == "exclude" else ""
         tables += study_tables(study, turns=wanted.turns and study is _first(result), which=which)
-    if result.answer is not None and result.answer.breaks:
-        tables.append(breaks_table(result.answer.breaks, _first(result).options.level, _first(result).scope))
-    if result.reach:
-        tables.append(reach_table(result.reach, _first(result).options.level, _first(result).baseline))
-    if result.dynamics:
-        tables.append(dynamics_table(result.dynamics, _first(result).options.level, _first(result).scope))
+    if result.judged is not None:
+        tables += _beside(result.judged)
     return tables + ([controls_table(result.controls, _first(result).scope)] if result.controls else [])
+
+
+def _beside(judged: Judged) -> list[Table]:
+    """What stands behind the tables of the differences."""
+    from drift_cli.results.tables.breaks import breaks_table
+    from drift_cli.results.tables.dynamics import dynamics_table
+    from drift_cli.results.tables.scripts import reach_table
+
+    level, scope = judged.study.options.level, judged.study.scope
+    found = [breaks_table(judged.answer.breaks, level, scope)] if judged.answer.breaks else []
+    found += [reach_table(judged.reach, level, judged.study.baseline)] if judged.reach else []
+    return found + ([dynamics_table(judged.dynamics, level, scope)] if judged.dynamics else [])
 
 
 def _first(result: Result) -> Study:
@@ -338,10 +309,8 @@ def _document(result: Result) -> dict[str, Any]:
     if result.answer is not None:
         document["verdict"] = result.answer
     document |= vars(first)
-    if result.reach:
-        document["reach"] = list(result.reach)
-    if result.dynamics:
-        document["dynamics"] = list(result.dynamics)
+    if result.judged is not None:
+        document |= {name: list(found) for name in ("reach", "dynamics") if (found := getattr(result.judged, name))}
     if result.controls:
         document["controls"] = list(result.controls)
     if others:
@@ -357,16 +326,6 @@ def _choice(kind: type[E], option: str, given: str) -> E:
         return kind(given)
     except ValueError:
         raise UsageError(f"there is no {option} {given!r}", mend=f"Use one of: {', '.join(kind)}.") from None
-
-
-def _primary(given: str) -> Measure:
-    """The measure that carries the verdict. The area is the change in other units."""
-    from drift_cli.analysis.results import Measure
-
-    found = _choice(Measure, "--primary", given)
-    if found is Measure.AREA:
-        raise UsageError("--primary area is the change in other units", mend="Use --primary change.")
-    return found
 
 
 def _format(given: str | None, output: Path | None) -> Format:

@@ -45,13 +45,13 @@ class Traced:
 
 def trace_with(display: Display, run: Run, experiment: Experiment, model: LoadedModel, stop: Stop, axis: str | None = None) -> Traced:
     """The same with a model that is loaded already."""
-    from drift_cli.axes import load
     from drift_cli.measuring.traces import measure_run
+    from drift_cli.store.axes import read_axis
 
     entry = _entry(run, axis)
     states = [state for state in run.states() if state.done]
     with display.progress(len(states), 0, "rollouts") as progress:
-        made = measure_run(run, experiment.chat, model, load(run.paths.axis(entry.name)), entry, step=progress.step, stop=stop)
+        made = measure_run(run, experiment.chat, model, read_axis(run.paths, entry), entry, step=progress.step, stop=stop)
     if made.interrupted:
         command = f"drift measure {run.paths.run_id} --axis {entry.name} --traces"
         traced = made.rollouts + made.known

@@ -63,17 +63,16 @@ def _next(have: int, half: float | None, width: float, most: int) -> int:
 
 def _widest(run: Run, rule: str | None) -> float | None:
     """Half the widest always-valid interval of the primary comparisons; None where one has none. Looking at it is recorded."""
-    from drift_cli.analysis.looked import looked
-    from drift_cli.analysis.looks import looking, record
-    from drift_cli.analysis.presence import presence
+    from drift_cli.analysis.looks import record
     from drift_cli.analysis.results import Options
-    from drift_cli.analysis.study import analyze, usual_test
     from drift_cli.analysis.table import load
+    from drift_cli.results.judged import judge, usual
 
     table = load(run)
-    options = Options(test=usual_test(table))
-    found = looked(analyze(table, options), presence(run, table, options), looking(run, table, rule), table)
+    options = usual(run, table, Options())
+    found = judge(run, table, options, rule=rule).answer.looked
     record(run, table, options, "generate", rule)
+    assert found is not None
     halves = [
         None if one.always_high is None or one.always_low is None else (one.always_high - one.always_low) / 2 for _, one in found.standings
     ]

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from drift_cli.commands.context import foreseen, refuse_without_a_turn, warn_of_context
-from drift_cli.display import Display, Table, duration
-from drift_cli.errors import EXIT_INTERRUPTED, UsageError
+from drift_cli.display import Display, duration
+from drift_cli.errors import EXIT_INTERRUPTED
 from drift_cli.launch.plan import launcher_of
 from drift_cli.running.interrupts import Stop
 from drift_cli.settings.settings import Settings
-from drift_cli.spec import Finish
 from drift_cli.workers.leases import WorkerState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from drift_cli.engine.contract import Engine, Incident
-    from drift_cli.models import LoadedModel, ModelCard
+    from drift_cli.engine.contract import Engine
+    from drift_cli.models import LoadedModel
     from drift_cli.running.experiment import Experiment
     from drift_cli.running.runner import Outcome
     from drift_cli.spec import Transcript
@@ -96,23 +95,20 @@ class Work:
 
     def open(self, experiment: Experiment) -> Run:
         """Create the run or add to it; whatever contradicts the run on disk is refused here, before any weight is read."""
-        from drift_cli.axes import save
         from drift_cli.running.existing import relocate
         from drift_cli.store.run import Run
 
         run = Run.create(self.store, self._planned(experiment.manifest))
         relocate(run, experiment)
         if experiment.axis is not None and not run.paths.axis(experiment.axis.name).exists():
-            save(experiment.axis, run.paths.axis(experiment.axis.name))
+            experiment.axis.save(run.paths.axis(experiment.axis.name))
         return run
 
     def _planned(self, manifest: Manifest) -> Manifest:
         """The manifest with the plan. Raises `UsageError` where there is data already, or where the plan names what the run does not have."""
-        if self.plan is None:
-            return manifest
         from drift_cli.running.planned import planned
 
-        return planned(manifest, self.plan, self.store)
+        return manifest if self.plan is None else planned(manifest, self.plan, self.store)
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
         from drift_cli.running.runner import Outcome
@@ -149,9 +145,7 @@ class Work:
         except Stopped:
             return Outcome(0, 0.0, interrupted=True)
         share.presence.now(WorkerState.LOADING)
-        model, engine = self.held.get(run.paths.run_id) or self._load(part)
-        if self.rule is not None:
-            self.held[run.paths.run_id] = model, engine
+        model, engine = self._loaded(part)
         self._record_residuals(run, model)
         run.begin(epoch_now(experiment.device, engine.name, engine.batch, self.gpus, run.manifest.spec.dtype))
         if not stop():
@@ -175,6 +169,16 @@ class Work:
             self._read_again(run, experiment, stop, model)
         return outcome
 
+    def _loaded(self, part: Part) -> tuple[LoadedModel, Engine]:
+        """The model and its engine, kept where the run is to be gone on with."""
+        from drift_cli.running.loading import load
+
+        run_id = part.run.paths.run_id
+        found = self.held.get(run_id) or load(part.run, part.experiment, part.settings, self.display.note, gpus=self.gpus)
+        if self.rule is not None:
+            self.held[run_id] = found
+        return found
+
     def _record_residuals(self, run: Run, model: LoadedModel) -> None:
         """Where a model's hidden states are not what they usually are, say so, and keep it with the run's settings."""
         from drift_cli.store.manifest import Setting
@@ -187,62 +191,6 @@ class Work:
     def _named(self, share: Share) -> dict[str, str]:
         """What events say of this worker, beyond its host and process."""
         return {}
-
-    def _load(self, part: Part) -> tuple[LoadedModel, Engine]:
-        from drift_cli import models
-        from drift_cli.commands.dry_run import slower
-        from drift_cli.engine.choice import choose, rows
-        from drift_cli.running.estimate import fits, longest
-        from drift_cli.running.machine import keep_threads, loaded_otherwise, rounded_otherwise
-
-        run, experiment, settings = part.run, part.experiment, part.settings
-        spec = run.manifest.spec
-        asked = self._engine_for_gpus(settings.engine)
-        if (kept := keep_threads(run.manifest, experiment.device)) is not None:
-            self.display.note(kept)
-        for otherwise in (loaded_otherwise(run.manifest), rounded_otherwise(run.manifest)):
-            if otherwise is not None:
-                self.display.note(otherwise)
-        model = models.load(experiment.card, dtype=spec.dtype, device=experiment.device, gpus=self.gpus)
-        for note in model.notes:
-            self.display.note(note)
-        batch = rows(settings.batch, experiment.device)
-        chosen = choose(
-            asked,
-            model,
-            layers=run.manifest.layers,
-            filters=spec.sampling,
-            max_new_tokens=spec.max_new_tokens,
-            batch=batch,
-            longest=longest(run.manifest, fits(run.manifest, experiment.chat, experiment.card.context), experiment.card.context),
-            text=ordinary_text(experiment.card, experiment.manifest.transcripts.values()),
-            report=lambda incident: self._report(run, incident),
-            segmented=experiment.chat.segmented,
-        )
-        if chosen.refused is not None:
-            self.display.note(
-                f"the slots engine cannot run {model.card.name} ({chosen.refused}): using the reference engine, "
-                + slower(run.manifest, run.states(), experiment, batch)
-            )
-        return model, chosen.engine
-
-    def _report(self, run: Run, incident: Incident) -> None:
-        """Show and record what came of choosing an engine."""
-        self.display.note(incident.detail)
-        run.event(incident.kind, detail=incident.detail)
-
-    def _engine_for_gpus(self, asked: str) -> str:
-        """The engine to ask for: slots keep everything on one device, so a model that is spread over several runs on `reference`."""
-        if self.gpus == 1:
-            return asked
-        if asked == "slots":
-            raise UsageError(
-                f"the slots engine cannot run a model that is spread over {self.gpus} GPUs", mend="Use the reference engine, or auto."
-            )
-        self.display.note(
-            f"the model is spread over {self.gpus} GPUs: using the slower reference engine (slots keep everything on one device)"
-        )
-        return "reference"
 
     def _trace(self, run: Run, experiment: Experiment, stop: Stop, model: LoadedModel | None) -> None:
         from drift_cli import models
@@ -312,30 +260,9 @@ class Work:
 
     def finished(self, run: Run, outcome: Outcome) -> None:
         """Say what became of a run that is done."""
-        from drift_cli.measuring.missing import next_step
+        from drift_cli.commands.said import ended, said_of
 
-        states = run.states()
-        rows, cells = [], []
-        for plan in run.manifest.cells:
-            mine = [state for state in states if state.rollout.cell == plan.cell]
-            complete, turns = sum(state.complete for state in mine), sum(state.done for state in mine)
-            ends = {
-                why: sum(state.end is not None and state.end.finish is why for state in mine) for why in (Finish.CONTEXT, Finish.TEMPLATE)
-            }
-            early = ", ".join(f"{count} {why}" for why, count in ends.items() if count)
-            rows.append([str(plan.cell), f"{complete}/{len(mine)}", str(turns), early])
-            short = {f"ended_for_{why}": count for why, count in ends.items()}
-            cells.append({"cell": str(plan.cell), "complete": complete, "planned": len(mine), "turns": turns, **short})
-        notes = [
-            f"{outcome.turns} turns made in {duration(outcome.seconds)}",
-            *([] if self.display.as_json else said_of(run, self.rule)),
-        ]
-        empty = [str(cell["cell"]) for cell in cells if not cell["turns"] and cell["ended_for_context"]]
-        if empty:
-            notes.append(f"WARNING: no turn could be made of {', '.join(empty)}: the first prompt and a full reply do not fit the context")
-        notes.append(next_step(run.manifest))
-        table = Table(f"Run {run.paths.run_id}", ["cell", "complete>", "turns>", "ended early for"], rows, notes)
-        self.display.result({"run": run.paths.run_id, "turns": outcome.turns, "seconds": round(outcome.seconds, 3), "cells": cells}, table)
+        self.display.result(*ended(run, outcome, [] if self.display.as_json else said_of(run, self.rule)))
 
     def warn_of_lacking(self, experiment: Experiment) -> None:
         """Say, before anything is computed, what will be missing for statistics and pictures."""
@@ -363,42 +290,6 @@ class Part:
     experiment: Experiment
     settings: Settings
     stop: Stop
-
-
-def ordinary_text(card: ModelCard, scripts: Iterable[Transcript]) -> list[int]:
-    """Token ids of what the users of some scripts say: text for the trial of slots."""
-    said = "\n".join(text for script in scripts for text in script.users)
-    return [int(i) for i in card.tokenizer.encode(said, add_special_tokens=False)]
-
-
-def said_of(run: Run, rule: str | None = None) -> list[str]:
-    """The verdict on a run that is done, in a sentence per condition; nothing for a run without an axis of its own, or with nothing to compare."""
-    from drift_cli.analysis.looks import looking, record
-    from drift_cli.analysis.plans import options_of
-    from drift_cli.analysis.presence import presence
-    from drift_cli.analysis.results import Options
-    from drift_cli.analysis.scale import persona_scale
-    from drift_cli.analysis.study import analyze, usual_test
-    from drift_cli.analysis.table import load
-    from drift_cli.analysis.verdict import answer
-    from drift_cli.results.tables.answer import plain_sentences
-
-    if len(run.manifest.axes) + len(run.manifest.measured) != 1 or len(run.manifest.conditions) < 2:
-        return []
-    table, plan = load(run), run.manifest.plan
-    options = Options(test=usual_test(table))
-    found = looking(run, table, rule)
-    if plan is not None:
-        options = options_of(plan.plan, options)
-        if found.planned() is None:
-            looks = ", ".join(map(str, plan.plan.looks))
-            return [
-                f"the plan has looks at {looks} complete rollouts of every condition: this is none of them, so nothing is looked at now"
-            ]
-    scale, split = persona_scale(run, table), presence(run, table, options)
-    said = answer(table, analyze(table, options), scale=scale, presence=split, looking=found)
-    problem = record(run, table, options, "generate", rule)
-    return [*plain_sentences(said), *([] if problem is None else [problem])]
 
 
 def why(settings: Settings) -> str:

@@ -1,7 +1,7 @@
 """The built-in model: a small Olmo3 in which drift was planted, so that one can see whether an instrument finds it.
 
-It was trained (`train.py`) on conversations made by a generator (`corpus.py`) whose parameters (`planted.py`) are the ground truth: each sentence of a reply is
-in an assistant's or in a character's register, with a probability that pulling users raise and reminders lower. `MODEL.md` says what it is and is not.
+It was trained on conversations made by a generator whose parameters are the ground truth: each sentence of a reply is in an assistant's or in a character's
+register, with a probability that pulling users raise and reminders lower. `MODEL.md` says what it is and is not; `tools/demo_model/` in the repository made it.
 """
 
 from __future__ import annotations
@@ -9,31 +9,34 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from drift_cli.demo_model.shape import LAYERS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import Olmo3Config, PreTrainedModel, PreTrainedTokenizerBase
 
-    from drift_cli.models import ModelCard
-
-__all__ = ["LAYERS", "NOTE", "axis_path", "card", "network"]
+__all__ = ["LAYERS", "NOTE", "Parts", "axis_path", "network", "parts"]
 
 NOTE = "built-in, with planted drift: a positive control for the instrument, which says nothing about other models"
 _FOLDER = Path(__file__).parent
 
 
-def card() -> ModelCard:
-    """The model's card."""
-    from transformers import GenerationConfig
+class Parts(NamedTuple):
+    """What the model's card is made from."""
 
+    revision: str
+    config: Olmo3Config
+    tokenizer: PreTrainedTokenizerBase
+    note: str
+
+
+def parts() -> Parts:
+    """What the model's card is made from."""
     from drift_cli.demo_model import shape, tokens
-    from drift_cli.models import DEMO, make_card
 
     tokenizer = tokens.wrap(tokens.load(_FOLDER / "tokenizer.json"))
-    config = shape.config(len(tokenizer))
-    return make_card(DEMO, _revision(), config, tokenizer, GenerationConfig(eos_token_id=config.eos_token_id, do_sample=True), note=NOTE)
+    return Parts(_revision(), shape.config(len(tokenizer)), tokenizer, NOTE)
 
 
 def network() -> PreTrainedModel:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import orjson
 
 from drift_cli.chat import messages
+from drift_cli.files import atomic_write, create_folder
 from drift_cli.interchange.rows import Row, rows
 from drift_cli.spec import Condition
-from drift_cli.store.files import atomic_write, create_folder
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from drift_cli.analysis.entries import choose_axis
 from drift_cli.errors import StoreError
+from drift_cli.files import atomic_write, create_folder
 from drift_cli.interchange.conversations import conversation
 from drift_cli.interchange.rows import Row, rows
 from drift_cli.spec import Cell
-from drift_cli.store.files import atomic_write, create_folder
 from drift_cli.store.paths import temperature_name
 from drift_cli.transcripts.formats import clean_name
 

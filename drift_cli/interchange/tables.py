@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 import drift_cli
 from drift_cli.errors import StoreError
+from drift_cli.files import atomic_write, create_folder
 from drift_cli.interchange.rows import Row, axes_of, rows
 from drift_cli.spec import Part
-from drift_cli.store.files import atomic_write, create_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,6 +46,11 @@ _COLUMNS = (
     "prompt_length",
     "reply_tokens",
 )
+WHOLE = {
+    **dict.fromkeys(("sample", "turn"), "int64"),
+    **dict.fromkeys(("prompt_length", "reply_tokens", "answer_tokens", "reasoning_tokens"), "Int64"),
+}
+"""Columns of whole numbers, by pandas' types: `Int64` may lack some."""
 _SEGMENT_COLUMNS = ("reasoning", "answer_tokens", "reasoning_tokens", "segment")
 
 
@@ -61,8 +66,8 @@ def export_csv(run: Run, path: Path, *, axes: Sequence[str] | None = None, part:
     entries = axes_of(run, axes)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow([*_columns(run), *(f"projection_{entry.name}" for entry in entries)])
-    writer.writerows((*_fields(run, row, part), *row.projections) for row in rows(run, entries, part=part))
+    writer.writerow([*columns(run), *(f"projection_{entry.name}" for entry in entries)])
+    writer.writerows((*fields(run, row, part), *row.projections) for row in rows(run, entries, part=part))
     create_folder(path.parent)
     atomic_write(path, text.getvalue().encode())
     return path
@@ -98,12 +103,13 @@ def export_parquet(run: Run, path: Path, *, axes: Sequence[str] | None = None, r
     return path
 
 
-def _columns(run: Run) -> tuple[str, ...]:
+def columns(run: Run) -> tuple[str, ...]:
+    """Names of the columns before projections: those of segments only where the run's replies may have some."""
     return _COLUMNS + _SEGMENT_COLUMNS if run.manifest.segments else _COLUMNS
 
 
-def _fields(run: Run, row: Row, part: Part) -> tuple[Any, ...]:
-    """A row's values in the order of `_columns`."""
+def fields(run: Run, row: Row, part: Part) -> tuple[Any, ...]:
+    """A row's values in the order of `columns`."""
     cell = row.rollout.cell
     where = (run.paths.run_id, cell.transcript, cell.condition, cell.temperature, row.rollout.sample, row.turn)
     plain = (*where, row.user, row.reply, row.finish, row.prompt_length, row.reply_tokens)
@@ -113,20 +119,24 @@ def _fields(run: Run, row: Row, part: Part) -> tuple[Any, ...]:
 def _schema(run: Run, entries: Sequence[AxisEntry], layers: Sequence[int], part: Part) -> pa.Schema:
     import pyarrow as pa
 
-    numbers = ("sample", "turn", "prompt_length", "reply_tokens", "answer_tokens", "reasoning_tokens")
-    kinds = {"temperature": pa.float64(), **dict.fromkeys(numbers, pa.int32())}
+    kinds = {"temperature": pa.float64(), **dict.fromkeys(WHOLE, pa.int32())}
     missing = {"reply", "prompt_length", "reply_tokens", "reasoning", "answer_tokens", "reasoning_tokens"}
-    fields = [pa.field(name, kinds.get(name, pa.string()), nullable=name in missing) for name in _columns(run)]
-    fields += [pa.field(f"projection_{entry.name}", pa.float64()) for entry in entries]
-    fields += [pa.field(f"residual_{layer}", pa.list_(pa.float32())) for layer in layers]
-    return pa.schema(fields, metadata=_metadata(run, entries, part))
+    typed = [pa.field(name, kinds.get(name, pa.string()), nullable=name in missing) for name in columns(run)]
+    typed += [pa.field(f"projection_{entry.name}", pa.float64()) for entry in entries]
+    typed += [pa.field(f"residual_{layer}", pa.list_(pa.float32())) for layer in layers]
+    return pa.schema(typed, metadata=_metadata(run, entries, part))
 
 
 def _metadata(run: Run, entries: Sequence[AxisEntry], part: Part) -> dict[str, str]:
     """What makes the numbers comparable, in JSON: pandas and polars keep it, and so does a copy of the file."""
+    return {f"drift.{key}": json.dumps(value, ensure_ascii=False) for key, value in known(run, entries, part).items()}
+
+
+def known(run: Run, entries: Sequence[AxisEntry], part: Part) -> dict[str, Any]:
+    """What makes a run's numbers comparable with others', as JSON values."""
     spec, manifest = run.manifest.spec, run.manifest
     conditions = {name: {"system": made.system, "placement": made.placement.value} for name, made in manifest.conditions.items()}
-    known = {
+    return {
         "run": run.paths.run_id,
         "version": drift_cli.__version__,
         "model": {"name": spec.model, "revision": spec.identity, "dtype": spec.dtype},
@@ -136,7 +146,6 @@ def _metadata(run: Run, entries: Sequence[AxisEntry], part: Part) -> dict[str, s
         "seed": spec.seed,
         **({"segment": part.value} if manifest.segments else {}),
     }
-    return {f"drift.{key}": json.dumps(value, ensure_ascii=False) for key, value in known.items()}
 
 
 def _cell(run: Run, group: Iterator[Row], schema: pa.Schema, layers: int, part: Part) -> pa.Table:
@@ -144,13 +153,13 @@ def _cell(run: Run, group: Iterator[Row], schema: pa.Schema, layers: int, part: 
     import pyarrow as pa
 
     made = list(group)
-    columns = [
+    arrays = [
         pa.array(values, field.type)
-        for values, field in zip(zip(*(_fields(run, row, part) for row in made), strict=True), schema, strict=False)
+        for values, field in zip(zip(*(fields(run, row, part) for row in made), strict=True), schema, strict=False)
     ]
     scored = [row.projections for row in made]
-    columns += [pa.array(values, pa.float64()) for values in zip(*scored, strict=True)]
-    columns += [
+    arrays += [pa.array(values, pa.float64()) for values in zip(*scored, strict=True)]
+    arrays += [
         pa.array([None if row.residual is None else row.residual[at] for row in made], pa.list_(pa.float32())) for at in range(layers)
     ]
-    return pa.Table.from_arrays(columns, schema=schema)
+    return pa.Table.from_arrays(arrays, schema=schema)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from drift_cli.errors import EXIT_USAGE, UsageError
+from drift_cli.files import create_folder
 from drift_cli.launch.plan import LAUNCHER, Finished, Plan, worker_command
-from drift_cli.store.files import create_folder
 from drift_cli.store.manifest import read_manifest
 from drift_cli.store.paths import RunPaths
 from drift_cli.workers.leases import read_worker

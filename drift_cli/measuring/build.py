@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_cli.axes.axis import Axis
+from drift_cli.axis import Axis
 from drift_cli.errors import DriftError
 from drift_cli.measuring.contrast import contrast, sides_of, unit
 from drift_cli.measuring.personas import Personas

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_cli.axes.axis import Axis
+from drift_cli.axis import Axis, project_each
 from drift_cli.errors import DriftError, StoreError
 from drift_cli.measuring.contrast import contrast, sides_of, unit
 from drift_cli.spec import Part
@@ -106,14 +106,14 @@ def project(run: Run, controls: Controls, part: Part = Part.ANSWER) -> dict[str,
     if controls.layer not in stored:
         raise StoreError(f"run {run.paths.run_id} stores no residuals of layer {controls.layer}", mend="Measure at a layer that it stores.")
     kinds = controls.kinds
-    vectors = np.concatenate(list(kinds.values())).astype(np.float64)
+    vectors = np.concatenate(list(kinds.values()))
     states = run.states()
     found = np.full((len(vectors), len(states), max((state.total for state in states), default=0)), np.nan)
     for index, state in enumerate(states):
         if state.done:
             row = stored.index(controls.layer)
             means = read_residual_layer(run.paths, state.rollout, row, len(stored), vectors.shape[1], part)[: state.done]
-            found[:, index, : len(means)] = vectors @ means.astype(np.float64).T
+            found[:, index, : len(means)] = project_each(means, vectors)
     ends = np.cumsum([len(values) for values in kinds.values()])
     return dict(zip(kinds, np.split(found, ends[:-1]), strict=True))
 
@@ -122,7 +122,7 @@ def save(controls: Controls, path: Path) -> None:
     """Write them atomically: safetensors `random`, `shuffled` and, where there are any, `covariance`; the rest in the header."""
     from safetensors.numpy import save as serialize
 
-    from drift_cli.store.files import atomic_write, create_folder
+    from drift_cli.files import atomic_write, create_folder
 
     header = {"format": FORMAT, "axis": controls.axis, "digest": controls.digest, "layer": str(controls.layer), "seed": str(controls.seed)}
     tensors = {"random": controls.random, "shuffled": controls.shuffled}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_cli.axes.axis import Axis
+from drift_cli.axis import Axis
 
 Array = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from drift_cli.errors import DriftError, UsageError
 from drift_cli.spec import Condition, Segment, SegmentKind, Transcript
 
 if TYPE_CHECKING:
-    from drift_cli.axes import Axis
+    from drift_cli.axis import Axis
     from drift_cli.chat import Chat
     from drift_cli.models import LoadedModel, ModelCard
 
@@ -192,10 +192,9 @@ def measure_replies(
         UsageError: as `plan`.
     """
     from drift_cli.engine.prefill import Prefill
-    from drift_cli.probe import project
 
     found = reading or plan(script, chat, model.card)
-    prefill, direction = Prefill(model, [layer], step, whole=found.apart), axis.at(layer)
-    values = {turn: project(means[0], direction) for turn, means in prefill.means(found.passages)}
+    prefill = Prefill(model, [layer], step, whole=found.apart)
+    values = {turn: float(axis.project(means[0], layer)) for turn, means in prefill.means(found.passages)}
     projections = tuple(values.get(turn) for turn in range(1, len(script.users) + 1))
     return ReferenceLine(script.name, axis.name, axis.digest, layer, model.card.name, model.card.identity, projections, found.note)

@@ -23,7 +23,7 @@ from drift_cli.store.traces import TokenTrace, read_traces, write_traces
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from drift_cli.axes import Axis
+    from drift_cli.axis import Axis
     from drift_cli.chat import Chat
     from drift_cli.models import LoadedModel
     from drift_cli.spec import Turn
@@ -100,7 +100,7 @@ def _replies(past: Sequence[Answered], model: LoadedModel, direction: NDArray[np
         while stop < len(past) and not by_length and _holds(past[stop], past[stop - 1]):
             stop += 1
         last = past[stop - 1]
-        values = _project(model, [*last.prompt, *(last.ids if by_length else last.content)], direction, layer)
+        values = _project_tokens(model, [*last.prompt, *(last.ids if by_length else last.content)], direction, layer)
         yield from (values[len(turn.prompt) :][: turn.length] for turn in past[start:stop])
         start = stop
 
@@ -111,8 +111,8 @@ def _holds(later: Answered, earlier: Answered) -> bool:
     return later.prompt[: len(whole)] == whole
 
 
-def _project(model: LoadedModel, ids: Sequence[int], direction: NDArray[np.float32], layer: int) -> NDArray[np.float32]:
-    """(len(ids),): projections of every token of a conversation, from one forward pass."""
+def _project_tokens(model: LoadedModel, ids: Sequence[int], direction: NDArray[np.float32], layer: int) -> NDArray[np.float32]:
+    """(len(ids),): projections of every token of a conversation, from one forward pass: on the model's device, in float32."""
     import torch
 
     from drift_cli.engine.attention import last_logits

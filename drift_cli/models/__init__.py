@@ -1,6 +1,7 @@
 """Finds a model, says what it is, and loads it: a hub id, a local folder, a GGUF file, an adapter's folder, or the built-in `demo` model."""
 
-from drift_cli.models.card import DEMO, ModelCard, describe, make_card
+from drift_cli.models.builtin import DEMO
+from drift_cli.models.card import ModelCard, describe, make_card
 from drift_cli.models.devices import DTYPES, choose_device, choose_dtype, free_memory
 from drift_cli.models.identity import sampled_digest, tree_digest
 from drift_cli.models.network import auto_class, blocks, layer_configs, text_config

@@ -22,7 +22,6 @@ from drift_cli.spec import brief
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-DEMO = "demo"
 
 _IGNORED_DEFAULTS = {
     "repetition_penalty": 1.0,

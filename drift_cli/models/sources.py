@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drift_cli.errors import DriftError, UsageError
-from drift_cli.models import quantized
+from drift_cli.models import builtin, quantized
 from drift_cli.models.adapters import Adapter, base_of, find_adapter, is_adapter
-from drift_cli.models.card import DEMO, ModelCard, make_card
+from drift_cli.models.card import ModelCard, make_card
 from drift_cli.models.files import ADAPTER_CONFIG, CONFIG, Checkpoint, find_checkpoint, gguf_file, list_files, read_object
 from drift_cli.models.gguf import check_installed, describe_gguf
 from drift_cli.models.headers import all_tensors
@@ -32,12 +32,10 @@ _OTHER_TASKS = (
 
 def describe(name: str, revision: str | None, adapter: str | None, say: Say | None) -> ModelCard:
     """See `card.describe`."""
-    if name == DEMO:
+    if name in builtin.BUILT_IN:
         if adapter is not None:
             raise UsageError("the built-in model takes no adapter", mend="Name a model with --model.")
-        from drift_cli.demo_model import card
-
-        return card()
+        return builtin.card(name)
     place = Path(name).expanduser()
     if place.is_dir() and is_adapter(place):
         if adapter is not None:

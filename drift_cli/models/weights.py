@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drift_cli.errors import UsageError
-from drift_cli.models import checks, quantized
+from drift_cli.models import builtin, checks, quantized
 from drift_cli.models.adapters import merge_adapter
-from drift_cli.models.card import DEMO, ModelCard
+from drift_cli.models.card import ModelCard
 from drift_cli.models.files import INDEX, WEIGHTS, read_object
 from drift_cli.models.gguf import check_count, load_gguf
 from drift_cli.models.headers import Stored, all_tensors
@@ -60,8 +60,8 @@ def load(card: ModelCard, *, dtype: str, device: str, gpus: int = 1) -> LoadedMo
     if card.quantization is not None:
         quantized.check_device(card.name, card.quantization, device)
     spread = {} if gpus == 1 else _spread(gpus)
-    if card.name == DEMO and card.folder is None:
-        loaded, notes = _demo(kind), list[str]()
+    if card.name in builtin.BUILT_IN and card.folder is None:
+        loaded, notes = _built_in(card.name, kind), list[str]()
     else:
         loaded, notes = _read(card, kind, device, spread)
     # What is spread, or was put in its place by a quantizer, stays there; ids go to where the embeddings are.
@@ -81,11 +81,9 @@ def load(card: ModelCard, *, dtype: str, device: str, gpus: int = 1) -> LoadedMo
     )
 
 
-def _demo(kind: torch.dtype) -> PreTrainedModel:
-    """The built-in network: its parameters in the dtype asked for."""
-    from drift_cli.demo_model import network
-
-    made = network()
+def _built_in(name: str, kind: torch.dtype) -> PreTrainedModel:
+    """A built-in network: its parameters in the dtype asked for."""
+    made = builtin.network(name)
     for parameter in made.parameters():
         parameter.data = parameter.data.to(kind)
     return made

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from drift_cli.errors import DriftError, StoreError
 from drift_cli.models import ModelCard, sampled_digest
 from drift_cli.spec import RunSpec, brief
-from drift_cli.store.manifest import Manifest, spec_differences
+from drift_cli.store.manifest import Manifest
+from drift_cli.store.merge import spec_differences
 
 if TYPE_CHECKING:
     from drift_cli.running.experiment import Experiment

@@ -7,24 +7,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drift_cli import axes as axis_files
 from drift_cli import models, transcripts
-from drift_cli.axes import Axis
-from drift_cli.axes.layer import by_depth
-from drift_cli.axes.use import Subject, Use, named, use
+from drift_cli.analysis.missing import commands_for
+from drift_cli.axis import Axis
 from drift_cli.chat import Chat, chat_for
 from drift_cli.chat.conversation import stand_in
 from drift_cli.chat.placebo import filled
 from drift_cli.errors import UsageError
-from drift_cli.measuring.missing import axes_for, commands_for
+from drift_cli.measuring.axis_layer import by_depth
+from drift_cli.measuring.axis_use import Subject, Use, named, use
 from drift_cli.models import ModelCard
+from drift_cli.models.axes import axes_for, find
 from drift_cli.models.identity import Say
 from drift_cli.running.existing import as_recorded, check_places
 from drift_cli.settings.config import axes_folder
 from drift_cli.settings.settings import Settings, keys
 from drift_cli.spec import Cell, Condition, RunSpec, Sampling, Transcript, plain_name
+from drift_cli.store.axes import read_axis
 from drift_cli.store.line import LINES
-from drift_cli.store.manifest import CellPlan, Manifest, ModelFacts, Setting, merge
+from drift_cli.store.manifest import CellPlan, Manifest, ModelFacts, Setting
+from drift_cli.store.merge import merge
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run
@@ -66,7 +68,7 @@ def prepare(settings: Settings, scripts: Sequence[Transcript] | None = None, say
         for condition in settings.conditions
         for temperature in settings.temperatures
     )
-    axis = None if settings.axis is None else axis_files.find(settings.axis, axes_folder())
+    axis = None if settings.axis is None else find(settings.axis, axes_folder())
     made = _assemble(settings, card, scripts, settings.conditions, plans, axis)
     said = tuple(f"transcript {one.transcript.name}: {notice}" for one in loaded for notice in one.notices)
     return replace(made, notices=(*said, *made.notices))
@@ -96,7 +98,7 @@ def reopen(run: Run, settings: Settings, say: Say | None = None) -> Experiment:
     here = Path(settings.model).expanduser().exists()
     found = models.describe(settings.model, None if here else manifest.spec.revision, adapter=settings.adapter, say=say)
     card, notice = as_recorded(found, manifest.spec)
-    axis = axis_files.load(run.paths.axis(manifest.axes[0].name)) if manifest.axes else None
+    axis = read_axis(run.paths, manifest.axes[0]) if manifest.axes else None
     conditions = tuple(manifest.conditions.values())
     layer = manifest.axes[0].layer if manifest.axes else None
     made = _assemble(
@@ -134,17 +136,7 @@ def _assemble(
         subject = Subject(card.name, card.identity, card.width, card.layers)
         used = use(axis, subject, settings.layer, foreign=settings.foreign_axis, kept=kept)
     layers = _layers(settings, card, used)
-    spec = RunSpec(
-        name=name or settings.name or plain_name((card.name if card.adapter is None else card.adapter.name).rsplit("/", 1)[-1]),
-        model=card.name,
-        revision=card.revision,
-        dtype=models.choose_dtype(settings.dtype.value, device),
-        chat=chat.format,
-        sampling=_sampling(settings, card),
-        max_new_tokens=settings.max_new_tokens,
-        seed=settings.seed,
-        adapter=None if card.adapter is None else card.adapter.digest,
-    )
+    spec = _spec(settings, card, chat, device, name)
     adds = {condition.name: text for condition in conditions if (text := chat.adds(condition)) is not None}
     manifest = Manifest(
         spec=spec,
@@ -161,6 +153,20 @@ def _assemble(
     )
     said = (*_notices(card, adds), *(used.notices() if used is not None else ()))
     return Experiment(manifest, card, chat, axis, device, said, _lacking(manifest) if used is None else ())
+
+
+def _spec(settings: Settings, card: ModelCard, chat: Chat, device: str, name: str | None) -> RunSpec:
+    return RunSpec(
+        name=name or settings.name or plain_name((card.name if card.adapter is None else card.adapter.name).rsplit("/", 1)[-1]),
+        model=card.name,
+        revision=card.revision,
+        dtype=models.choose_dtype(settings.dtype.value, device),
+        chat=chat.format,
+        sampling=_sampling(settings, card),
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+        adapter=None if card.adapter is None else card.adapter.digest,
+    )
 
 
 def _with_end(card: ModelCard, chat: Chat) -> ModelCard:

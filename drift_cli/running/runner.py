@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from queue import Queue as ThreadQueue
 from threading import Thread
 
-from drift_cli.axes import Axis
+from drift_cli.axis import Axis
 from drift_cli.chat import Ask, Chat
 from drift_cli.engine.contract import Engine, Incident, Reply, Stopped
 from drift_cli.errors import UsageError

@@ -10,13 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from drift_cli.axes import Axis
+from drift_cli.axis import Axis
 from drift_cli.chat import Ask, Chat, Conversation, begin, prompt_hash
 from drift_cli.chat.replay import replay, user_of
 from drift_cli.engine.contract import Job, Reply
 from drift_cli.engine.sampling import noise_key
 from drift_cli.errors import StoreError
-from drift_cli.probe import project
 from drift_cli.running.events import Event, Notice, RolloutEnded, TurnCommitted
 from drift_cli.spec import Finish, Rollout, Turn
 from drift_cli.store.growing import Forked
@@ -178,7 +177,7 @@ class Session:
         assert isinstance(talk, Conversation)
         if self.axis is not None and reply.residual is not None:
             for entry in manifest.axes:
-                projections[entry.name] = project(reply.residual[manifest.layers.index(entry.layer)], self.axis.at(entry.layer))
+                projections[entry.name] = float(self.axis.project(reply.residual[manifest.layers.index(entry.layer)], entry.layer))
         said, user = talk.said[reply.turn - 1], talk.users[reply.turn - 1]
         turn = Turn(
             index=reply.turn,

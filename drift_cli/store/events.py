@@ -16,8 +16,9 @@ from typing import Any
 import orjson
 
 from drift_cli.errors import StoreError
+from drift_cli.files import failed, release, sync_folder
 from drift_cli.store.decode import Malformed, parse
-from drift_cli.store.files import failed, open_inside, read_at, release, sync_folder
+from drift_cli.store.files import open_inside, read_at
 from drift_cli.store.lock import unlock, wait_for
 from drift_cli.store.paths import RunPaths
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from drift_cli.errors import StoreError
-from drift_cli.store.files import failed, release, write_some
+from drift_cli.files import failed, release, write_some
 
 _REOPEN = "End this process and run the same command again: whatever was committed is kept, the rest is made again."
 

@@ -21,8 +21,9 @@ from pathlib import Path
 import orjson
 
 from drift_cli.errors import StoreError
+from drift_cli.files import failed, release, write_all
 from drift_cli.store.decode import Malformed, decode, parse
-from drift_cli.store.files import failed, open_inside, read_inside, release, write_all
+from drift_cli.store.files import open_inside, read_inside
 
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)

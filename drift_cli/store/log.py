@@ -13,10 +13,11 @@ from pathlib import Path
 from types import TracebackType
 
 from drift_cli.errors import StoreError, mend_damage
+from drift_cli.files import release
 from drift_cli.spec import Finish, Rollout, Turn
 from drift_cli.store import residuals
 from drift_cli.store.decode import Malformed
-from drift_cli.store.files import create_inside, open_inside, release, size_of, sync_folders
+from drift_cli.store.files import create_inside, open_inside, size_of, sync_folders
 from drift_cli.store.growing import GrowingFile
 from drift_cli.store.line import End, EndLine, Line, TurnLine, encode, first_link, link, plain
 from drift_cli.store.lock import InUse, lock_rollout, unlock_rollout

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.errors import StoreError, mend_damage
+from drift_cli.files import failed, release
 from drift_cli.spec import Finish, Part, Rollout, Turn
 from drift_cli.store import residuals as residual_file
 from drift_cli.store.decode import Malformed
-from drift_cli.store.files import failed, open_inside, release
+from drift_cli.store.files import open_inside
 from drift_cli.store.line import LIMIT, End, EndLine, Line, TurnLine, first_link, link, read
 from drift_cli.store.paths import RunPaths
 

@@ -15,9 +15,10 @@ from itertools import islice
 from pathlib import Path
 
 from drift_cli.errors import StoreError
+from drift_cli.files import atomic_write_parts, is_there
 from drift_cli.spec import Rollout
 from drift_cli.store import residuals as residual_file
-from drift_cli.store.files import atomic_write_parts, create_inside, digest_from, is_there, open_inside, parts_from, size_of, sync_folders
+from drift_cli.store.files import create_inside, digest_from, open_inside, parts_from, size_of, sync_folders
 from drift_cli.store.growing import GrowingFile
 from drift_cli.store.line import TurnLine, first_link
 from drift_cli.store.lock import lock_rollout, unlock_rollout

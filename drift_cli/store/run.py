@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from drift_cli.errors import StoreError, UsageError
+from drift_cli.files import atomic_write, create_folder
 from drift_cli.spec import Finish, Rollout
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.events import append_event, read_events
-from drift_cli.store.files import atomic_write, create_folder
 from drift_cli.store.line import End
 from drift_cli.store.lock import hold
 from drift_cli.store.log import RolloutLog
-from drift_cli.store.manifest import Manifest, Setting, merge, read_manifest
+from drift_cli.store.manifest import Manifest, Setting, read_manifest
+from drift_cli.store.merge import merge
 from drift_cli.store.paths import RunPaths, Store
 from drift_cli.store.reader import RolloutRecord, read_rollout
 from drift_cli.store.repair import Repair, repair_rollout

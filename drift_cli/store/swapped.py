@@ -19,9 +19,10 @@ import orjson
 from numpy.typing import NDArray
 
 from drift_cli.errors import StoreError
+from drift_cli.files import atomic_write
 from drift_cli.spec import Condition, Rollout, Turn, digest_of
 from drift_cli.store.decode import Malformed, decode, parse
-from drift_cli.store.files import atomic_write, create_inside, read_inside, sync_folders
+from drift_cli.store.files import create_inside, read_inside, sync_folders
 
 if TYPE_CHECKING:
     from drift_cli.store.manifest import Manifest

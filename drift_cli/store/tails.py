@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from drift_cli.files import failed, release
 from drift_cli.spec import Cell, Rollout
 from drift_cli.store.decode import Malformed
-from drift_cli.store.files import failed, open_folder, open_in, open_inside, read_at, release, size_of
+from drift_cli.store.files import open_folder, open_in, open_inside, read_at, size_of
 from drift_cli.store.line import LIMIT, End, read_state
 from drift_cli.store.paths import RunPaths, sample_name
 from drift_cli.store.reader import Damaged

@@ -6,21 +6,21 @@ manifest, and that nothing else lies in the run's folder. Nothing is changed.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from drift_cli.axis import Axis
 from drift_cli.errors import StoreError
+from drift_cli.files import is_temporary, is_there, release
 from drift_cli.spec import Cell, Finish, Part, Rollout, spans
 from drift_cli.store import residuals as residual_file
+from drift_cli.store.axes import read_axis
 from drift_cli.store.events import read_events
-from drift_cli.store.files import is_temporary, is_there, open_inside, release, size_of
+from drift_cli.store.files import open_inside, size_of
 from drift_cli.store.line import TurnLine
 from drift_cli.store.looks import read_looks
 from drift_cli.store.manifest import AxisEntry, Manifest, read_manifest
@@ -44,11 +44,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Direction:
-    """A run's axis at its layer: (width,) float64, and the layer's row among the stored ones."""
+    """A run's axis, and the row of its layer among the stored ones."""
 
-    name: str
+    entry: AxisEntry
     row: int
-    vector: NDArray[np.float64]
+    axis: Axis
 
 
 def verify(paths: RunPaths, manifest: Manifest) -> list[Finding]:
@@ -107,31 +107,11 @@ def _manifest(paths: RunPaths) -> Iterator[Finding]:
 
 
 def _direction(paths: RunPaths, entry: AxisEntry, stored: tuple[int, ...]) -> _Direction:
-    """An axis file's vector at the entry's layer, which is one of the `stored` ones. Raises `StoreError`."""
-    from safetensors import SafetensorError, safe_open
-
-    path = paths.axis(entry.name)
-    try:
-        release(open_inside(paths.root, path, os.O_RDONLY))  # refuses what is not a plain file of the run's own
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            vectors = np.asarray(file.get_tensor("axis"), dtype="<f4")
-        layers = json.loads(header["layers"])
-        vector = vectors[layers.index(entry.layer)].astype(np.float64)
-        row = stored.index(entry.layer)
-        digest = axis_digest(layers, vectors)
-    except FileNotFoundError:
-        raise StoreError(f"axis {entry.name} is missing, so its projections cannot be checked") from None
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise StoreError(f"cannot be read as an axis with layer {entry.layer} ({type(error).__name__}: {error})") from error
-    if digest != entry.digest:
-        raise StoreError(f"not the axis that the run was measured on (its digest is {digest}, the run's {entry.digest})")
-    return _Direction(entry.name, row, vector)
-
-
-def axis_digest(layers: Sequence[int], vectors: NDArray[np.float32]) -> str:
-    """What a manifest calls an axis by: SHA-256 of its layers and its (layers, width) vectors."""
-    return hashlib.sha256(json.dumps(list(layers)).encode() + vectors.astype("<f4").tobytes()).hexdigest()
+    """An axis at the entry's layer, which is one of the `stored` ones. Raises `StoreError`."""
+    axis = read_axis(paths, entry)
+    if entry.layer not in stored:
+        raise StoreError(f"axis {entry.name} is at layer {entry.layer}, whose residual means are not stored")
+    return _Direction(entry, stored.index(entry.layer), axis)
 
 
 def _rollout(paths: RunPaths, manifest: Manifest, rollout: Rollout, directions: Sequence[_Direction]) -> Iterator[Finding]:
@@ -224,17 +204,18 @@ def _turn(paths: RunPaths, rollout: Rollout, fd: int, line: TurnLine, directions
     if means is None:
         return
     for direction in directions:
-        written = line.turn.projections.get(direction.name)
+        written = line.turn.projections.get(direction.entry.name)
         if written is None:
-            yield Finding(lines, f"turn {line.turn.index} has no projection on axis {direction.name}", fatal=True)
+            yield Finding(lines, f"turn {line.turn.index} has no projection on axis {direction.entry.name}", fatal=True)
             continue
-        mean = means[direction.row].astype(np.float64)
-        if mean.shape != direction.vector.shape:
-            yield Finding(paths.axis(direction.name), f"width {direction.vector.size}, residual means have {mean.size}", fatal=True)
+        mean = means[direction.row]
+        if len(mean) != direction.axis.width:
+            problem = f"width {direction.axis.width}, residual means have {len(mean)}"
+            yield Finding(paths.axis(direction.entry.name), problem, fatal=True)
             continue
-        projected = float(mean @ direction.vector)
-        if not abs(projected - written) <= _TOLERANCE * float(np.linalg.norm(mean)):
-            problem = f"turn {line.turn.index}: projection on axis {direction.name} is {written}, its residual mean gives {projected}"
+        projected = float(direction.axis.project(mean, direction.entry.layer))
+        if not abs(projected - written) <= _TOLERANCE * float(np.linalg.norm(mean.astype(np.float64))):
+            problem = f"turn {line.turn.index}: projection on axis {direction.entry.name} is {written}, its residual mean gives {projected}"
             yield Finding(lines, problem, fatal=True)
 
 

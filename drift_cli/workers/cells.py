@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from drift_cli.errors import StoreError
+from drift_cli.files import failed, release
 from drift_cli.spec import Cell, Finish, Rollout
-from drift_cli.store.files import failed, open_folder, open_in, release
+from drift_cli.store.files import open_folder, open_in
 from drift_cli.store.lock import Owner, read_owner
 from drift_cli.store.manifest import read_manifest
 from drift_cli.store.paths import RunPaths, sample_name

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from drift_cli.files import is_temporary
 from drift_cli.spec import Cell
-from drift_cli.store.files import is_temporary
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.repair import Repair
 from drift_cli.store.run import Finding, Run

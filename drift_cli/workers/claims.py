@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from drift_cli.errors import StoreError, UsageError
+from drift_cli.files import release
 from drift_cli.spec import Cell, Rollout
-from drift_cli.store.files import open_folder, open_inside, read_inside, release
+from drift_cli.store.files import open_folder, open_inside, read_inside
 from drift_cli.store.paths import RunPaths
 from drift_cli.workers.files import make_file, names_of, remove_file
 from drift_cli.workers.leases import LEASE, Life, Observer

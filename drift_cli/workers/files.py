@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from drift_cli.errors import StoreError
-from drift_cli.store.files import create_inside, failed, open_folder, open_inside, release, write_all
+from drift_cli.files import failed, release, write_all
+from drift_cli.store.files import create_inside, open_folder, open_inside
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 

@@ -52,7 +52,7 @@ MUTANTS = (
         "    if False:",
         _DAMAGE,
     ),
-    Mutant("one process gets a claim", "workers/claims.py", " | os.O_EXCL", "", "test_claims.py"),
+    Mutant("one process gets a claim", "workers/files.py", " | os.O_EXCL", "", "test_claims.py"),
     Mutant(
         "a fresh claim moved by mistake goes back",
         "workers/claims.py",
@@ -60,19 +60,19 @@ MUTANTS = (
         "            if False:",
         "test_claims.py",
     ),
-    Mutant("a lease ends", "workers/leases.py", "        if self.age(worker) >= ", "        if -1 >= ", "test_claims.py"),
+    Mutant("a lease ends", "workers/leases.py", "or self.age(worker) >= ", "or -1 >= ", "test_claims.py"),
     Mutant(
         "a pid given out again is another process",
         "workers/leases.py",
-        " and born(worker.pid) != worker.born",
-        " and not born(worker.pid)",
+        "return born(self.pid) == self.born if",
+        "return bool(born(self.pid)) if",
         "test_claims.py",
     ),
     Mutant(
         "an id is used once",
         "workers/leases.py",
-        "release(open_inside(paths.root, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))",
-        "release(open_inside(paths.root, path, os.O_WRONLY | os.O_CREAT))",
+        "while not make_file(self._paths.root, self._paths.worker(wanted)):",
+        "while make_file(self._paths.root, self._paths.worker(wanted)) is None:",
         "test_claims.py",
     ),
     Mutant(

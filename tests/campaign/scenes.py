@@ -15,14 +15,14 @@ from pathlib import Path
 from store_fixtures import CELL, DIRECTION, OTHER, finish, manifest
 
 from campaign.tally import Outcome
-from drift_cli import axes
+from drift_cli.axis import Axis
 from drift_cli.errors import DriftError, StoreError
 from drift_cli.spec import Rollout
 from drift_cli.store.manifest import AxisEntry, CellPlan
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 
-AXIS = axes.Axis("made", (5,), DIRECTION)
+AXIS = Axis("made", (5,), DIRECTION)
 PLAN = (Rollout(CELL, 0), Rollout(OTHER, 0))
 MANIFEST = manifest(cells=(CellPlan(CELL, 1), CellPlan(OTHER, 1)), axes=(AxisEntry("made", 5, AXIS.digest),))
 
@@ -42,9 +42,9 @@ def session(folder: Path, acknowledge: Acknowledge = lambda rollout, index: None
     """A process's whole work: make the run or open it, give it its axis, write every rollout to its end, record an event."""
     run = Run.create(Store(folder / "checkpoints"), MANIFEST)
     try:
-        axes.load(run.paths.axis("made"))
+        Axis.load(run.paths.axis("made"))
     except DriftError:
-        axes.save(AXIS, run.paths.axis("made"))
+        AXIS.save(run.paths.axis("made"))
     if repair:
         run.repair()
     for rollout in PLAN:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from drift_cli.axes.axis import Axis
+from drift_cli.axis import Axis
 from drift_cli.measuring.diagnostics import Diagnostics
 from drift_cli.results.figures.canvas import looks
 from drift_cli.results.figures.palette import PAPER

@@ -15,9 +15,9 @@ from matplotlib import style as settings
 from matplotlib.figure import Figure
 
 from drift_cli.errors import UsageError
+from drift_cli.files import atomic_write, create_folder
 from drift_cli.results.figures.layout import DPI
 from drift_cli.results.figures.palette import PAPER, Style
-from drift_cli.store.files import atomic_write, create_folder
 
 FORMATS = ("png", "svg", "pdf")
 _NO_DATE: dict[str, dict[str, Any]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}

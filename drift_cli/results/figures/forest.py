@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from drift_cli.analysis.layers import Unavailable
+from drift_cli.analysis.measure import find_rollout_measure
 from drift_cli.analysis.presence import Presence, Split
 from drift_cli.analysis.results import Comparison, Measure
 from drift_cli.analysis.study import Study
@@ -24,10 +25,11 @@ from drift_cli.analysis.summary import percent
 from drift_cli.analysis.table import RunTable
 from drift_cli.results.figures.canvas import looks
 from drift_cli.results.figures.layout import Panel, blank, compose
-from drift_cli.results.figures.legend import put_legend
+from drift_cli.results.figures.legend import Entry, put_legend
 from drift_cli.results.figures.lettering import shortened, wrapped
 from drift_cli.results.figures.palette import PAPER, Style
 from drift_cli.results.figures.panel import axis_label, check_drawable
+from drift_cli.results.tables.words import measure_name
 
 MOST = 45
 """Pairs that fit a page; those with the smallest p are kept, in their order."""
@@ -36,15 +38,22 @@ _NAMES = 2.2
 """Inches on paper for the pairs' names."""
 
 
-def forest(table: RunTable, study: Study, *, presence: Presence | None = None, title: str | None = None, style: Style = PAPER) -> Figure:
-    """Draw a study's comparisons of rollout means. Raises `StoreError` for a table without a turn, `Unavailable` where there is nothing to compare."""
+def forest(
+    table: RunTable,
+    study: Study,
+    measure: str | None = None,
+    *,
+    presence: Presence | None = None,
+    title: str | None = None,
+    style: Style = PAPER,
+) -> Figure:
+    """Draw a study's comparisons of rollout means, or of another measure of rollouts; of means also their split into presence and words.
+
+    Raises `StoreError` for a table without a turn, `UsageError` where there is no such measure, `Unavailable` where there is nothing to compare.
+    """
     check_drawable(table)
-    known = [pair for pair in study.comparisons if pair.difference is not None]
-    if not known:
-        raise Unavailable(
-            f"run {table.run_id} has no two conditions with a turn in common", mend="Add one: drift generate --condition NAME"
-        )
-    shown = _clearest(known)
+    wanted = Measure.MEAN if measure is None else find_rollout_measure(measure).name
+    shown = _clearest(known := _known(table, study, wanted))
     level = percent(study.options.level)
     with looks(style):
         names = [_name(pair, study, style.characters(style.inches(_NAMES), 8)) for pair in shown]
@@ -52,27 +61,41 @@ def forest(table: RunTable, study: Study, *, presence: Presence | None = None, t
         fig, axes = blank(1, 2, Panel(3.1, 0.85 + row * len(shown)), style, sharey=True)
         left, right = axes[0, 0], axes[0, 1]
         _draw(left, shown, [(p.difference, p.low, p.high) for p in shown], table, style)
-        splits = _splits(shown, presence)
+        splits = _splits(shown, presence if wanted == Measure.MEAN else None)
         _draw_parts(left, shown, splits, table, style)
         _draw(right, shown, [(p.hedges_g, p.g_low, p.g_high) for p in shown], table, style)
         left.set_yticks(np.arange(len(shown)), names)
         left.set_ylim(len(shown) - 0.5, -0.5)
         letters = max(len(line) for name in names for line in name.split("\n"))
         wide = style.characters((fig.get_figwidth() - 0.0075 * style.points(8) * letters) / 2 - style.inches(0.25), 9)
-        left.set_xlabel(wrapped(f"difference in {axis_label(table)}", wide))
+        what = axis_label(table) if measure is None else f"{measure_name(wanted, study.first)}, {axis_label(table)}"
+        left.set_xlabel(wrapped(f"difference in {what}", wide))
         right.set_xlabel(wrapped("Hedges' g (differences in SDs)", wide))
-        alpha = f"{1 - study.options.level:.3g}".lstrip("0")
-        mark: dict[str, Any] = {"color": style.neutral, "marker": "o", "ms": style.points(4.5), "ls": "", "mew": style.points(1)}
-        filled = Line2D([], [], **mark), f"p ≤ {alpha}, adjusted"
-        entries = [filled, (Line2D([], [], mfc=style.ground, **mark), "not so"), (Line2D([], [], color=style.neutral), f"{level} interval")]
-        if any(splits):
-            entries += [(Line2D([], [], **{**mark, "marker": name, "ms": style.points(3.2)}), said) for name, said in _PARTS.items()]
-        put_legend(fig, entries, style)
+        put_legend(fig, _entries(style, level, study.options.level, parts=any(splits)), style)
         left_out = len(known) - len(shown)
         said = f"Adjusted: differences from {study.baseline} by Holm, others together with all turns and measures, and only where one of the former is shown."
         notes = [f"{shown[0].method}. {said} {study.scope}", *([f"{left_out} pairs with larger p are not shown."] if left_out else [])]
         compose(fig, style, heading=title, notes=notes)
     return fig
+
+
+def _entries(style: Style, level: str, of: float, *, parts: bool) -> list[Entry]:
+    """The legend's: what is shown, what is not, the interval, and the parts of a difference."""
+    alpha = f"{1 - of:.3g}".lstrip("0")
+    mark: dict[str, Any] = {"color": style.neutral, "marker": "o", "ms": style.points(4.5), "ls": "", "mew": style.points(1)}
+    found: list[Entry] = [(Line2D([], [], **mark), f"p ≤ {alpha}, adjusted"), (Line2D([], [], mfc=style.ground, **mark), "not so")]
+    found.append((Line2D([], [], color=style.neutral), f"{level} interval"))
+    small = {**mark, "ms": style.points(3.2)}
+    return found + [(Line2D([], [], **{**small, "marker": name}), said) for name, said in (_PARTS.items() if parts else ())]
+
+
+def _known(table: RunTable, study: Study, measure: str) -> list[Comparison]:
+    rows = (row for row in (*study.comparisons, *study.drift, *study.added) if row.measure == measure)
+    if not (known := [pair for pair in rows if pair.difference is not None]):
+        raise Unavailable(
+            f"run {table.run_id} has no two conditions with a turn in common", mend="Add one: drift generate --condition NAME"
+        )
+    return known
 
 
 _PARTS = {"d": "the words' part", "x": "the prompt's presence"}

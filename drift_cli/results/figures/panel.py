@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from drift_cli.analysis.segments import of_words
 from drift_cli.analysis.table import Group, RunTable
 from drift_cli.errors import StoreError
 from drift_cli.results.figures.layout import inches_of
@@ -56,4 +55,4 @@ def turn_ticks(turns: int, most: int = 20) -> list[int]:
 
 def axis_label(table: RunTable) -> str:
     """ "projection on <axis> (layer <l>)"; "projection of the answer on …" where replies have segments."""
-    return f"projection{of_words(table.segment)} on {table.axis}" + ("" if table.layer is None else f" (layer\u00a0{table.layer})")
+    return table.quantity + ("" if table.layer is None else f" (layer\u00a0{table.layer})")

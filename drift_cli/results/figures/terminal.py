@@ -35,17 +35,7 @@ def _group(table: RunTable, group: Group, lines: Mapping[str, FloatArray], color
     from uniplot import plot_to_string
 
     turns = table.length(group.transcript)
-    looks = PAPER.each(table.conditions)
-    names, ys, symbols, colors = [], [], [], []
-    for place, name in enumerate(table.conditions):
-        rows = [table.rows(cell) for cell in table.cells if cell.condition == name and (cell.transcript, cell.temperature) == group]
-        values = table.projections[rows[0]][:, :turns] if rows else np.full((1, turns), np.nan)
-        if np.isfinite(values).any():
-            symbol = SYMBOLS[place % len(SYMBOLS)]
-            names.append(name)
-            symbols.append(symbol)
-            ys.append(moments(values).mean)
-            colors.append(_rgb(looks[name].color))
+    names, ys, symbols, colors = _curves(table, group, turns)
     heading = f"{axis_label(table)} by turn: {group}".replace("\u00a0", " ")
     if not names:
         return f"{heading}\n  no turn yet"
@@ -73,6 +63,21 @@ def _group(table: RunTable, group: Group, lines: Mapping[str, FloatArray], color
     )
     key = "" if color else "\n" + "   ".join(f"{symbol} {name}" for symbol, name in zip(symbols, names, strict=True))
     return f"{heading}\n{drawn.rstrip()}{key}"
+
+
+def _curves(table: RunTable, group: Group, turns: int) -> tuple[list[str], list[FloatArray], list[str], list[tuple[int, int, int]]]:
+    """Name, mean by turn (turns,), symbol and colour of each condition that has a turn."""
+    looks = PAPER.each(table.conditions)
+    names, ys, symbols, colors = [], [], [], []
+    for place, name in enumerate(table.conditions):
+        rows = [table.rows(cell) for cell in table.cells if cell.condition == name and (cell.transcript, cell.temperature) == group]
+        values = table.projections[rows[0]][:, :turns] if rows else np.full((1, turns), np.nan)
+        if np.isfinite(values).any():
+            names.append(name)
+            symbols.append(SYMBOLS[place % len(SYMBOLS)])
+            ys.append(moments(values).mean)
+            colors.append(_rgb(looks[name].color))
+    return names, ys, symbols, colors
 
 
 def _rgb(color: str) -> tuple[int, int, int]:

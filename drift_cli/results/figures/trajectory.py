@@ -80,12 +80,8 @@ def trajectory(
         entries = [*curve_entries(every, style), *mark_entries(every, style, reference=bool(lines), band=bands.label)]
         entries += difference_marks(differences, style)
         put_legend(panels.fig, entries, style)
-        compose(
-            panels.fig,
-            style,
-            heading=title,
-            notes=[*_quotes(marks, len({group.transcript for group in panels.of})), *([scope] if scope else [])],
-        )
+        notes = [*_quotes(marks, len({group.transcript for group in panels.of})), *([scope] if scope else [])]
+        compose(panels.fig, style, heading=title, notes=notes)
     return panels.fig
 
 

@@ -54,9 +54,9 @@ def _fitted_cautions(texts: list[str], room: int, width: int) -> list[str]:
 
 def _title(answer: Answer) -> str:
     layer = "" if answer.layer is None else f", layer {answer.layer}"
-    measure = "rollout mean" if answer.primary is Measure.MEAN else answer.primary.value
+    measure = "rollout mean" if answer.primary == Measure.MEAN else str(answer.primary)
     state = "" if answer.finished else " (unfinished)"
-    return f"Run {answer.run}{state}: projection{answer.measured} on {answer.axis}{layer}. Primary: {measure}, against {answer.baseline}."
+    return f"Run {answer.run}{state}: {answer.quantity}{layer}. Primary: {measure}, against {answer.baseline}."
 
 
 _MORE = "--full: everything. --measures, --turns-table: parts of it. --json. Rules: docs/statistics.md"

@@ -222,7 +222,8 @@ def _length(answer: Answer, name: Namer) -> Iterator[str]:
             position = "" if r.position is None else f", with position r{HARD}={HARD}{signed(r.position)}"
             where = "" if len(answer.correlations) == 1 else f" ({r.transcript}, T{HARD}{r.temperature:g})"
             at = f" At equal length the level differs by {joined(found)}." if found and r is answer.correlations[0] else ""
-            yield f"Within turns{where} the projection goes with reply length r{HARD}={HARD}{signed(r.length)}{position}.{at}"
+            what = "projection" if answer.quantity.startswith("projection") else "measure"
+            yield f"Within turns{where} the {what} goes with reply length r{HARD}={HARD}{signed(r.length)}{position}.{at}"
 
 
 def _noise(answer: Answer, name: Namer) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from drift_cli.analysis.measure import added_rollout_measures
 from drift_cli.analysis.results import Comparison, Correction, Measure, Options, Role, Test
 from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import percent
@@ -24,6 +25,11 @@ def drift_table(study: Study, which: str = "") -> Table:
     )
     table = _comparisons(f"Differences of drift{which}", study.drift, study, study.scope, measures=True)
     return Table(table.title, table.heads, table.rows, [note, *table.notes])
+
+
+def added_table(study: Study, which: str = "") -> Table:
+    """Differences on measures that others added."""
+    return _comparisons(f"Differences on added measures{which}", study.added, study, study.scope, measures=True)
 
 
 def across_table(study: Study, which: str = "") -> Table:
@@ -83,11 +89,13 @@ def _notes(found: Sequence[Comparison], scope: str, options: Options) -> Iterato
 
 
 def _secondary(found: Sequence[Comparison], options: Options) -> str:
-    over = any(c.transcript is None for c in found)
+    over, added = any(c.transcript is None for c in found), {measure.name for measure in added_rollout_measures()}
     how = {Correction.MAXT: "max-T", Correction.HOLM: "Holm", Correction.BH: "Benjamini-Hochberg", Correction.NONE: "nothing"}[
         options.correction
     ]
     family = "Holm over the comparisons over transcripts" if over else f"{how} over all pairs, turns and secondary measures together"
+    if all(c.measure in added for c in found):
+        family = "Holm over all pairs and added measures"
     return f"Not P: secondary, p adjusted by {family}; *: shown, which a secondary difference is only where a primary one is shown too."
 
 
@@ -102,5 +110,5 @@ def worst_words(c: Comparison) -> Iterator[str]:
         if c.worst.tipping is None
         else f"; to reach 0, they would have to lie {number(c.worst.tipping)} from those that are there on average"
     )
-    name = "" if c.measure is Measure.MEAN else f" ({c.measure.value})"
+    name = "" if c.measure == Measure.MEAN else f" ({c.measure})"
     yield f"{missing}{name}: {bounds}{tipping}."

@@ -27,7 +27,7 @@ def _records(study: Study, found: Sequence[Power]) -> Iterator[tuple[str, dict[s
         yield "cells", {**fields, **{f"flagged_{kind}": count for kind, count in counts.items()}, **common}
         yield from (("cell_turns", {**named, **turn, **common}) for turn in turns)
     yield from (("cell_drift", {**_plain(asdict(row)), "level": summary.level, "scope": study.scope}) for row in study.cell_drift)
-    for table, rows in (("comparisons", study.comparisons), ("drift", study.drift), ("across", study.across)):
+    for table, rows in (("comparisons", study.comparisons), ("drift", study.drift), ("added", study.added), ("across", study.across)):
         yield from ((table, {**_plain(asdict(row)), "scope": study.scope}) for row in rows)
     for pair in study.turns:
         named = {

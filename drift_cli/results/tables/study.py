@@ -10,7 +10,7 @@ from drift_cli.analysis.results import PartProvenance, Provenance
 from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import CellSummary, Summary, percent
 from drift_cli.display import Table
-from drift_cli.results.tables.comparisons import across_table, drift_table, pairs_table
+from drift_cli.results.tables.comparisons import across_table, added_table, drift_table, pairs_table
 from drift_cli.results.tables.turns import pair_turns_table, turn_pairs_table, turns_table
 from drift_cli.results.tables.words import MOST_ROWS, interval, number
 from drift_cli.spec import Part
@@ -20,6 +20,8 @@ def study_tables(study: Study, *, turns: bool = True, which: str = "") -> list[T
     """All tables of a study; with `turns`, also those of every turn. `which` says which replies it is about, in the titles, after the part that is measured."""
     which = measured(study.provenance) + which
     tables = [summary_table(study.summary, which), pairs_table(study, which), drift_table(study, which)]
+    if study.added:
+        tables.append(added_table(study, which))
     if study.across:
         tables.append(across_table(study, which))
     tables.append(turn_pairs_table(study, which))
@@ -50,7 +52,8 @@ def summary_table(summary: Summary, which: str = "") -> Table:
     layer = "" if summary.layer is None else f", layer {summary.layer}"
     heads = ["cell", "rollouts>", "mean>", "SD>", "SEM>", f"{percent(summary.level)} interval>", "flagged replies"]
     notes = [summary.method, summary.scope, *dict.fromkeys(f"{c.condition}: {c.note}" for c in summary.cells if c.note)]
-    return Table(f"Run {summary.run_id}: projection on {summary.axis}{layer}{which}", heads, rows, notes)
+    what = summary.measure or f"projection on {summary.axis}{layer}"
+    return Table(f"Run {summary.run_id}: {what}{which}", heads, rows, notes)
 
 
 def _flagged(cell: CellSummary) -> str:

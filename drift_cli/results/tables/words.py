@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from drift_cli.analysis.measure import find_rollout_measure
 from drift_cli.analysis.results import Comparison, Measure
 
 MOST_ROWS = 60
 """Pairs that a table for reading shows; CSV and JSON have all."""
 
 
-def measure_name(measure: Measure, first: int) -> str:
+def measure_name(measure: str, first: int) -> str:
     """A measure as a table names it; `first` is the first turn that counts."""
-    return {
-        Measure.MEAN: "mean",
-        Measure.CHANGE: f"change from turn {first}",
-        Measure.SLOPE: "slope per turn",
-        Measure.AREA: f"area from turn {first}",
-        Measure.THIRDS: "last third − first third",
-    }[measure]
+    if measure in (Measure.CHANGE, Measure.AREA):
+        return f"{measure} from turn {first}"
+    return find_rollout_measure(measure).words
 
 
 def number(value: float | None, digits: int = 4, *, sign: bool = False) -> str:

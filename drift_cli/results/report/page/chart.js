@@ -78,11 +78,11 @@ function drawChart() {
   }
   parts.push(drawn("text", { x: (BOX.left + BOX.width) / 2, y: BOX.height - 4, "text-anchor": "middle" }, "turn"));
   const middle = (BOX.top + bottom) / 2;
-  parts.push(drawn("text", { x: 14, y: middle, "text-anchor": "middle", transform: `rotate(-90 14 ${middle})` }, `projection${D.of} on ${D.axis}`));
+  parts.push(drawn("text", { x: 14, y: middle, "text-anchor": "middle", transform: `rotate(-90 14 ${middle})` }, D.quantity));
   for (const cell of shownCells()) parts.push(...drawCell(cell));
   if (group().reference) parts.push(drawn("path", { class: "reference", d: path(group().reference) }));
   parts.push(drawn("line", { class: "guide", id: "guide", y1: BOX.top, y2: bottom }));
-  const label = `Mean projection${D.of} on ${D.axis} by turn, for ${shownCells().map((cell) => cell.condition).join(", ") || "no condition"}. The slider below reads each turn.`;
+  const label = `Mean ${D.quantity} by turn, for ${shownCells().map((cell) => cell.condition).join(", ") || "no condition"}. The slider below reads each turn.`;
   const picture = drawn("svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img", "aria-label": label }, parts);
   picture.addEventListener("pointermove", (event) => readTurn(turnAt(picture, event)));
   picture.addEventListener("click", (event) => pickAt(picture, event));

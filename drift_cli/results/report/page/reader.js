@@ -39,7 +39,7 @@ function drawReply(column, turn) {
   const link = linkTo(state.group, column.condition, column.sample, turn);
   const head = element(
     "header", {},
-    element("a", { class: "value", href: link, title: `Projection${D.of}; a link to this reply` }, signed(reply.p)),
+    element("a", { class: "value", href: link, title: `${D.quantity}; a link to this reply` }, signed(reply.p)),
     element("span", {}, D.finish[reply.finish] ?? reply.finish),
     reply.flags.length ? element("span", { class: "flags" }, reply.flags.map((flag) => D.flags[flag] ?? flag).join(", ")) : null,
   );

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from drift_cli.axes.axis import Axis
+from drift_cli.axis import Axis
 from drift_cli.measuring.diagnostics import suggested_layer
 
 DEPTH = 0.65

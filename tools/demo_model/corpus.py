@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from drift_cli.demo_model import grammar
-from drift_cli.demo_model.grammar import Role, Topic
-from drift_cli.demo_model.planted import Cue, drift
+from tools.demo_model import grammar
+from tools.demo_model.grammar import Role, Topic
+from tools.demo_model.planted import Cue, drift
 
 ASSISTANT, CHARACTER = "assistant", "character"
 

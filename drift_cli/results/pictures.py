@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drift_cli.commands.bands import bands_of
-from drift_cli.commands.reply import find_reply
 from drift_cli.errors import UsageError
+from drift_cli.results.bands import bands_of
+from drift_cli.results.reply import find_reply
 from drift_cli.spec import Part
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from drift_cli.analysis.looks import Looking
     from drift_cli.analysis.presence import Presence
     from drift_cli.analysis.results import Options
     from drift_cli.analysis.study import Study
@@ -49,10 +48,18 @@ class Picture:
     level: float = 0.95
     part: Part = Part.ANSWER
     """What of each reply is measured, where replies have segments."""
+    reply_measure: str | None = None
+    """A measure of replies, by name, in place of projections."""
+    rollout_measure: str | None = None
+    """What a forest compares of rollouts (default: their means)."""
 
     @cached_property
     def table(self) -> RunTable:
-        """The run's projections on the axis."""
+        """The run's projections on the axis, or what the measure of replies gives."""
+        if self.reply_measure is not None:
+            from drift_cli.analysis.measured import load_measure
+
+            return load_measure(self.run, self.reply_measure, self.part)
         from drift_cli.analysis.table import load
 
         return load(self.run, self.axis, self.part)
@@ -60,20 +67,11 @@ class Picture:
     @cached_property
     def options(self) -> Options:
         """Of the statistics: the plan's, where the run has one."""
-        from drift_cli.analysis.plans import options_of
         from drift_cli.analysis.results import Options
-        from drift_cli.analysis.study import usual_test
+        from drift_cli.results.judged import usual
 
-        given = Options(level=self.level, against=None if self.against is None else self.baseline, test=usual_test(self.table))
-        plan = self.run.manifest.plan
-        return given if plan is None else options_of(plan.plan, given, () if self.against is None else ("against",))
-
-    @cached_property
-    def looking(self) -> Looking:
-        """What is known of earlier looks at the run's results."""
-        from drift_cli.analysis.looks import looking
-
-        return looking(self.run, self.table)
+        given = Options(level=self.level, against=None if self.against is None else self.baseline)
+        return usual(self.run, self.table, given, () if self.against is None else ("against",))
 
     @cached_property
     def single(self) -> Study:
@@ -86,33 +84,25 @@ class Picture:
     def study(self) -> Study:
         """The same with the intervals and p that apply at this look."""
         from drift_cli.analysis.looked import study_as_of
+        from drift_cli.analysis.looks import looking
 
-        return study_as_of(self.single, self.looking)
+        return study_as_of(self.single, looking(self.run, self.table))
+
+    @property
+    def presence(self) -> Presence:
+        """The differences from the baseline, split into the prompt's presence and words, with the intervals that apply at this look."""
+        from drift_cli.analysis.looked import presence_as_of
+        from drift_cli.analysis.looks import looking
+        from drift_cli.analysis.presence import Presence, presence
+
+        if self.table.measure is not None:
+            return Presence()
+        return presence_as_of(presence(self.run, self.table, self.options), looking(self.run, self.table), self.options.level)
 
     @cached_property
     def from_baseline(self) -> Study:
         """The same study, of which only the pairs with the baseline: a comparison has one p, wherever it is shown."""
         return self.study.with_baseline()
-
-    @cached_property
-    def presence(self) -> Presence:
-        """The differences from the baseline, split into the prompt's presence and words."""
-        from drift_cli.analysis.presence import presence
-
-        return presence(self.run, self.table, self.options)
-
-    @property
-    def presence_now(self) -> Presence:
-        """The same with the intervals that apply at this look."""
-        from drift_cli.analysis.looked import presence_as_of
-
-        return presence_as_of(self.presence, self.looking, self.options.level)
-
-    def record(self, by: str) -> str | None:
-        """Record that results were shown; in words what went wrong."""
-        from drift_cli.analysis.looks import record
-
-        return record(self.run, self.table, self.options, by)
 
     @property
     def baseline(self) -> str:
@@ -123,9 +113,11 @@ class Picture:
         return self.against or names[0]
 
     def draw(self, kind: str) -> Figure:
-        """One of `KINDS` but `text`. Raises `Unavailable` where the run has nothing of the kind."""
+        """One of `KINDS` but `text`. Raises `Unavailable` where the run has nothing of the kind, `UsageError` where there is no such kind."""
         from drift_cli.results.figures.panel import check_drawable
 
+        if kind not in _DRAW:
+            raise UsageError(f"there is no kind {kind!r}", mend=f"Use one of: {', '.join(_DRAW)}.")
         check_drawable(self.table)
         return _DRAW[kind](self)
 
@@ -143,6 +135,8 @@ def references(run: Run, table: RunTable, given: Path | None) -> dict[str, NDArr
     from drift_cli.measuring.reference_line import read
 
     names = dict.fromkeys(cell.transcript for cell in table.cells)
+    if table.measure is not None:
+        return None
     if given is not None:
         line = read(given)
         name = line.transcript if line.transcript in names else next(iter(names))
@@ -181,7 +175,7 @@ def _difference(picture: Picture) -> Figure:
     from drift_cli.results.figures.palette import style_named
 
     return difference(
-        picture.table, picture.from_baseline, presence=picture.presence_now, title=picture.title, style=style_named(picture.style)
+        picture.table, picture.from_baseline, presence=picture.presence, title=picture.title, style=style_named(picture.style)
     )
 
 
@@ -189,7 +183,14 @@ def _forest(picture: Picture) -> Figure:
     from drift_cli.results.figures.forest import forest
     from drift_cli.results.figures.palette import style_named
 
-    return forest(picture.table, picture.study, presence=picture.presence_now, title=picture.title, style=style_named(picture.style))
+    return forest(
+        picture.table,
+        picture.study,
+        picture.rollout_measure,
+        presence=picture.presence,
+        title=picture.title,
+        style=style_named(picture.style),
+    )
 
 
 def _marks(picture: Picture) -> list[Mark]:

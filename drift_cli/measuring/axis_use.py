@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from drift_cli.axes.axis import Axis
-from drift_cli.axes.layer import Chosen, choose_layer
+from drift_cli.axis import Axis, elsewhere
 from drift_cli.errors import UsageError
+from drift_cli.measuring.axis_layer import Chosen, choose_layer
 from drift_cli.spec import split_layer
 from drift_cli.store.manifest import AxisEntry
 
@@ -81,11 +81,6 @@ def named(asked: str, layer: int | None) -> tuple[str, int | None]:
 def is_name(asked: str) -> bool:
     """Whether an axis is given by name rather than by its file."""
     return "/" not in asked and not asked.endswith((".safetensors", ".pt", ".pth"))
-
-
-def elsewhere(axis: str, foreign: str, model: str) -> str:
-    """That an axis is another model's, in words."""
-    return f"axis {axis} was built on {foreign}, not on {model}"
 
 
 def use(axis: Axis, subject: Subject, asked: int | None, *, foreign: bool = False, kept: int | None = None) -> Use:

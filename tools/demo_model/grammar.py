@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -58,7 +58,7 @@ class Role:
 @cache
 def world(name: str) -> dict[str, Any]:
     """One file of phrases: topics, assistant, character, turns, prompts, roles."""
-    return tomllib.loads((files(__package__) / "world" / f"{name}.toml").read_text(encoding="utf-8"))
+    return tomllib.loads((Path(__file__).parent / "world" / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 @cache

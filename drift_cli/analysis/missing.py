@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drift_cli.axes.axis import short
-from drift_cli.axes.files import DEMO, names
+from drift_cli.models.axes import axes_for
+from drift_cli.models.builtin import DEMO
 from drift_cli.settings.config import axes_folder
 from drift_cli.spec import plain_name
 
@@ -18,23 +17,6 @@ if TYPE_CHECKING:
 
 _MOST = 3
 """Axes that are named."""
-
-
-def axes_for(model: str, folder: Path) -> list[str]:
-    """Names of the axes in `folder` that were built on a model or imported for it, by the model's name. Their headers alone are read."""
-    return [name for name in names(folder) if _model_of(folder / f"{name}.safetensors") == short(model)]
-
-
-def _model_of(path: Path) -> str | None:
-    """The short name of an axis file's model; None where it names none or cannot be read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            found = json.loads((file.metadata() or {}).get("model", "null"))
-    except (SafetensorError, OSError, ValueError):
-        return None
-    return short(found) if isinstance(found, str) else None
 
 
 def commands_for(manifest: Manifest) -> str:

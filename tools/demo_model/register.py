@@ -14,8 +14,8 @@ from functools import cache
 from itertools import pairwise
 from random import Random
 
-from drift_cli.demo_model import grammar
-from drift_cli.demo_model.corpus import ASSISTANT, CHARACTER
+from tools.demo_model import grammar
+from tools.demo_model.corpus import ASSISTANT, CHARACTER
 
 _END = re.compile(r"(?<=[.!?])\s+")
 _WORD = re.compile(r"[a-z']+")

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_cli.axes.axis import Axis, ranges
+from drift_cli.axis import Axis, ranges
 from drift_cli.errors import DriftError, UsageError, did_you_mean
+from drift_cli.files import atomic_write, create_folder
 from drift_cli.measuring.contrast import contrast, sides_of, unit
-from drift_cli.store.files import atomic_write, create_folder
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,8 @@ from random import Random
 
 import numpy as np
 
-from drift_cli.demo_model import corpus, tokens
-from drift_cli.demo_model.tokens import Row
+from tools.demo_model import corpus, encoder
+from tools.demo_model.encoder import Row
 
 LENGTHS, SHARES = (256, 768, 2048, 4096), (30, 30, 25, 15)
 """Conversations of a batch are about equally long; shares are of batches."""
@@ -38,13 +38,13 @@ def stream(plan: Plan, count: int, processes: int) -> Iterator[Row]:
         yield from pool.imap(partial(_batch, plan.seed, plan.tokens), range(count))
 
 
-_encoders: list[tokens.Encoder] = []
+_encoders: list[encoder.Encoder] = []
 
 
 def _start(tokenizer: str) -> None:
     from tokenizers import Tokenizer
 
-    _encoders[:] = [tokens.Encoder(Tokenizer.from_str(tokenizer))]
+    _encoders[:] = [encoder.Encoder(Tokenizer.from_str(tokenizer))]
 
 
 def _batch(seed: int, size: int, index: int) -> Row:

@@ -1,4 +1,4 @@
-"""Trains the built-in model: `python3 -m drift_cli.demo_model.train --out FOLDER --seed N`.
+"""Trains the built-in model: `python3 -m tools.demo_model.train --out FOLDER --seed N`.
 
 Writes a model folder that `--model FOLDER` takes (weights in bfloat16), and `training.json`: what was done, and the losses (held out: of the words, of the
 planted direction). The package holds the folder's `model.safetensors`, `tokenizer.json` and `training.json`. Runs on a CPU (hours) or a GPU (minutes); needs
@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drift_cli.demo_model import batches, corpus, planted, shape, tokens
-from drift_cli.demo_model.tokens import Row
+from drift_cli.demo_model import shape, tokens
+from tools.demo_model import batches, corpus, encoder, planted
+from tools.demo_model.encoder import Row
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +109,7 @@ class Trainer:
 
 def train(recipe: Recipe, device: str, processes: int, budget: float) -> tuple[PreTrainedModel, str, dict[str, Any]]:
     """Returns the network, the tokenizer as JSON, and the record of the training. `budget` in seconds may shorten it; the record says so."""
-    inner = tokens.make(corpus.texts(recipe.seed, 6000), shape.VOCABULARY)
+    inner = encoder.make(corpus.texts(recipe.seed, 6000), shape.VOCABULARY)
     plan = batches.Plan(recipe.seed, recipe.tokens, inner.to_str())
     supply = batches.stream(plan, recipe.steps, processes)
     first = next(supply)

@@ -1,0 +1,1 @@
+"""What made parts of drift and is not installed with it."""
