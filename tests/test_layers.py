@@ -15,6 +15,8 @@ ROOT = Path(drift_cli.__file__).parent
 ORDER = (
     "errors",
     "files",
+    "names",
+    "segments",
     "spec",
     "pool",
     "axis",
@@ -48,13 +50,10 @@ MOST_LINES, MOST_FUNCTION_LINES = 300, 40
 LONG_FILES = {
     "analysis/verdict.py",
     "commands/stats.py",
-    "results/pictures.py",
-    "spec.py",
 }
 LONG_FUNCTIONS = {
     "analysis.verdict.answer",
     "measuring.torch_axes.import_torch",
-    "commands.exchange.export",
     "commands.plot.plot",
     "commands.stats.stats",
     "engine.kernels.triton.attention_kernel._decode_split",

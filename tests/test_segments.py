@@ -27,21 +27,9 @@ from drift_cli.measuring import controls
 from drift_cli.measuring.build import made_from
 from drift_cli.measuring.personas import read as read_personas
 from drift_cli.measuring.traces import token_lengths
-from drift_cli.spec import (
-    Cell,
-    ChatFormat,
-    Condition,
-    Finish,
-    Part,
-    Rollout,
-    RunSpec,
-    Sampling,
-    Segment,
-    SegmentKind,
-    Transcript,
-    Turn,
-    digest_of,
-)
+from drift_cli.names import digest_of
+from drift_cli.segments import Part, Segment, SegmentKind
+from drift_cli.spec import Cell, ChatFormat, Condition, Finish, Rollout, RunSpec, Sampling, Transcript, Turn
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.log import End
 from drift_cli.store.manifest import AxisEntry, CellPlan, Manifest, ModelFacts

@@ -15,7 +15,8 @@ from drift_cli.commands.reference import Reading, alone, beside
 from drift_cli.commands.traces import trace
 from drift_cli.display import Display
 from drift_cli.errors import UsageError
-from drift_cli.spec import Part, at_layer
+from drift_cli.names import at_layer
+from drift_cli.segments import Part
 
 if TYPE_CHECKING:
     from drift_cli.axis import Axis

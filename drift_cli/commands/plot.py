@@ -24,7 +24,7 @@ from drift_cli.commands.options import (
 from drift_cli.display import Display, Drawing, Mode
 from drift_cli.errors import UsageError
 from drift_cli.results.pictures import ALL, KINDS, Picture
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run

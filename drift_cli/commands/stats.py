@@ -24,7 +24,7 @@ from drift_cli.commands.options import (
 from drift_cli.display import Display, Mode, Table
 from drift_cli.errors import UsageError
 from drift_cli.results.tables.formats import Format
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
