@@ -195,7 +195,7 @@ def test_a_run_without_segments_refuses_reasoning_and_says_nothing_of_parts(run:
     assert "segment" not in json.dumps(document)
     assert "no_answer" not in json.dumps(document)
     assert "Measured" not in drift("stats", "--store", "other").out
-    assert drift("stats", "--segment", "thoughts", code=2).err.count("answer, reasoning, all") == 1
+    assert drift("stats", "--segment", "thoughts", code=2).err.count("'answer', 'reasoning', 'all'") == 1
     assert "'answer', 'reasoning', 'all'" in drift("stats", "--segment", "thoughts", code=2).err
 
 
