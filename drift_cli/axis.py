@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.errors import DriftError, UsageError
-from drift_cli.spec import CONTENT, checked_name
+from drift_cli.names import CONTENT, checked_name
 
 FORMAT = "drift-axis-1"
 SUFFIX = ".safetensors"

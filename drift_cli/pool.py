@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from drift_cli.spec import Part, Segment, spans
+from drift_cli.segments import Part, Segment, spans
 
 Ranges = tuple[tuple[int, int], ...]
 """First and past-the-last tokens, in order."""

@@ -7,68 +7,18 @@ message and its reply, the unit that is written to disk.
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from drift_cli.errors import UsageError
+from drift_cli.names import CONTENT, checked_name, digest_of
+from drift_cli.segments import Part, Segment, spans
 
 if TYPE_CHECKING:
     import numpy as np
-
-CONTENT = "tree1:"
-"""How the revision of local weights begins: a digest of their whole content (`models/identity.py`), whatever the folder is called."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-
-
-def checked_name(kind: str, name: str) -> str:
-    """Return `name` if it can stand in a file name on every system; raise `UsageError` otherwise."""
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"{kind} name {name!r} cannot be used",
-            mend="Use 1 to 80 letters, digits, '.', '_' or '-', beginning with a letter or digit.",
-        )
-    return name
-
-
-def brief(revision: str) -> str:
-    """A revision as it is shown where there is little room: 12 digits."""
-    return revision.removeprefix(CONTENT)[:12]
-
-
-def plain_name(text: str) -> str:
-    """A name made from any text: lower case, and only what may stand in a file name."""
-    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:60] or "run"
-
-
-def shortened_name(transcript: str, turns: int) -> str:
-    """What the first `turns` user turns of a transcript are called, so that they and the whole can be in one run: `lonely-6`."""
-    suffix = f"-{turns}"
-    return transcript[: 80 - len(suffix)] + suffix
-
-
-def at_layer(axis: str, layer: int) -> str:
-    """What a run calls an axis that it has at another layer already: `demo@3`. No axis can have such a name of its own."""
-    return f"{axis}@{layer}"
-
-
-def split_layer(name: str) -> tuple[str, int | None]:
-    """The axis and the layer of `demo@3`; `demo` names no layer. `UsageError` where what stands behind the @ is no layer."""
-    axis, sign, layer = name.partition("@")
-    if sign and not (layer.isascii() and layer.isdecimal()):
-        raise UsageError(f"{name!r} names no layer of an axis", mend="Write the axis and the layer, such as demo@3.")
-    return axis, int(layer) if sign else None
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 (hex) of a JSON value in canonical form: sorted keys, no spaces, UTF-8."""
-    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 class Placement(StrEnum):
@@ -260,45 +210,6 @@ class Finish(StrEnum):
     """The chat template fails on the conversation so far, or does not render it as it is: no reply was made and the rollout ends here."""
     COMPLETE = "complete"
     """Of a rollout: every user turn of the transcript was answered."""
-
-
-class SegmentKind(StrEnum):
-    """What a part of a reply is."""
-
-    REASONING = "reasoning"
-    """What the model thinks before it answers (a `<think>` block, a harmony analysis channel)."""
-    ANSWER = "answer"
-    """What it says to the user."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A part of a reply: tokens `start` to before `stop` of the reply's ids. The markup around a part belongs to none."""
-
-    kind: SegmentKind
-    start: int
-    stop: int
-
-
-class Part(StrEnum):
-    """What of a reply a residual mean is over: `--segment`."""
-
-    ANSWER = "answer"
-    """The tokens of the answer; all of them where the reply has no segments."""
-    REASONING = "reasoning"
-    """The tokens of the reasoning."""
-    ALL = "all"
-    """Every token but the end-of-turn token: reasoning, answer, and the markup around them."""
-
-    @property
-    def words(self) -> str:
-        """For a sentence: `the answer`."""
-        return {Part.ANSWER: "the answer", Part.REASONING: "the reasoning", Part.ALL: "reasoning and answer together"}[self]
-
-
-def spans(segments: Sequence[Segment], part: Part) -> tuple[tuple[int, int], ...]:
-    """First and past-the-last token of each segment of a part (`ALL`: of both), empty ones left out, in order."""
-    return tuple((s.start, s.stop) for s in segments if part in (Part.ALL, s.kind.value) and s.stop > s.start)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from report_run import make_run
 
 import drift_cli
 from drift_cli import Axis, StoreError, UsageError
-from drift_cli.spec import Condition, Finish, Part
+from drift_cli.segments import Part
+from drift_cli.spec import Condition, Finish
 from drift_cli.store.manifest import CellPlan
 
 LINE = (

@@ -12,7 +12,8 @@ from templates import PLAIN, THINKING, Habit
 from drift_cli.chat import Conversation, scripted
 from drift_cli.chat.raw import RawChat
 from drift_cli.chat.template import TemplateChat
-from drift_cli.spec import Condition, Segment, SegmentKind
+from drift_cli.segments import Segment, SegmentKind
+from drift_cli.spec import Condition
 
 USERS = ("First", "Second", "Third")
 ANSWER, REASONING = SegmentKind.ANSWER, SegmentKind.REASONING

@@ -21,7 +21,8 @@ from drift_cli.engine.layout import PAGE
 from drift_cli.engine.pooling import pool_parts
 from drift_cli.engine.slots import make_slots
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Finish, Part, Sampling, Segment, SegmentKind
+from drift_cli.segments import Part, Segment, SegmentKind
+from drift_cli.spec import Finish, Sampling
 
 TOKENS = 12
 ARCHITECTURES = list(tiny.ARCHITECTURES)

@@ -21,7 +21,7 @@ from workers import Place
 from drift_cli import models
 from drift_cli.models import LoadedModel
 from drift_cli.pool import MEAN, Pool, part_ranges
-from drift_cli.spec import Part, Segment, SegmentKind, spans
+from drift_cli.segments import Part, Segment, SegmentKind, spans
 
 POOLS = (Pool.of("last"), Pool.of("first:3"))
 

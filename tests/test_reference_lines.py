@@ -23,7 +23,8 @@ from drift_cli.errors import DriftError, UsageError
 from drift_cli.measuring.contrast import unit
 from drift_cli.measuring.reference_line import measure_replies, read
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Condition, Part, Transcript
+from drift_cli.segments import Part
+from drift_cli.spec import Condition, Transcript
 
 USERS = tuple(f"tell me more about that please, {number}, and about the light" for number in range(6))
 PLAIN = tuple(f"the light is quiet, number {number}" for number in range(6))

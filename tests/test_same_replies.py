@@ -25,7 +25,8 @@ from drift_cli.measuring import same_replies
 from drift_cli.models import LoadedModel
 from drift_cli.results.tables.answer import lines, sentences
 from drift_cli.results.tables.cautions import cautions
-from drift_cli.spec import Cell, Finish, Part, spans
+from drift_cli.segments import Part, spans
+from drift_cli.spec import Cell, Finish
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 from drift_cli.store.swapped import Swapped, read_swapped

@@ -15,7 +15,8 @@ from drift_cli.engine.contract import Given, Incident, Job, Reply
 from drift_cli.engine.plan import Chunk, DoesNotFit, Done, Encode, Free, Limits, Plan, Step
 from drift_cli.engine.scheduler import Scheduler
 from drift_cli.errors import DriftError
-from drift_cli.spec import Answered, Cell, Finish, Rollout, Segment
+from drift_cli.segments import Segment
+from drift_cli.spec import Answered, Cell, Finish, Rollout
 
 END, STOP = 0, 9
 """An end-of-turn token, and one that takes the place of a stop string."""

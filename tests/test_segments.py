@@ -27,21 +27,9 @@ from drift_cli.measuring import controls
 from drift_cli.measuring.build import made_from
 from drift_cli.measuring.personas import read as read_personas
 from drift_cli.measuring.traces import token_lengths
-from drift_cli.spec import (
-    Cell,
-    ChatFormat,
-    Condition,
-    Finish,
-    Part,
-    Rollout,
-    RunSpec,
-    Sampling,
-    Segment,
-    SegmentKind,
-    Transcript,
-    Turn,
-    digest_of,
-)
+from drift_cli.names import digest_of
+from drift_cli.segments import Part, Segment, SegmentKind
+from drift_cli.spec import Cell, ChatFormat, Condition, Finish, Rollout, RunSpec, Sampling, Transcript, Turn
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.log import End
 from drift_cli.store.manifest import AxisEntry, CellPlan, Manifest, ModelFacts
@@ -207,7 +195,7 @@ def test_a_run_without_segments_refuses_reasoning_and_says_nothing_of_parts(run:
     assert "segment" not in json.dumps(document)
     assert "no_answer" not in json.dumps(document)
     assert "Measured" not in drift("stats", "--store", "other").out
-    assert drift("stats", "--segment", "thoughts", code=2).err.count("answer, reasoning, all") == 1
+    assert drift("stats", "--segment", "thoughts", code=2).err.count("'answer', 'reasoning', 'all'") == 1
     assert "'answer', 'reasoning', 'all'" in drift("stats", "--segment", "thoughts", code=2).err
 
 

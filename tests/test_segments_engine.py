@@ -11,7 +11,8 @@ from drift_cli.chat import text_of
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Part, Sampling, spans
+from drift_cli.segments import Part, spans
+from drift_cli.spec import Sampling
 
 TOKENS = 12
 Engine = type[SlotEngine] | type[ReferenceEngine]

@@ -18,7 +18,7 @@ from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.running.experiment import reopen, settings_of
 from drift_cli.running.runner import run_rollouts
-from drift_cli.spec import Part, Segment, SegmentKind, spans
+from drift_cli.segments import Part, Segment, SegmentKind, spans
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run
 from drift_cli.store.traces import read_traces

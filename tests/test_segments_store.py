@@ -15,7 +15,8 @@ import pytest
 from store_fixtures import DIRECTION, FIRST, LAYERS, TURNS, WIDTH, make_run, manifest, turn
 
 from drift_cli.errors import StoreError
-from drift_cli.spec import Finish, Part, Segment, SegmentKind, Turn
+from drift_cli.segments import Part, Segment, SegmentKind
+from drift_cli.spec import Finish, Turn
 from drift_cli.store.decode import Malformed
 from drift_cli.store.line import End, TurnLine, encode, first_link, read
 from drift_cli.store.log import Damaged, RolloutLog, read_residual_layer, read_rollout

@@ -148,10 +148,10 @@ def test_labels_of_a_window_name_its_first_turn(run):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--test", "anova"), "welch, bootstrap, permutation, paired, mixed"),
+        (("--test", "anova"), "'welch', 'bootstrap', 'permutation', 'paired', 'mixed'"),
         (("--primary", "area"), "--primary change"),
-        (("--correction", "x"), "maxt, holm, bh, none"),
-        (("--format", "x"), "table, csv, markdown, latex"),
+        (("--correction", "x"), "'maxt', 'holm', 'bh', 'none'"),
+        (("--format", "x"), "'table', 'csv', 'markdown', 'latex'"),
         (("--output", "x.doc"), ".csv, .md or .tex"),
         (("--turns", "5-2"), "--turns 1-14"),
         (("--turns", "1-9"), "have turns 1 to 4"),

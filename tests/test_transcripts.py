@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import drift_cli
 from drift_cli import transcripts
 from drift_cli.errors import UsageError
-from drift_cli.spec import checked_name
+from drift_cli.names import checked_name
 from drift_cli.transcripts.dialogue import Message
 from drift_cli.transcripts.formats import clean_name
 from drift_cli.transcripts.private import private_tag, without_private

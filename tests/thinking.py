@@ -20,7 +20,8 @@ from drift_cli.chat.parts import Parts
 from drift_cli.chat.template import TemplateChat
 from drift_cli.engine.contract import Job, Reply
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Condition, Part, Segment, SegmentKind, spans
+from drift_cli.segments import Part, Segment, SegmentKind, spans
+from drift_cli.spec import Condition
 
 
 def _mixed(token: int) -> int:

@@ -22,7 +22,7 @@ from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import FloatArray, RunTable
 from drift_cli.axis import Axis, project_each
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 from drift_cli.store.axes import read_axis
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_cli.spec import Finish, SegmentKind, Turn
+from drift_cli.segments import SegmentKind
+from drift_cli.spec import Finish, Turn
 
 RECITED_WORDS = 8
 SHORTEST_PROMPT = 4

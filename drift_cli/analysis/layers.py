@@ -11,7 +11,7 @@ from drift_cli.analysis.entries import choose_axis
 from drift_cli.analysis.table import FloatArray, RunTable
 from drift_cli.axis import project
 from drift_cli.errors import StoreError
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 from drift_cli.store.axes import read_axis
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from drift_cli import plugins
 from drift_cli.errors import DriftError, UsageError, did_you_mean
-from drift_cli.spec import Finish, Rollout, checked_name
+from drift_cli.names import checked_name
+from drift_cli.spec import Finish, Rollout
 
 FloatArray = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import numpy as np
 from drift_cli.analysis import segments
 from drift_cli.analysis.measure import Reply, ReplyMeasure, find_reply_measure
 from drift_cli.analysis.table import FloatArray, RunTable, filled
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 from drift_cli.store.manifest import AxisEntry
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from drift_cli.models.axes import axes_for
 from drift_cli.models.builtin import DEMO
+from drift_cli.names import plain_name
 from drift_cli.settings.config import axes_folder
-from drift_cli.spec import plain_name
 
 if TYPE_CHECKING:
     from drift_cli.store.manifest import Manifest

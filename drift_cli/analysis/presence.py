@@ -26,7 +26,8 @@ from drift_cli.analysis.measures import Sample, least_turns, merged, weights
 from drift_cli.analysis.results import Comparison, Measure, Options, Role, Test
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import FloatArray, Group, RunTable
-from drift_cli.spec import Cell, Part
+from drift_cli.segments import Part
+from drift_cli.spec import Cell
 from drift_cli.store.axes import read_axis
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from drift_cli.analysis.flags import Flag, Recital, flag_reply, flag_segments
 from drift_cli.errors import UsageError
-from drift_cli.spec import Finish, Part, spans
+from drift_cli.segments import Part, spans
+from drift_cli.spec import Finish
 
 if TYPE_CHECKING:
     from drift_cli.analysis.table import RunTable

@@ -17,7 +17,8 @@ import numpy as np
 from drift_cli.analysis.entries import choose_axis
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import FloatArray, RunTable
-from drift_cli.spec import Cell, Part
+from drift_cli.segments import Part
+from drift_cli.spec import Cell
 from drift_cli.store.axes import read_axis
 
 if TYPE_CHECKING:

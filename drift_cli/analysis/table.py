@@ -19,7 +19,8 @@ from drift_cli.analysis.flags import Flag, Flags, Recital, recitals
 from drift_cli.analysis.replies import Replies
 from drift_cli.axis import Axis
 from drift_cli.errors import StoreError, UsageError
-from drift_cli.spec import Cell, Finish, Part
+from drift_cli.segments import Part
+from drift_cli.spec import Cell, Finish
 from drift_cli.store.axes import read_axis
 from drift_cli.store.manifest import AxisEntry
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from drift_cli.errors import UsageError
 from drift_cli.interchange import export_assistant_axis, export_csv, export_parquet, export_seed
 from drift_cli.interchange.exporters import OWN, find, written_by
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 
 if TYPE_CHECKING:
     from drift_cli.api.run import Run

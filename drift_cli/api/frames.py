@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from drift_cli.analysis.measures import own
 from drift_cli.analysis.table import RunTable
 from drift_cli.errors import StoreError
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 from drift_cli.store.reader import read_residual_layer
 
 if TYPE_CHECKING:

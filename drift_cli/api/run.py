@@ -19,7 +19,8 @@ from drift_cli.axis import Axis
 from drift_cli.errors import UsageError
 from drift_cli.interchange.frame import turns_frame
 from drift_cli.results.pictures import Picture
-from drift_cli.spec import Condition, Part, Transcript
+from drift_cli.segments import Part
+from drift_cli.spec import Condition, Transcript
 from drift_cli.store.axes import read_axis
 from drift_cli.store.run import Run as Stored
 

@@ -28,7 +28,7 @@ MEMORY = 1 << 30
 """Bytes that a rendering may take beside what the process had when it was forked."""
 LONGEST = 1 << 26
 """Bytes of a rendering: a context of ten million tokens."""
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTSTP")
 
 
 class Confined:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from drift_cli.chat.parts import Parts
 from drift_cli.errors import DriftError
-from drift_cli.spec import ChatFormat, Condition, Segment, Transcript
+from drift_cli.segments import Segment
+from drift_cli.spec import ChatFormat, Condition, Transcript
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

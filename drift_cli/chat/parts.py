@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from drift_cli.spec import Segment, SegmentKind
+from drift_cli.segments import Segment, SegmentKind
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids → their text, control tokens spelled out."""

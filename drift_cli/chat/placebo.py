@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from drift_cli.errors import UsageError
-from drift_cli.spec import Condition, digest_of
+from drift_cli.names import digest_of
+from drift_cli.spec import Condition
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

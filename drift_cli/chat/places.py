@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from drift_cli.chat.parts import Parts
-from drift_cli.spec import Condition, Placement, SegmentKind
+from drift_cli.segments import SegmentKind
+from drift_cli.spec import Condition, Placement
 
 PROMPT = "the prompt"
 _MARKER = re.compile(r"zq[a-z]+[0-9]{4}qz")

@@ -11,7 +11,8 @@ from drift_cli.chat.control import Controls
 from drift_cli.chat.messages import given_texts, messages, text_of
 from drift_cli.chat.parts import Parts
 from drift_cli.errors import UsageError
-from drift_cli.spec import ChatFormat, Condition, Placement, Segment, Transcript
+from drift_cli.segments import Segment
+from drift_cli.spec import ChatFormat, Condition, Placement, Transcript
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,7 +21,8 @@ from drift_cli.chat.parts import Parts, parts_of
 from drift_cli.chat.places import Passage, fits, lost, marker, misplaced, own_text, passages
 from drift_cli.chat.rendering import Rendering
 from drift_cli.chat.scripts import check_script, no_generation_prompt, reply_ends
-from drift_cli.spec import ChatFormat, Condition, Placement, Segment, Transcript
+from drift_cli.segments import Segment
+from drift_cli.spec import ChatFormat, Condition, Placement, Transcript
 
 if TYPE_CHECKING:
     from drift_cli.chat.conversation import Conversation

@@ -63,8 +63,8 @@ def import_(
     Example: drift axis import assistant_axis_layer15.pt --name theirs --model org/model
     """
     from drift_cli.measuring.torch_axes import convention_of, import_torch
+    from drift_cli.names import plain_name
     from drift_cli.settings.config import axes_folder
-    from drift_cli.spec import plain_name
 
     shown = shown_as.show()
     made = import_torch(

@@ -89,7 +89,7 @@ def _write(shown: Display, made: Axis, run_id: str, output: Path | None) -> None
 def _title(name: str | None, model: str, output: Path | None) -> str:
     """The axis's name. The built-in axis's own is taken, unless the file goes where no name is looked for."""
     from drift_cli.models import DEMO
-    from drift_cli.spec import plain_name
+    from drift_cli.names import plain_name
 
     if name == DEMO and output is None:
         raise UsageError(f"axis name {DEMO!r} is the built-in axis's", mend="Choose another --name.")

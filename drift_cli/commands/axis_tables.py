@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from drift_cli.display import Table
-from drift_cli.spec import brief
+from drift_cli.names import brief
 
 if TYPE_CHECKING:
     from drift_cli.axis import Axis

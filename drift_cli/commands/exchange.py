@@ -19,7 +19,7 @@ from drift_cli.commands.options import (
     open_store,
 )
 from drift_cli.display import Mode
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 
 
 def _formats() -> list[str]:

@@ -12,16 +12,24 @@ import typer
 from drift_cli.commands.flags import Flags, with_settings
 from drift_cli.commands.options import Common, RunArgument, SegmentOption, of_segment
 from drift_cli.commands.reference import Reading, alone, beside
+from drift_cli.commands.same_replies import same_replies as read_again
 from drift_cli.commands.traces import trace
 from drift_cli.display import Display
 from drift_cli.errors import UsageError
-from drift_cli.spec import Part, at_layer
+from drift_cli.names import at_layer
+from drift_cli.segments import Part
 
 if TYPE_CHECKING:
     from drift_cli.axis import Axis
     from drift_cli.measuring.axis_use import Subject, Use
     from drift_cli.store.run import Run
 
+SameRepliesOption = Annotated[
+    bool, typer.Option("--same-replies", help="Read the run's replies under the prompts they are compared with: presence and words apart.")
+]
+AgainstOption = Annotated[
+    str | None, typer.Option(help="With --same-replies: the condition that others are compared with (default: the first).")
+]
 _HELP = {
     "layer": "The layer to project at (default: as the run has the axis, else the one that the axis suggests).",
     "turns": "With --transcript: its first N user turns only.",
@@ -37,14 +45,8 @@ def measure(
     transcript: Annotated[str | None, typer.Option(help="A finished conversation to measure instead: the reference line.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="With --transcript: where the reference line goes.")] = None,
     traces: Annotated[bool, typer.Option("--traces", help="Measure every token of the run's replies, for `drift report`.")] = False,
-    same_replies: Annotated[
-        bool,
-        typer.Option("--same-replies", help="Read the run's replies under the prompts they are compared with: presence and words apart."),
-    ] = False,
-    against: Annotated[
-        str | None,
-        typer.Option(help="With --same-replies: the condition that others are compared with (default: the first).", show_default=False),
-    ] = None,
+    same_replies: SameRepliesOption = False,
+    against: AgainstOption = None,
     controls: Annotated[int | None, typer.Option(help="Also project on this many control axes of each kind.", min=1)] = None,
     segment: SegmentOption = None,
     *,
@@ -66,16 +68,13 @@ def measure(
     of_line = {key: flags[key] for key in ("model", "adapter", "turns")} | {"output": output}
     if transcript is None:
         _refuse_without_transcript(of_line)
+    if against is not None and not same_replies:
+        raise UsageError("--against goes with --same-replies", mend="It names the condition that others are compared with.")
     if same_replies:
         others = {"transcript": transcript, **of_line, "axis": axis, "layer": layer, "controls": controls, "segment": segment}
         _refuse_with_same_replies({**others, "traces": traces or None})
-        from drift_cli.commands.same_replies import same_replies as read_again
-
         read_again(shown, common.open(run), against, flags["device"])
-        return
-    if against is not None:
-        raise UsageError("--against goes with --same-replies", mend="It names the condition that others are compared with.")
-    if traces:
+    elif traces:
         _refuse_with_traces({"transcript": transcript, **of_line, "layer": layer, "controls": controls, "segment": segment})
         trace(shown, common.open(run), axis, flags["device"])
     elif controls is not None:

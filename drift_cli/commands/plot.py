@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
-from drift_cli.commands.options import (
-    DisplayOption,
-    JsonOption,
-    MeasuredAxisOption,
-    ReplyMeasureOption,
-    RunArgument,
-    SegmentOption,
-    StoreOption,
-    make_display,
-    of_segment,
-    open_run,
-)
-from drift_cli.display import Display, Drawing, Mode
+from drift_cli.commands.flags import grouped
+from drift_cli.commands.options import Common, MeasuredAxisOption, ReplyMeasureOption, RunArgument, SegmentOption, of_segment
+from drift_cli.display import Display, Drawing
 from drift_cli.errors import UsageError
 from drift_cli.results.pictures import ALL, KINDS, Picture
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run
@@ -34,35 +25,47 @@ LOOKS = frozenset({"trajectory", "difference", "forest"})
 """Kinds of picture that show a comparison: looking at one is a look at results."""
 
 
-def plot(
-    run: RunArgument = None,
-    kind: Annotated[str, typer.Option(help=f"{', '.join(KINDS)}, or {ALL} of them.")] = "trajectory",
-    axis: MeasuredAxisOption = None,
-    segment: SegmentOption = None,
-    style: Annotated[str, typer.Option(help="paper, talk, dark or talk-dark.")] = "paper",
-    against: Annotated[str | None, typer.Option(help="The condition that others are compared with (default: the first).")] = None,
-    bands: Annotated[str, typer.Option(help="Bands of the trajectory: simultaneous or pointwise.")] = "simultaneous",
-    level: Annotated[float, typer.Option(help="Level of bands and intervals.", min=0.5, max=0.9999)] = 0.95,
+@dataclass(frozen=True)
+class Drawn:
+    """Options that say how a picture is drawn."""
+
+    style: Annotated[str, Option(help="paper, talk, dark or talk-dark.", autocompletion=lambda: ["paper", "talk", "dark", "talk-dark"])] = (
+        "paper"
+    )
+    against: Annotated[str | None, Option(help="The condition that others are compared with (default: the first).")] = None
+    bands: Annotated[
+        str, Option(help="Bands of the trajectory: simultaneous or pointwise.", autocompletion=lambda: ["simultaneous", "pointwise"])
+    ] = "simultaneous"
+    level: Annotated[float, Option(help="Level of bands and intervals.", min=0.5, max=0.9999)] = 0.95
     annotate: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Mark and quote a user turn, by number; repeat for several. pulls: where the script pulls hardest.", show_default=False
-        ),
-    ] = None,
-    reply: Annotated[str | None, typer.Option(help="For tokens: CONDITION/SAMPLE/turn-N (default: the lowest projection).")] = None,
-    reply_measure: ReplyMeasureOption = None,
+        Option(help="Mark and quote a user turn, by number; repeat for several. pulls: where the script pulls hardest."),
+    ] = None
+    reply: Annotated[str | None, Option(help="For tokens: CONDITION/SAMPLE/turn-N (default: the lowest projection).")] = None
+    reply_measure: ReplyMeasureOption = None
     rollout_measure: Annotated[
-        str | None, typer.Option(help="For forest: what is compared of rollouts (default: their means).", show_default=False)
-    ] = None,
-    reference: Annotated[Path | None, typer.Option(help="A reference line to draw, made by `drift measure --transcript`.")] = None,
-    title: Annotated[str | None, typer.Option(help="A heading.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The picture's file (default: images/RUN-KIND.png and .svg).")
-    ] = None,
-    format_: Annotated[str, typer.Option("--format", help="Formats, such as png,svg,pdf.")] = "png,svg",
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+        str | None, Option(help="For forest: what is compared of rollouts (default: their means).", show_default=False)
+    ] = None
+    reference: Annotated[Path | None, Option(help="A reference line to draw, made by `drift measure --transcript`.")] = None
+    title: Annotated[str | None, Option(help="A heading.")] = None
+
+    def picture(self, run: Run, axis: str | None, part: Part) -> Picture:
+        """A run, to be drawn like this."""
+        named = {name: value for name, value in vars(self).items() if name != "annotate"}
+        return Picture(run, axis, part=part, annotate=tuple(self.annotate or ()), **named)
+
+
+@grouped
+def plot(
+    run: RunArgument = None,
+    *,
+    kind: Annotated[str, Option(help=f"{', '.join(KINDS)}, or {ALL} of them.", autocompletion=lambda: [*KINDS, ALL])] = "trajectory",
+    axis: MeasuredAxisOption = None,
+    segment: SegmentOption = None,
+    drawn: Drawn,
+    output: Annotated[Path | None, Option("--output", "-o", help="The picture's file (default: images/RUN-KIND.png and .svg).")] = None,
+    format_: Annotated[str, Option("--format", help="Formats, such as png,svg,pdf.")] = "png,svg",
+    common: Common,
 ) -> None:
     """Draw a run.
 
@@ -71,16 +74,11 @@ def plot(
 
     Example: drift plot demo-1a2b3c4d --kind difference --format png,pdf
     """
-    formats = [name.strip().lower() for name in format_.split(",") if name.strip()]
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown or not formats:
-        raise UsageError(f"format {format_!r} is unknown", mend=f"Use {', '.join(FORMATS)}, one or several.")
+    formats = _formats(format_)
     if kind not in (*KINDS, ALL):
         raise UsageError(f"there is no kind {kind!r}", mend=f"Use one of: {', '.join((*KINDS, ALL))}")
-    part = segment or Part.ANSWER
-    picture = Picture(open_run(store, run), axis, style, title, against, tuple(annotate or ()), reply, reference, bands, level, part)
-    picture = replace(picture, reply_measure=reply_measure, rollout_measure=rollout_measure)
-    shown = make_display(display, as_json)
+    picture = drawn.picture(common.open(run), axis, segment or Part.ANSWER)
+    shown = common.show()
     if kind == "text":
         _text(shown, picture)
         return
@@ -92,6 +90,14 @@ def plot(
         shown.note(problem)
     document = {"run": picture.run.paths.run_id, **of_segment(picture.table.segment), "files": [str(path) for path in written]}
     shown.result(document, *(f"written: {path}" for path in written))
+
+
+def _formats(given: str) -> list[str]:
+    """`png,svg` as a list."""
+    formats = [name.strip().lower() for name in given.split(",") if name.strip()]
+    if not formats or any(name not in FORMATS for name in formats):
+        raise UsageError(f"format {given!r} is unknown", mend=f"Use {', '.join(FORMATS)}, one or several.")
+    return formats
 
 
 def draw(picture: Picture, kinds: Sequence[str], output: Path | None, formats: Sequence[str], display: Display) -> list[Path]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from drift_cli.display import Display, Table
 from drift_cli.errors import UsageError
+from drift_cli.names import shortened_name, split_layer
 from drift_cli.pool import MEAN, Pool
-from drift_cli.spec import shortened_name, split_layer
 
 if TYPE_CHECKING:
     from drift_cli.chat import Chat

@@ -22,7 +22,7 @@ from drift_cli.commands.options import (
 )
 from drift_cli.display import Mode
 from drift_cli.results.pictures import Picture
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 
 
 def report(

@@ -4,96 +4,101 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
-from drift_cli.commands.options import (
-    DisplayOption,
-    JsonOption,
-    MeasuredAxisOption,
-    ReplyMeasureOption,
-    RunArgument,
-    SegmentOption,
-    StoreOption,
-    make_display,
-    open_run,
-)
-from drift_cli.display import Display, Mode, Table
+from drift_cli.analysis.results import Correction, Flagged, Options, Test
+from drift_cli.commands.flags import grouped
+from drift_cli.commands.options import Common, MeasuredAxisOption, ReplyMeasureOption, RunArgument, SegmentOption
+from drift_cli.commands.stats_result import Wanted, judged_study, power_study, show
 from drift_cli.errors import UsageError
 from drift_cli.results.tables.formats import Format
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from enum import StrEnum
-    from typing import TypeVar
-
-    from drift_cli.analysis.controls import Standing
-    from drift_cli.analysis.power import Power
-    from drift_cli.analysis.results import Options
-    from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
-    from drift_cli.analysis.verdict import Answer
-    from drift_cli.results.judged import Judged
-    from drift_cli.results.tables.replies import ReplyDifference
     from drift_cli.store.run import Run
 
-    E = TypeVar("E", bound=StrEnum)
 
+@dataclass(frozen=True)
+class Compared:
+    """Options that say how conditions are compared."""
 
-def stats(
-    run: RunArgument = None,
     test: Annotated[
-        str | None,
-        typer.Option(
-            help="How conditions are compared: welch, bootstrap, permutation, paired or mixed (default: paired where samples share their noise, else welch).",
-            show_default=False,
-        ),
-    ] = None,
-    against: Annotated[str | None, typer.Option(help="Compare with this condition only (default: all pairs).", show_default=False)] = None,
-    correction: Annotated[str, typer.Option(help="For the number of turns: maxt, holm, bh or none.")] = "maxt",
-    equivalence: Annotated[
-        float | None, typer.Option(help="Also test that differences lie within ± this margin (axis units).", show_default=False)
-    ] = None,
-    flagged: Annotated[str, typer.Option(help="Suspect replies: include, exclude or both.")] = "both",
-    turns: Annotated[str | None, typer.Option(help="Only these turns count, such as 1-14 (default: all).", show_default=False)] = None,
+        Test | None, Option(help="How conditions are compared (default: paired where samples share their noise, else welch).")
+    ] = None
+    against: Annotated[str | None, Option(help="Compare with this condition only (default: all pairs).")] = None
+    correction: Annotated[Correction, Option(help="Adjustment for the number of turns.")] = Correction.MAXT
+    equivalence: Annotated[float | None, Option(help="Also test that differences lie within ± this margin (axis units).")] = None
+    turns: Annotated[str | None, Option(help="Only these turns count, such as 1-14 (default: all).")] = None
     primary: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="The measure that carries the verdict: mean (default), change, slope, thirds, or one that a package adds.",
-            show_default=False,
+            autocompletion=lambda: ["mean", "change", "slope", "thirds"],
         ),
-    ] = None,
-    break_at: Annotated[
-        float | None, typer.Option(help="A rollout is broken below this projection (default: the personas' midpoint).", show_default=False)
-    ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Show all tables and cautions, not only the answer.")] = False,
-    measures: Annotated[bool, typer.Option("--measures", help="Also show the differences on every measure.")] = False,
+    ] = None
+    ddof: Annotated[int, Option(help="1: sample standard deviation; 0: the population formula.", min=0, max=1)] = 1
+    level: Annotated[float | None, Option(help="Level of the intervals (default: 0.95).", min=0.5, max=0.9999)] = None
+    seed: Annotated[int, Option(help="Seed of the resampling.", min=0)] = 0
+    resamples: Annotated[int, Option(help="Permutations or bootstrap samples.", min=99, max=1_000_000)] = 9999
+
+    @property
+    def options(self) -> Options:
+        """As the analysis takes them."""
+        return Options(
+            test=self.test or Test.WELCH,
+            against=self.against,
+            primary=self.primary or "mean",
+            level=0.95 if self.level is None else self.level,
+            correction=self.correction,
+            equivalence=self.equivalence,
+            turns=_span(self.turns),
+            ddof=self.ddof,
+            seed=self.seed,
+            resamples=self.resamples,
+        )
+
+    @property
+    def given(self) -> list[str]:
+        """Those that a plan may have declared, and that were given here."""
+        return [name for name in ("test", "primary", "level", "against", "equivalence") if getattr(self, name) is not None]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Options that say what is shown, and where."""
+
+    full: Annotated[bool, Option("--full", help="Show all tables and cautions, not only the answer.")] = False
+    measures: Annotated[bool, Option("--measures", help="Also show the differences on every measure.")] = False
     per_turn: Annotated[
-        bool,
-        typer.Option("--turns-table/--no-turns-table", "--per-turn/--no-per-turn", help="Also show every turn, each pair with its bands."),
-    ] = False,
-    power: Annotated[bool, typer.Option("--power", help="Instead: what more rollouts would show.")] = False,
+        bool, Option("--turns-table/--no-turns-table", "--per-turn/--no-per-turn", help="Also show every turn, each pair with its bands.")
+    ] = False
+    format_: Annotated[Format | None, Option("--format", help="How it is written (default: by the file's name, else table).")] = None
+    output: Annotated[Path | None, Option("--output", "-o", help="Write to this file instead of stdout.")] = None
+
+
+@grouped
+def stats(
+    run: RunArgument = None,
+    *,
+    compared: Compared,
+    flagged: Annotated[Flagged, Option(help="What becomes of suspect replies.")] = Flagged.BOTH,
+    break_at: Annotated[float | None, Option(help="A rollout is broken below this projection (default: the personas' midpoint).")] = None,
+    wanted: Shown,
+    power: Annotated[bool, Option("--power", help="Instead: what more rollouts would show.")] = False,
     half_width: Annotated[
-        list[float] | None, typer.Option(help="With --power: the n that an interval of ± this needs; may be repeated.", show_default=False)
+        list[float] | None, Option(help="With --power: the n that an interval of ± this needs; repeat for several.")
     ] = None,
     axis: MeasuredAxisOption = None,
     segment: SegmentOption = None,
     reply_measure: ReplyMeasureOption = None,
-    ddof: Annotated[int, typer.Option(help="1: sample standard deviation; 0: the population formula.", min=0, max=1)] = 1,
-    level: Annotated[
-        float | None, typer.Option(help="Level of the intervals (default: 0.95).", min=0.5, max=0.9999, show_default=False)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the resampling.", min=0)] = 0,
-    resamples: Annotated[int, typer.Option(help="Permutations or bootstrap samples.", min=99, max=1_000_000)] = 9999,
-    format_: Annotated[str | None, typer.Option("--format", help="table, csv, markdown or latex.", show_default=False)] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead of stdout.", show_default=False)] = None,
-    store: StoreOption = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    common: Common,
 ) -> None:
     """Say whether each condition held the model, with the evidence and what limits it.
 
@@ -103,38 +108,28 @@ def stats(
 
     Example: drift stats demo-1a2b3c4d --against baseline --full
     """
-    from drift_cli.analysis.entries import unnamed
     from drift_cli.analysis.looks import record
-    from drift_cli.analysis.measure import problems
-    from drift_cli.analysis.results import Correction, Flagged, Options, Test
     from drift_cli.results.judged import usual
 
-    options = Options(
-        test=Test.WELCH if test is None else _choice(Test, "--test", test),
-        against=against,
-        primary=primary or "mean",
-        level=0.95 if level is None else level,
-        correction=_choice(Correction, "--correction", correction),
-        equivalence=equivalence,
-        turns=_span(turns),
-        ddof=ddof,
-        seed=seed,
-        resamples=resamples,
-    )
-    wanted, written, part = _choice(Flagged, "--flagged", flagged), _format(format_, output), segment or Part.ANSWER
-    widths = _widths(half_width or [], power)
-    opened, shown = open_run(store, run), make_display(display, as_json)
-    table = _measured(opened, axis, part, reply_measure)
-    if axis is None and reply_measure is None and (said := unnamed(opened.manifest, table.axis)) is not None:
+    options, written, widths = compared.options, _format(wanted.format_, wanted.output), _widths(half_width or [], power)
+    opened, shown = common.open(run), common.show()
+    table = _measured(opened, axis, segment or Part.ANSWER, reply_measure)
+    for said in _remarks(opened, table, named=axis is not None or reply_measure is not None):
         shown.note(said)
-    for problem in problems():
-        shown.note(problem)
-    asked = {"test": test, "primary": primary, "level": level, "against": against, "equivalence": equivalence}
-    options = usual(opened, table, options, [name for name, value in asked.items() if value is not None])
-    result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened, break_at)
+    options = usual(opened, table, options, compared.given)
+    result = power_study(table, options, widths, flagged) if power else judged_study(table, options, flagged, opened, break_at)
     if (unrecorded := record(opened, table, options, "stats")) is not None:
         shown.note(unrecorded)
-    _show(shown, result, written, output, Wanted(full, measures, per_turn))
+    show(shown, result, written, wanted.output, Wanted(wanted.full, wanted.measures, wanted.per_turn))
+
+
+def _remarks(run: Run, table: RunTable, *, named: bool) -> list[str]:
+    """What is to be said first: which axis is meant where none was named, and which added measures cannot be computed."""
+    from drift_cli.analysis.entries import unnamed
+    from drift_cli.analysis.measure import problems
+
+    said = None if named else unnamed(run.manifest, table.axis)
+    return [*([] if said is None else [said]), *problems()]
 
 
 def _measured(run: Run, axis: str | None, part: Part, measure: str | None) -> RunTable:
@@ -145,220 +140,10 @@ def _measured(run: Run, axis: str | None, part: Part, measure: str | None) -> Ru
     return load(run, axis, part) if measure is None else load_measure(run, measure, part)
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be shown beside the answer."""
-
-    full: bool = False
-    measures: bool = False
-    turns: bool = False
-
-
-@dataclass(frozen=True)
-class Result:
-    """What there is to show: studies by what they say of the replies, as all or without suspect ones; power, where it was asked for."""
-
-    studies: dict[str, Study]
-    remark: str
-    """On suspect replies."""
-    controls: Sequence[Standing] = ()
-    """The first study's differences among those on control axes, where the run has some."""
-    power: Sequence[Power] | None = None
-    judged: Judged | None = None
-    """The first study's verdict and what stands beside it; not beside power."""
-
-    replies: Sequence[ReplyDifference] = ()
-    """Differences on other measures of replies, where others added some."""
-
-    @property
-    def answer(self) -> Answer | None:
-        """The verdict."""
-        return None if self.judged is None else self.judged.answer
-
-
-def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: float | None) -> Result:
-    from drift_cli.analysis.looked import study_as_of
-    from drift_cli.analysis.looks import looking
-    from drift_cli.analysis.study import analyze
-    from drift_cli.results.judged import judge
-    from drift_cli.results.tables.replies import reply_differences
-
-    tables, remark = _tables(table, options, wanted)
-    studies = {name: analyze(chosen, options) for name, chosen in tables.items()}
-    judged = judge(run, next(iter(tables.values())), study=next(iter(studies.values())), break_at=break_at)
-    found, part = looking(run, table), table.segment or Part.ANSWER
-    others = () if table.measure is not None else reply_differences(run, judged.study, part)
-    return Result({name: study_as_of(one, found) for name, one in studies.items()}, remark, judged.controls, judged=judged, replies=others)
-
-
-def _power(table: RunTable, options: Options, widths: Sequence[float], wanted: str) -> Result:
-    from drift_cli.analysis.power import power
-    from drift_cli.analysis.study import analyze
-
-    tables, remark = _tables(table, options, "include" if wanted == "both" else wanted)
-    ((name, chosen),) = tables.items()
-    study = analyze(chosen, options)
-    return Result(
-        {name: study}, remark, power=power(chosen if options.turns is None else chosen.window(*options.turns), options, half_widths=widths)
-    )
-
-
-def _tables(table: RunTable, options: Options, wanted: str) -> tuple[dict[str, RunTable], str]:
-    """The table with all replies, without suspect ones, or both; and what there is to say about it."""
-    from drift_cli.analysis.segments import remark
-
-    seen = table if options.turns is None else table.window(*options.turns)
-    tables, said = _with_and_without(table, seen, wanted)
-    return tables, " ".join(filter(None, (said, remark(seen))))
-
-
-def _with_and_without(table: RunTable, seen: RunTable, wanted: str) -> tuple[dict[str, RunTable], str]:
-    """The same without what there is to say about segments; `seen` is the part of the table that counts."""
-    suspect = seen.flags.suspect & (seen.finish != "")
-    count, rollouts = int(suspect.sum()), int(suspect.any(axis=1).sum())
-    if not count:
-        return {"include": table}, "No reply is flagged as suspect."
-    said = f"{count} replies in {rollouts} rollouts are suspect (empty, repeating themselves, or reciting the system prompt)"
-    kept, left = {"include": table}, {"exclude": table.without_suspect()}
-    if wanted == "include":
-        return kept, f"{said}; they are included."
-    if wanted == "exclude":
-        return left, f"{said}; they are left out."
-    return kept | left, f"{said}; every table comes with them and without."
-
-
-def _show(display: Display, result: Result, format_: Format, output: Path | None, wanted: Wanted) -> None:
-    if output is None and format_ is Format.TABLE:
-        if result.answer is not None and not wanted.full:
-            _brief(display, result, wanted)
-        else:
-            display.result(_document(result), *_shown(result, wanted), "\n".join(_closing(result)))
-        return
-    text = _text(result, format_, wanted)
-    if output is None:
-        display.result(_document(result), text.rstrip("\n"))
-        return
-    output.write_text(text, encoding="utf-8")
-    display.result({"run": _first(result).provenance.run, "files": [str(output)]}, f"written: {output}")
-
-
-def _brief(display: Display, result: Result, wanted: Wanted) -> None:
-    """The answer, and the parts of the tables that were asked for."""
-    from drift_cli.results.tables.answer import lines
-    from drift_cli.results.tables.comparisons import added_table, drift_table, pairs_table
-    from drift_cli.results.tables.dynamics import dynamics_table
-    from drift_cli.results.tables.replies import replies_table
-    from drift_cli.results.tables.turns import all_turns
-
-    assert result.judged is not None
-    study, moves = _first(result), result.judged.dynamics
-    moved = [dynamics_table(moves, study.options.level, study.scope)] if moves else []
-    others = [replies_table(result.replies, study)] if result.replies else []
-    tables = [
-        *([pairs_table(study), drift_table(study), added_table(study), *others, *moved] if wanted.measures else []),
-        *(all_turns(study) if wanted.turns else []),
-    ]
-    closing = [str(study.provenance)] if tables else []
-    display.result(
-        _document(result), *lines(result.judged.answer, display.width), *([""] if tables else []), *(t for t in tables if t.rows), *closing
-    )
-
-
-def _text(result: Result, format_: Format, wanted: Wanted) -> str:
-    """The result for a file or a pipe."""
-    from drift_cli.results.tables.formats import csv_text, latex, markdown
-    from drift_cli.results.tables.records import records
-
-    if format_ is Format.CSV:
-        return csv_text([record for name, study in result.studies.items() for record in records(study, name, result.power or ())])
-    write = latex if format_ is Format.LATEX else markdown
-    closing = _closing(result)
-    sourced = (Table(t.title, t.heads, t.rows, [*t.notes, *closing]) for t in _shown(result, wanted))
-    return "\n".join(write(table) for table in sourced)
-
-
-def _shown(result: Result, wanted: Wanted) -> list[Table]:
-    from drift_cli.results.tables.answer import verdict_table
-    from drift_cli.results.tables.power import power_tables
-    from drift_cli.results.tables.replies import replies_table
-    from drift_cli.results.tables.study import controls_table, study_tables
-
-    if result.power is not None:
-        return power_tables(result.power, _first(result).scope, _first(result).first)
-    tables: list[Table] = [] if result.answer is None else [verdict_table(result.answer)]
-    others = [replies_table(result.replies, _first(result))] if result.replies else []
-    for name, study in result.studies.items():
-        which = " (without suspect replies)" if name == "exclude" else ""
-        tables += study_tables(study, turns=wanted.turns and study is _first(result), which=which)
-    if result.judged is not None:
-        tables += _beside(result.judged)
-    return tables + others + ([controls_table(result.controls, _first(result).scope)] if result.controls else [])
-
-
-def _beside(judged: Judged) -> list[Table]:
-    """What stands behind the tables of the differences."""
-    from drift_cli.results.tables.breaks import breaks_table
-    from drift_cli.results.tables.dynamics import dynamics_table
-    from drift_cli.results.tables.scripts import reach_table
-
-    level, scope = judged.study.options.level, judged.study.scope
-    found = [breaks_table(judged.answer.breaks, level, scope)] if judged.answer.breaks else []
-    found += [reach_table(judged.reach, level, judged.study.baseline)] if judged.reach else []
-    return found + ([dynamics_table(judged.dynamics, level, scope)] if judged.dynamics else [])
-
-
-def _first(result: Result) -> Study:
-    return next(iter(result.studies.values()))
-
-
-def _closing(result: Result) -> list[str]:
-    """What stands below everything: suspect replies, where the numbers come from, and how to get more."""
-    lines = [result.remark, str(_first(result).provenance)]
-    return lines + (["More rollouts extend this run in place: drift generate --samples N"] if result.power is not None else [])
-
-
-def _document(result: Result) -> dict[str, Any]:
-    """The result as JSON: the first study's fields at the top, the other's, if there is one, under `without_flagged`."""
-    from drift_cli.analysis.results import PartProvenance
-
-    ((name, first), *others) = result.studies.items()
-    document = {
-        "run": first.provenance.run,
-        "test": first.options.test,
-        "seed": first.options.seed,
-        "flagged": name,
-        "remark": result.remark,
-    }
-    if isinstance(first.provenance, PartProvenance):
-        document["segment"] = first.provenance.segment
-    if result.answer is not None:
-        document["verdict"] = result.answer
-    document |= vars(first)
-    if result.replies:
-        document["reply_measures"] = list(result.replies)
-    if result.judged is not None:
-        document |= {name: list(found) for name in ("reach", "dynamics") if (found := getattr(result.judged, name))}
-    if result.controls:
-        document["controls"] = list(result.controls)
-    if others:
-        document["without_flagged"] = others[0][1]
-    if result.power is not None:
-        document["power"] = list(result.power)
-    return document
-
-
-def _choice(kind: type[E], option: str, given: str) -> E:
-    """The member of that value. `UsageError` lists them."""
-    try:
-        return kind(given)
-    except ValueError:
-        raise UsageError(f"there is no {option} {given!r}", mend=f"Use one of: {', '.join(kind)}.") from None
-
-
-def _format(given: str | None, output: Path | None) -> Format:
+def _format(given: Format | None, output: Path | None) -> Format:
     """The format that was asked for, else what the file's name says."""
     if given is not None:
-        return _choice(Format, "--format", given)
+        return given
     by_name = {".csv": Format.CSV, ".md": Format.MARKDOWN, ".tex": Format.LATEX}
     if output is None:
         return Format.TABLE

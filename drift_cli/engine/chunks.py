@@ -26,7 +26,7 @@ from drift_cli.engine.kernels import Batch, Kernels, Work, repeatable
 from drift_cli.engine.pooling import Means
 from drift_cli.models import LoadedModel
 from drift_cli.pool import MEAN, Pool, part_ranges
-from drift_cli.spec import Part, Segment
+from drift_cli.segments import Part, Segment
 
 LARGEST = 512
 """Tokens of a piece."""

@@ -33,7 +33,8 @@ import numpy as np
 
 from drift_cli.engine.pooling import Means
 from drift_cli.errors import DriftError
-from drift_cli.spec import Answered, Finish, Part, Rollout, Segment
+from drift_cli.segments import Part, Segment
+from drift_cli.spec import Answered, Finish, Rollout
 
 ENGINES = ("auto", "slots", "reference")
 

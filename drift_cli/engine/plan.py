@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from drift_cli.engine.pooling import Means
-from drift_cli.spec import Rollout, Segment
+from drift_cli.segments import Segment
+from drift_cli.spec import Rollout
 
 
 class NoRoom(Exception):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.pool import MEAN, Pool, part_ranges
-from drift_cli.spec import Part, Segment
+from drift_cli.segments import Part, Segment
 
 if TYPE_CHECKING:
     from torch import Tensor

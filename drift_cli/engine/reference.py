@@ -39,7 +39,8 @@ from drift_cli.engine.pooling import Means, mean_over, pool_parts
 from drift_cli.engine.sampling import draw, split_key, uniforms
 from drift_cli.models import LoadedModel
 from drift_cli.pool import MEAN, Pool
-from drift_cli.spec import Answered, Finish, Sampling, Segment
+from drift_cli.segments import Segment
+from drift_cli.spec import Answered, Finish, Sampling
 
 
 @dataclass(frozen=True)

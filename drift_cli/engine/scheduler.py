@@ -31,7 +31,8 @@ from drift_cli.engine.contract import (
     no_memory,
 )
 from drift_cli.engine.plan import Chunk, DoesNotFit, Done, Draw, Encode, Free, Limits, Plan, Residual, Step
-from drift_cli.spec import Answered, Finish, Segment
+from drift_cli.segments import Segment
+from drift_cli.spec import Answered, Finish
 
 
 @dataclass

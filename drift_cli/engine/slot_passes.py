@@ -14,7 +14,8 @@ from drift_cli.engine.slots import Slots, make_slots
 from drift_cli.engine.trial_text import REPLY, Conversation, Measured
 from drift_cli.models import LoadedModel
 from drift_cli.pool import MEAN
-from drift_cli.spec import Cell, Part, Rollout, Sampling
+from drift_cli.segments import Part
+from drift_cli.spec import Cell, Rollout, Sampling
 
 
 def through_slots(slots: Slots, given: Sequence[Conversation]) -> list[Measured]:

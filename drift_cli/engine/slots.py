@@ -33,7 +33,8 @@ from drift_cli.engine.replies import Replies
 from drift_cli.engine.steps import ACTIVE, Begin, Rows, Step
 from drift_cli.models import LoadedModel
 from drift_cli.pool import MEAN, Pool
-from drift_cli.spec import Part, Sampling, Segment
+from drift_cli.segments import Part, Segment
+from drift_cli.spec import Sampling
 
 _TRIES = 4
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from drift_cli.interchange.rows import axes_of, rows
 from drift_cli.interchange.tables import WHOLE, columns, fields, known
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from drift_cli.analysis.entries import choose_axis
 from drift_cli.analysis.segments import measured
 from drift_cli.analysis.table import load
-from drift_cli.spec import Finish, Part, Rollout, Segment, SegmentKind, Turn, spans
+from drift_cli.segments import Part, Segment, SegmentKind, spans
+from drift_cli.spec import Finish, Rollout, Turn
 
 if TYPE_CHECKING:
     from drift_cli.store.log import RolloutRecord

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from drift_cli.errors import StoreError, UsageError
 from drift_cli.interchange.seed_json import Conversation, SeedFile, read_seed
-from drift_cli.spec import Cell, ChatFormat, Condition, Finish, Rollout, RunSpec, Sampling, Transcript, Turn, checked_name
+from drift_cli.names import checked_name
+from drift_cli.spec import Cell, ChatFormat, Condition, Finish, Rollout, RunSpec, Sampling, Transcript, Turn
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.log import End
 from drift_cli.store.manifest import AxisEntry, CellPlan, Imported, Manifest, Setting

@@ -25,7 +25,7 @@ import drift_cli
 from drift_cli.errors import StoreError
 from drift_cli.files import atomic_write, create_folder
 from drift_cli.interchange.rows import Row, axes_of, rows
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 
 if TYPE_CHECKING:
     import pyarrow as pa

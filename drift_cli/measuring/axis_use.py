@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from drift_cli.axis import Axis, elsewhere
 from drift_cli.errors import UsageError
 from drift_cli.measuring.axis_layer import Chosen, choose_layer
-from drift_cli.spec import split_layer
+from drift_cli.names import split_layer
 from drift_cli.store.manifest import AxisEntry
 
 KEPT = "as the run has it"

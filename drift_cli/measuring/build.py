@@ -15,7 +15,8 @@ from drift_cli.axis import Axis
 from drift_cli.errors import DriftError
 from drift_cli.measuring.contrast import contrast, sides_of, unit
 from drift_cli.measuring.personas import Personas
-from drift_cli.spec import Condition, Placement, Transcript, digest_of
+from drift_cli.names import digest_of
+from drift_cli.spec import Condition, Placement, Transcript
 from drift_cli.store.run import RolloutState, Run
 
 

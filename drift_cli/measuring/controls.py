@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from drift_cli.axis import Axis, project_each
 from drift_cli.errors import DriftError, StoreError
 from drift_cli.measuring.contrast import contrast, sides_of, unit
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drift_cli.errors import UsageError
-from drift_cli.spec import checked_name, digest_of
+from drift_cli.names import checked_name, digest_of
 
 ASSISTANT, ROLE = "assistant", "role"
 

@@ -17,7 +17,8 @@ import orjson
 from drift_cli.engine.passages import Passage, Reply, passages
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.pool import MEAN, Pool
-from drift_cli.spec import Condition, Segment, SegmentKind, Transcript
+from drift_cli.segments import Segment, SegmentKind
+from drift_cli.spec import Condition, Transcript
 
 if TYPE_CHECKING:
     from drift_cli.axis import Axis

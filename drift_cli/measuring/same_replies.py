@@ -18,7 +18,8 @@ from drift_cli.chat import Conversation, scripted
 from drift_cli.chat.replay import replay, user_turns
 from drift_cli.engine.passages import Reply, passages
 from drift_cli.errors import StoreError, UsageError
-from drift_cli.spec import Part, Rollout, spans
+from drift_cli.segments import Part, spans
+from drift_cli.spec import Rollout
 from drift_cli.store.swapped import Swapped, read_swapped, write_swapped
 
 if TYPE_CHECKING:

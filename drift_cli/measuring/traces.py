@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from drift_cli.chat import scripted, text_of
 from drift_cli.chat.replay import replay, user_turns
 from drift_cli.pool import Pool
-from drift_cli.spec import Answered, Part, spans
+from drift_cli.segments import Part, spans
+from drift_cli.spec import Answered
 from drift_cli.store.traces import TokenTrace, read_traces, write_traces
 
 if TYPE_CHECKING:

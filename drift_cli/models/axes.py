@@ -7,7 +7,7 @@ from pathlib import Path
 from drift_cli.axis import SUFFIX, Axis, model_of, short
 from drift_cli.errors import DriftError, UsageError, did_you_mean
 from drift_cli.models.builtin import DEMO, axis_path
-from drift_cli.spec import checked_name
+from drift_cli.names import checked_name
 
 
 def demo_axis() -> Axis:

@@ -17,7 +17,7 @@ from drift_cli.models.files import Checkpoint
 from drift_cli.models.identity import Say
 from drift_cli.models.network import text_config
 from drift_cli.models.quantized import Quantization
-from drift_cli.spec import brief
+from drift_cli.names import brief
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from drift_cli.errors import DriftError
 from drift_cli.models import digests
-from drift_cli.spec import CONTENT
+from drift_cli.names import CONTENT
 
 CHUNK = 16 << 20
 """Bytes hashed by a thread at a time. Part of what the digest means."""

@@ -22,7 +22,7 @@ from drift_cli.analysis.study import Study, analyze, usual_test
 from drift_cli.analysis.table import RunTable
 from drift_cli.analysis.verdict import Answer, answer
 from drift_cli.measuring import controls
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 from drift_cli.store.run import Run
 
 

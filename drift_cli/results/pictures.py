@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from drift_cli.errors import UsageError
 from drift_cli.results.bands import bands_of
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 
 if TYPE_CHECKING:
     import numpy as np

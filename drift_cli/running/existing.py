@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from drift_cli.errors import DriftError, StoreError
 from drift_cli.models import ModelCard, sampled_digest
-from drift_cli.spec import RunSpec, brief
+from drift_cli.names import brief
+from drift_cli.spec import RunSpec
 from drift_cli.store.manifest import Manifest
 from drift_cli.store.merge import spec_differences
 

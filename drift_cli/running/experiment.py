@@ -19,11 +19,12 @@ from drift_cli.measuring.axis_use import Subject, Use, named, use
 from drift_cli.models import ModelCard
 from drift_cli.models.axes import axes_for, find
 from drift_cli.models.identity import Say
+from drift_cli.names import plain_name
 from drift_cli.pool import MEAN, Pool
 from drift_cli.running.existing import as_recorded, check_places
 from drift_cli.settings.config import axes_folder
 from drift_cli.settings.settings import Settings, keys
-from drift_cli.spec import Cell, Condition, RunSpec, Sampling, Transcript, plain_name
+from drift_cli.spec import Cell, Condition, RunSpec, Sampling, Transcript
 from drift_cli.store.axes import read_axis
 from drift_cli.store.line import LINES
 from drift_cli.store.manifest import CellPlan, Manifest, ModelFacts, Setting

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from drift_cli.spec import Finish, Segment, SegmentKind
+from drift_cli.segments import Segment, SegmentKind
+from drift_cli.spec import Finish
 from drift_cli.store.decode import Malformed
 
 _SEGMENT = ("kind", "start", "stop")

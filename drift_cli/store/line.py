@@ -26,7 +26,8 @@ from zlib import crc32
 
 import orjson
 
-from drift_cli.spec import Finish, Part, Rollout, Segment, Turn, spans
+from drift_cli.segments import Part, Segment, spans
+from drift_cli.spec import Finish, Rollout, Turn
 from drift_cli.store import fields
 from drift_cli.store.decode import Malformed, parse
 from drift_cli.store.paths import temperature_name

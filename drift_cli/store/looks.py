@@ -18,7 +18,7 @@ import orjson
 
 from drift_cli.errors import StoreError
 from drift_cli.files import failed, release, sync_folder
-from drift_cli.spec import digest_of
+from drift_cli.names import digest_of
 from drift_cli.store.decode import Malformed, decode, parse
 from drift_cli.store.files import open_inside, read_at
 from drift_cli.store.lock import unlock, wait_for

@@ -13,8 +13,9 @@ from typing import Any
 import orjson
 
 from drift_cli.errors import StoreError
+from drift_cli.names import at_layer
 from drift_cli.pool import Pool
-from drift_cli.spec import Cell, Condition, RunSpec, Transcript, at_layer
+from drift_cli.spec import Cell, Condition, RunSpec, Transcript
 from drift_cli.store.decode import OPTIONAL, Malformed, decode, parse, plain
 from drift_cli.store.epoch import Epoch
 from drift_cli.store.files import read_inside

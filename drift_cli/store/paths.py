@@ -14,7 +14,8 @@ from pathlib import Path
 
 from drift_cli.errors import UsageError
 from drift_cli.files import failed
-from drift_cli.spec import Cell, Rollout, at_layer, checked_name, split_layer
+from drift_cli.names import at_layer, checked_name, split_layer
+from drift_cli.spec import Cell, Rollout
 
 # A run's name (80 at most), a hyphen and 8 hex digits.
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,88}")

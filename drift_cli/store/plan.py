@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from drift_cli.spec import digest_of
+from drift_cli.names import digest_of
 
 
 @dataclass(frozen=True, kw_only=True)

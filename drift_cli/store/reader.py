@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from drift_cli.errors import StoreError, mend_damage
 from drift_cli.files import failed, release
-from drift_cli.spec import Finish, Part, Rollout, Turn
+from drift_cli.segments import Part
+from drift_cli.spec import Finish, Rollout, Turn
 from drift_cli.store import residuals as residual_file
 from drift_cli.store.decode import Malformed
 from drift_cli.store.files import open_inside

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.errors import StoreError, mend_damage
-from drift_cli.spec import Part, Turn
+from drift_cli.segments import Part
+from drift_cli.spec import Turn
 from drift_cli.store.decode import Malformed
 from drift_cli.store.files import read_at
 from drift_cli.store.line import Stored, TurnLine

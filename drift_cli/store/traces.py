@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from drift_cli.errors import StoreError
 from drift_cli.files import atomic_write
-from drift_cli.spec import Part, Rollout, Segment, SegmentKind, Turn
+from drift_cli.segments import Part, Segment, SegmentKind
+from drift_cli.spec import Rollout, Turn
 from drift_cli.store.decode import Malformed, decode, parse
 from drift_cli.store.files import create_inside, read_inside, sync_folders
 from drift_cli.store.manifest import AxisEntry

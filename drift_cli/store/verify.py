@@ -16,7 +16,8 @@ import numpy as np
 from drift_cli.axis import Axis
 from drift_cli.errors import StoreError
 from drift_cli.files import is_temporary, is_there, release
-from drift_cli.spec import Cell, Finish, Part, Rollout, spans
+from drift_cli.segments import Part, spans
+from drift_cli.spec import Cell, Finish, Rollout
 from drift_cli.store import residuals as residual_file
 from drift_cli.store.axes import read_axis
 from drift_cli.store.events import read_events

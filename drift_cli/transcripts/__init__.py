@@ -13,7 +13,8 @@ from pathlib import Path
 
 import drift_cli
 from drift_cli.errors import UsageError, did_you_mean
-from drift_cli.spec import Transcript, shortened_name
+from drift_cli.names import shortened_name
+from drift_cli.spec import Transcript
 from drift_cli.transcripts.dialogue import Message, Script
 from drift_cli.transcripts.document import read_document
 from drift_cli.transcripts.formats import find_script

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from drift_cli.errors import UsageError
-from drift_cli.spec import checked_name
+from drift_cli.names import checked_name
 from drift_cli.transcripts.dialogue import Message, Script, encodable, kind, read_messages, read_texts, said, script_of
 
 _BODIES = ("conversation", "conversations", "messages", "users")

@@ -21,10 +21,12 @@ from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import FloatArray, Group, RunTable
 from drift_cli.analysis.tokens import Traces
 from drift_cli.display import Table
+from drift_cli.names import brief
 from drift_cli.results.figures.curves import Bands, curves
 from drift_cli.results.figures.palette import DARK, PAPER
 from drift_cli.results.report.verdict import Sentence
-from drift_cli.spec import Cell, Finish, Part, Rollout, Turn, brief
+from drift_cli.segments import Part
+from drift_cli.spec import Cell, Finish, Rollout, Turn
 from drift_cli.store.traces import TokenTrace
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from drift_cli.results.report.html import page
 from drift_cli.results.report.verdict import verdict
 from drift_cli.results.tables.replies import replies_table, reply_differences
 from drift_cli.results.tables.study import controls_table, study_tables
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 
 
 def write(picture: Picture, path: Path) -> Path:

@@ -13,7 +13,7 @@ from drift_cli.analysis.study import Study, analyze
 from drift_cli.analysis.summary import percent
 from drift_cli.display import Table
 from drift_cli.results.tables.words import interval, number, p_value, where
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 from drift_cli.store.run import Run
 
 

@@ -13,7 +13,7 @@ from drift_cli.display import Table
 from drift_cli.results.tables.comparisons import across_table, added_table, drift_table, pairs_table
 from drift_cli.results.tables.turns import pair_turns_table, turn_pairs_table, turns_table
 from drift_cli.results.tables.words import MOST_ROWS, interval, number
-from drift_cli.spec import Part
+from drift_cli.segments import Part
 
 
 def study_tables(study: Study, *, turns: bool = True, which: str = "") -> list[Table]:
