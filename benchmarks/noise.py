@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from drift_cli.engine.contract import Given, Reply
 from drift_cli.engine.kernels import repeatable
+from drift_cli.engine.pooling import mean_over
 from drift_cli.engine.rollouts import SlotEngine
 from drift_cli.models import LoadedModel
-from drift_cli.probe import pool
 from drift_cli.spec import Rollout, Sampling
 
 AXES = 64
@@ -51,7 +51,7 @@ def plain(network: Any, device: torch.device, replies: Sequence[Reply], layers: 
         with repeatable():
             ids = torch.tensor([[*reply.prompt, *reply.ids]], device=device)
             states = network(input_ids=ids, output_hidden_states=True, use_cache=False, logits_to_keep=1).hidden_states
-        found.append(pool(states, 0, (start, end), layers))
+        found.append(mean_over(states, 0, [(start, end)], layers))
     return np.stack(found).astype(np.float64)
 
 

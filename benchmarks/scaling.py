@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --latency 0.5 --server 50000 --bandwidth 5
 
 Measured: the seconds of each step a worker takes in the store (claim and open a rollout, commit a turn, end a rollout, look at a cell, read how far a rollout
-is, give a sign of life) on this machine's disk, the requests that each makes (system calls that a network file system passes to its server, counted by
+is, give a heartbeat) on this machine's disk, the requests that each makes (system calls that a network file system passes to its server, counted by
 strace; folders opened on the way and attributes by name are left out, which clients keep for some seconds), and how long a worker takes from its command
 line to its first rollout. Simulated: the rollouts of `lengths.json` on GPUs as docs/speed.md has them, on a file system with the latencies and limits
 given. `cluster.py` says what is simulated and what is left out.
@@ -218,7 +218,7 @@ WHAT = {
     "read": "read how far a rollout is",
     "holder": "read who has claimed a rollout, and whether that worker lives",
     "list": "list a cell: rollouts, claims, what has ended",
-    "beat": "a sign of life",
+    "beat": "a heartbeat",
 }
 
 

@@ -1,4 +1,5 @@
-"""What other packages add to drift, by entry point: measures (`drift.measures`) and exporters (`drift.exporters`).
+"""What other packages add to drift, by entry point: measures (`drift.measures`), exporters (`drift.exporters`) and modules that register architectures with
+transformers (`drift.architectures`).
 
 A package that cannot be loaded is named and left out; it stops no command that does not need it.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 MEASURES = "drift.measures"
 EXPORTERS = "drift.exporters"
+ARCHITECTURES = "drift.architectures"
 
 
 @dataclass(frozen=True)

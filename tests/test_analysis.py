@@ -379,6 +379,13 @@ def test_measured_axis_is_projected_from_the_stored_residuals(tmp_path):
     assert load(run, "assistant").projections[2].tolist()[:2] == [1.0, 2.0]
 
 
+def test_a_copy_of_an_axis_that_is_another_one_is_refused(tmp_path):
+    run, rows = _measured(tmp_path, layers=[3], entry_layer=3)
+    Axis("later", (3,), -rows).save(run.paths.axis("later"))
+    with pytest.raises(StoreError, match=r"later\.safetensors is not the axis that the run was measured on"):
+        load(run, "later")
+
+
 def test_ambiguous_axis_is_refused_with_the_names(tmp_path):
     run, _ = _measured(tmp_path, layers=[3], entry_layer=3)
     with pytest.raises(StoreError, match=rf"2 axes: assistant, later\n.*drift measure {run.paths.run_id} --axis FILE"):

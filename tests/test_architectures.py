@@ -11,8 +11,8 @@ from breadth.verdicts import alone, known_types, table
 
 from drift_cli.engine import reference
 from drift_cli.engine.chunks import Arriving
+from drift_cli.engine.pooling import pool_parts
 from drift_cli.engine.sampling import draw
-from drift_cli.probe import pool_parts
 
 CHOSEN = {
     "qwen3": "the usual kind",

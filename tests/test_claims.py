@@ -1,4 +1,4 @@
-"""Claims and signs of life: one taker of each claim, and only what is gone is taken over."""
+"""Claims and heartbeats: one taker of each claim, and only what is gone is taken over."""
 
 from __future__ import annotations
 

@@ -440,3 +440,63 @@ def test_the_real_transcript_runs_from_generate_to_plot(seed_data: Path, tiny_mo
     drift("stats", Run.open(Store(Path("checkpoints")), "demo").paths.run_id)
     drift("plot", Run.open(Store(Path("checkpoints")), "demo").paths.run_id, "-o", "real.png")
     assert Path("real.png").stat().st_size > 5000
+
+
+def _commands() -> list[tuple[str, ...]]:
+    from typer.main import get_command
+
+    from drift_cli.__main__ import app
+
+    root = get_command(app)
+    found: list[tuple[str, ...]] = []
+    for name, command in root.commands.items():  # type: ignore[attr-defined]
+        below = getattr(command, "commands", None)
+        found += [(name,)] if below is None else [(name, inner) for inner in below]
+    return found
+
+
+@pytest.mark.parametrize("command", _commands(), ids=" ".join)
+def test_every_commands_help_has_an_example_that_its_parser_takes(command: tuple[str, ...]) -> None:
+    import shlex
+
+    from typer.main import get_command
+
+    from drift_cli.__main__ import app
+
+    said = " ".join(drift(*command, "--help").out.split())
+    example = said.partition("Example: ")[2]
+    line = example.partition(" Options: ")[0].partition(" Arguments: ")[0]
+    assert " ".join(("drift", *command)) in line
+    if "$(" in line or " > " in line:  # of a shell
+        return
+    group = get_command(app)
+    words = shlex.split(line)[1:]
+    while (inner := getattr(group, "commands", {}).get(words[0] if words else "")) is not None:
+        group, words = inner, words[1:]
+    group.make_context("drift", words).close()  # raises where it does not parse
+
+
+@pytest.mark.parametrize("engine", ["local", "slurm", "ray"])
+def test_a_launcher_in_the_place_of_the_engine_is_refused_with_the_option_that_is_meant(engine: str) -> None:
+    assert f"What starts the workers is --launcher {engine}." in drift("launch", "--engine", engine, code=2).err
+
+
+@pytest.mark.parametrize("command", [("generate",), ("resume",), ("work",), ("launch",), ("axis", "build")], ids=" ".join)
+def test_the_engine_is_one_option_with_the_same_choices_everywhere(command: tuple[str, ...]) -> None:
+    said = " ".join(drift(*command, "--help").out.split())
+    assert "--engine <auto|slots|reference> What makes the rollouts" in said
+
+
+def test_choices_complete_in_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    import subprocess
+
+    def completed(line: str) -> set[str]:
+        words = line.split(" ")
+        env = {**os.environ, "_DRIFT_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+        code = "from drift_cli.__main__ import app; app(prog_name='drift')"
+        return set(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.split())
+
+    assert completed("drift generate --engine ") == {"auto", "slots", "reference"}
+    assert completed("drift generate --preset ") == {"demo", "olmo3-003b", "smollm2"}
+    assert completed("drift launch --launcher ") == {"local", "slurm", "ray"}
+    assert completed("drift measure --segment a") == {"answer", "all"}

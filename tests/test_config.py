@@ -144,6 +144,7 @@ SAMPLES: dict[str, tuple[str, str, object]] = {
     "min_p": ("0.1", "0.1", 0.1),
     "independent_noise": ("on", "true", True),
     "layers": ("1,2", "[1, 2]", [1, 2]),
+    "pool": ("first:4", '"first:4"', "first:4"),
     "axis": ("demo", '"demo"', "demo"),
     "layer": ("2", "2", 2),
     "foreign_axis": ("true", "true", True),

@@ -90,3 +90,12 @@ def test_the_kernel_draws_what_is_drawn_elsewhere(kernels: tuple[ModuleType, Mod
     heat, u = torch.tensor([0.0, 0.5, 1.0, 0.7] * 2), torch.rand(8, dtype=torch.float64, generator=seeded)
     ours = kernels[1].draw(logits.to(DEVICE), heat.to(DEVICE), u.to(DEVICE), filters)
     assert ours.tolist() == sampling.draw(logits, heat, u, filters).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_of_logits_that_are_not_numbers_some_token_is_given(kernels: tuple[ModuleType, ModuleType], temperature: float) -> None:
+    """The next step looks its embedding up before the host knows: beyond the vocabulary there is none."""
+    for logits in (torch.full((1, 300), torch.nan), torch.full((1, 300), -torch.inf)):
+        given = (logits.to(DEVICE), torch.tensor([temperature], device=DEVICE), torch.tensor([0.5], dtype=torch.float64, device=DEVICE))
+        for made in (kernels[1].draw(*given, Sampling(top_p=0.9)), sampling.draw(*(it.cpu() for it in given), Sampling(top_p=0.9))):
+            assert 0 <= int(made) < 300

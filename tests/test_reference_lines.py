@@ -46,7 +46,7 @@ def turn_by_turn(script: Transcript, model: LoadedModel, axis: Axis, layer: int)
         ids = model.card.tokenizer.encode(text, add_special_tokens=False)
         prompt = list(talk.prompt)
         means = measure_parts(model, [*prompt, *ids], len(prompt), len(ids), talk.parts(ids).segments, [layer])
-        found.append(project(means[Part.ANSWER][0], axis.at(layer)))
+        found.append(float(project(means[Part.ANSWER][0], axis.at(layer))))
         talk = talk.after(ids)
     return found
 
@@ -169,7 +169,7 @@ def test_rotary_embeddings_that_depend_on_length_give_every_reply_a_forward_pass
         assert measure_replies(script, chat, model, axis, 2).projections == pytest.approx(direct, rel=1e-4, abs=1e-5)
     # The whole conversation at once gives other numbers for its first turns: this is what is avoided.
     together = dict(Prefill(model, (2,)).means(passages([reply for passage in reading.passages for reply in passage.replies])))
-    assert project(together[1][0], axis.at(2)) != pytest.approx(direct[0], rel=1e-3)
+    assert float(project(together[1][0], axis.at(2))) != pytest.approx(direct[0], rel=1e-3)
 
 
 def test_running_out_of_memory_makes_smaller_chunks_and_the_same_numbers(

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drift_cli.engine.contract import Given, Incident, Job, Reply
-from drift_cli.engine.plan import Chunk, DoesNotFit, Done, Encode, Free, Plan, Step
-from drift_cli.engine.scheduler import Limits, Scheduler
+from drift_cli.engine.plan import Chunk, DoesNotFit, Done, Encode, Free, Limits, Plan, Step
+from drift_cli.engine.scheduler import Scheduler
 from drift_cli.errors import DriftError
 from drift_cli.spec import Answered, Cell, Finish, Rollout, Segment
 

@@ -18,8 +18,10 @@ from cli import drift
 from numpy.typing import NDArray
 
 from drift_cli.analysis import table as tables
+from drift_cli.analysis.axis_error import DRAWS, axis_errors, resampled
 from drift_cli.analysis.effects import hedges_g
 from drift_cli.analysis.layers import load_layers
+from drift_cli.analysis.study import analyze
 from drift_cli.axis import Axis
 from drift_cli.measuring import controls
 from drift_cli.measuring.build import made_from
@@ -206,6 +208,7 @@ def test_a_run_without_segments_refuses_reasoning_and_says_nothing_of_parts(run:
     assert "no_answer" not in json.dumps(document)
     assert "Measured" not in drift("stats", "--store", "other").out
     assert drift("stats", "--segment", "thoughts", code=2).err.count("answer, reasoning, all") == 1
+    assert "'answer', 'reasoning', 'all'" in drift("stats", "--segment", "thoughts", code=2).err
 
 
 def test_control_axes_and_later_axes_are_measured_on_the_part_that_is_asked_for(run: Run) -> None:
@@ -394,3 +397,24 @@ def test_every_token_has_its_characters_of_its_own_segments_text(answer: str, re
     assert "".join(trace.of(made, Part.REASONING)[0]) == reasoning
     assert trace.of(made, Part.REASONING)[1].tolist() == [1.0, 2.0]
     assert trace.of(made, Part.ALL)[1].tolist() == [1.0, 2.0, 4.0, 5.0, 6.0, 7.0]
+
+
+@pytest.mark.parametrize("part", Part)
+def test_the_axiss_own_uncertainty_is_of_the_part_that_is_measured(part: Part, run: Run) -> None:
+    rng = np.random.default_rng(4)
+    means = rng.normal(size=(6, len(AXIS.layers), WIDTH)).astype(np.float32)
+    known = replace(AXIS, personas=tuple("abcdef"), assistants=("a", "b", "c"), means=means)
+    known.save(run.paths.axis("made"))
+    table = tables.load(run, None, part)
+    (found,) = [one for one in axis_errors(run, table, analyze(table)) if one.measure == "mean"]
+    vectors = resampled(known, 2, DRAWS, 0)
+    assert vectors is not None
+    projected = np.full((DRAWS, 2, SAMPLES, TURNS), np.nan)
+    for place, condition in enumerate(("plain", "kind")):
+        for sample in range(SAMPLES):
+            for turn in range(1, TURNS + 1):
+                mean = _turn(condition, sample, turn).mean(part)
+                if mean is not None:
+                    projected[:, place, sample, turn - 1] = vectors @ mean[1].astype(np.float64)
+    by_turn = np.nanmean(projected, axis=2)
+    assert found.sd == pytest.approx((by_turn[:, 1] - by_turn[:, 0]).mean(axis=1).std(ddof=1))

@@ -91,9 +91,9 @@ def test_a_rewritten_history_is_read_as_it_was_at_each_turn(loaded: dict[str, Lo
     rewritten = Answered((9, 8, 7, 20, 3, 3), (40,), 1)  # the template dropped token 21 from the first reply
     found = list(traces._replies([*kept, rewritten], model, direction, 2))
     for turn, values in zip([*kept, rewritten], found, strict=True):
-        alone = traces._project(model, [*turn.prompt, *turn.content], direction, 2)[len(turn.prompt) :]
+        alone = traces._project_tokens(model, [*turn.prompt, *turn.content], direction, 2)[len(turn.prompt) :]
         np.testing.assert_allclose(values, alone, atol=1e-5)
-    assert not np.allclose(found[2], traces._project(model, [*kept[1].prompt, 40], direction, 2)[-1], atol=1e-3)
+    assert not np.allclose(found[2], traces._project_tokens(model, [*kept[1].prompt, 40], direction, 2)[-1], atol=1e-3)
 
 
 def test_verify_finds_damaged_traces_and_says_that_nothing_committed_is_affected(tmp_path: Path) -> None:
@@ -102,9 +102,12 @@ def test_verify_finds_damaged_traces_and_says_that_nothing_committed_is_affected
     assert run.verify() == []
     path = run.paths.traces(FIRST, "made")
     path.write_bytes(path.read_bytes()[:-1])
-    stranger = path.with_name("notes.txt")
+    stranger, earlier = path.with_name("notes.txt"), path.with_suffix(".traces")
     stranger.write_text("mine")
-    assert [(finding.file, finding.fatal) for finding in run.verify()] == [(path, False), (stranger, False)]
+    earlier.write_bytes(b"{}\n")
+    found = {finding.file: finding for finding in run.verify()}
+    assert {file: finding.fatal for file, finding in found.items()} == {path: False, stranger: False, earlier: False}
+    assert "of an earlier version" in found[earlier].problem
 
 
 def test_measuring_again_measures_only_what_is_new(tiny_models: dict[str, Path]) -> None:
@@ -201,6 +204,16 @@ def test_a_reply_that_ends_within_a_character_keeps_its_text_whole() -> None:
 # The store
 
 
+def test_traces_are_a_safetensors_file_that_other_tools_open(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    run = make_run(tmp_path)
+    write_traces(run.paths, FIRST, AXIS, [_turn(1, "abc"), _turn(2, "d")], [_trace(1, [1.0, 2.0], (1, 2)), _trace(2, [3.0], (1,))])
+    found = load_file(run.paths.traces(FIRST, "made"))
+    assert found["values"].tolist() == [1.0, 2.0, 3.0]
+    assert found["lengths"].tolist() == [1, 2, 1]
+
+
 def _turn(index: int, text: str) -> Turn:
     return Turn(index, text, Finish.STOP, (1, 2, index), projections={"made": 1.0})
 
@@ -224,7 +237,7 @@ def test_traces_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_traces_are_small(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     write_traces(run.paths, FIRST, AXIS, [_turn(1, "abcd" * 512)], [_trace(1, [1.0] * 512, (4,) * 512)])
-    assert run.paths.traces(FIRST, "made").stat().st_size < 3 * 512 + 400
+    assert run.paths.traces(FIRST, "made").stat().st_size < 3 * 512 + 600
 
 
 @pytest.mark.parametrize("where", [0, 40, -1, -4])

@@ -132,7 +132,7 @@ def test_a_chunk_that_does_not_replace_what_decoding_wrote_is_refused(monkeypatc
 
 def test_an_error_of_one_row_in_a_batch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Slots.newest
-    monkeypatch.setattr(Slots, "newest", lambda self, row: own(self, 0 if self.queued and row == 2 else row))
+    monkeypatch.setattr(Slots, "newest", lambda self, row: own(self, 0 if self.replies.queued and row == 2 else row))
     assert chosen(made(llama())).engine.name == "reference"
 
 

@@ -30,13 +30,12 @@ def load_measure(run: Run, name: str, part: Part = Part.ANSWER) -> RunTable:
 
 def _taken(run: Run, record: RolloutRecord, measure: ReplyMeasure, part: Part) -> FloatArray:
     """The measure's numbers (turns,) of a rollout's replies; NaN where a reply has none, or lacks the part."""
-    users = run.manifest.transcripts[record.rollout.cell.transcript].users
+    script = run.manifest.transcripts[record.rollout.cell.transcript]
     values = np.full(len(record.turns), np.nan)
     for place, turn in enumerate(record.turns):
         if segments.has_part(turn, part):
             text = segments.text_of(turn, part)
+            user = (turn.user if turn.user is not None else script.asked(turn.index)) or ""
             tokens = None if turn.ids is None else len(turn.ids)
-            values[place] = measure.take(
-                Reply(record.rollout, turn.index, users[turn.index - 1], text, turn.reasoning, turn.finish, tokens)
-            )
+            values[place] = measure.take(Reply(record.rollout, turn.index, user, text, turn.reasoning, turn.finish, tokens))
     return values

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from drift_cli.api.frames import Residuals
+from drift_cli.api.making import Done, Opened, generate
 from drift_cli.api.run import Run
 from drift_cli.api.study import Study, Verdict
 from drift_cli.axis import Axis
 from drift_cli.store.paths import Store
 from drift_cli.store.run import Run as Stored
 
-__all__ = ["Residuals", "Run", "Study", "Verdict", "compare", "load_axis", "open"]
+__all__ = ["Done", "Opened", "Residuals", "Run", "Study", "Verdict", "compare", "generate", "load_axis", "open"]
 
 _MANIFEST = "run.json"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from drift_cli.analysis.entries import choose_axis
 from drift_cli.analysis.segments import measured
 from drift_cli.analysis.table import RunTable, load, load_on
-from drift_cli.api import frames, html
+from drift_cli.api import exporting, frames, html
 from drift_cli.api import study as studies
 from drift_cli.api.frames import Residuals
 from drift_cli.api.study import Study
@@ -241,6 +241,29 @@ class Run:
 
         return write(self._picture(axis, segment, against=baseline), Path(path))
 
+    def export(
+        self,
+        format: str,
+        path: str | Path | None = None,
+        *,
+        axis: str | None = None,
+        residuals: bool = False,
+        segment: str = "answer",
+    ) -> list[Path]:
+        """Write the run for other tools, as `drift export` does; returns the files.
+
+        Args:
+            format: seed-json, assistant-axis, csv, parquet, or one that was added (docs/extending.md).
+            path: the file or folder (None: under data/exports).
+            axis: seed-json: which (None: the only one); csv and parquet: only this one.
+            residuals: parquet: the residual means too.
+            segment: csv and parquet: as in `turns`.
+
+        Raises:
+            UsageError: there is no such format, or it has no place for what is asked.
+        """
+        return exporting.export(self, format, None if path is None else Path(path), axis=axis, residuals=residuals, part=_part(segment))
+
     def _picture(self, axis: str | None, segment: str, **given: Any) -> Picture:
         return Picture(self.stored, axis, part=_part(segment), **given)
 
@@ -251,7 +274,7 @@ class Run:
         return {
             "model": self.model,
             "conditions": ", ".join(self.conditions),
-            "transcripts": ", ".join(f"{name} ({len(script.users)} turns)" for name, script in self.transcripts.items()),
+            "transcripts": ", ".join(f"{name} ({script.total} turns)" for name, script in self.transcripts.items()),
             "temperatures": ", ".join(f"{value:g}" for value in dict.fromkeys(plan.cell.temperature for plan in cells)),
             "rollouts": f"{sum(plan.samples for plan in cells)} planned",
             "axes": axes or "none",

@@ -10,8 +10,9 @@ import typer
 
 from drift_cli.commands import axis_build
 from drift_cli.commands.axis_tables import axis_facts, axis_tables
-from drift_cli.commands.options import DisplayOption, JsonOption, make_display
-from drift_cli.display import Display, Mode, Table
+from drift_cli.commands.flags import grouped
+from drift_cli.commands.options import Output
+from drift_cli.display import Display, Table
 from drift_cli.errors import DriftError, UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +23,17 @@ axis = typer.Typer(help="Axes: build one, import or export tensors, look at one.
 axis.command("build")(axis_build.build)
 
 
+ConventionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How the file numbers layers: hidden-states (0 is the embeddings) or blocks (0 is the first block's output; assistant-axis). "
+        "Default: as the number of --model's blocks tells.",
+        metavar="<hidden-states|blocks>",
+        autocompletion=lambda: ["hidden-states", "blocks"],
+    ),
+]
+
+
 class ExportKind(StrEnum):
     """What of an axis is written."""
 
@@ -30,28 +42,21 @@ class ExportKind(StrEnum):
 
 
 @axis.command("import")
+@grouped
 def import_(
     file: Annotated[Path, typer.Argument(help="A torch file: persona → vector(s), or one axis tensor.")],
     name: Annotated[str | None, typer.Option(help="The axis's name (default: the file's).")] = None,
     layer: Annotated[
         int | None, typer.Option(help="The layer of single vectors, as the file numbers it (default: from the file's name).")
     ] = None,
-    convention: Annotated[
-        str | None,
-        typer.Option(
-            help="How the file numbers layers: hidden-states (0 is the embeddings) or blocks (0 is the first block's output; assistant-axis). "
-            "Default: as the number of --model's blocks tells.",
-            metavar="<hidden-states|blocks>",
-            autocompletion=lambda: ["hidden-states", "blocks"],
-        ),
-    ] = None,
+    convention: ConventionOption = None,
     assistant: Annotated[list[str] | None, typer.Option(help="A persona on the assistant's side; repeat for several.")] = None,
     model: Annotated[
         str | None,
         typer.Option(help="The model it was made on: tells how layers are numbered, and keeps others from being measured with it."),
     ] = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    *,
+    shown_as: Output,
 ) -> None:
     """Bring in an axis and save it under data/axes. Tensors only: nothing in the file is executed.
 
@@ -61,7 +66,7 @@ def import_(
     from drift_cli.settings.config import axes_folder
     from drift_cli.spec import plain_name
 
-    shown = make_display(display, as_json)
+    shown = shown_as.show()
     made = import_torch(
         file,
         name=name or plain_name(file.stem),
@@ -105,6 +110,7 @@ def _built_on(model: str) -> Axis | None:
 
 
 @axis.command("export")
+@grouped
 def export(
     name: Annotated[str, typer.Argument(metavar="AXIS", help="An axis by name or file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The torch file to write.")],
@@ -112,8 +118,8 @@ def export(
         ExportKind, typer.Option(help="axis: one tensor of block outputs, as assistant-axis has it; personas: a dict of persona → means.")
     ] = ExportKind.AXIS,
     layer: Annotated[int | None, typer.Option(help="With personas: this layer only (default: all).")] = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    *,
+    shown_as: Output,
 ) -> None:
     """Write an axis as a torch file that other tools read.
 
@@ -127,7 +133,7 @@ def export(
         raise UsageError("--layer goes with --kind personas", mend="An axis file has the output of every block: leave --layer out.")
     found = find(name, axes_folder())
     said = export_torch(found, output, kind, layer)
-    make_display(display, as_json).result({"axis": found.name, "file": str(output), "holds": said}, f"written to {output}: {said}")
+    shown_as.show().result({"axis": found.name, "file": str(output), "holds": said}, f"written to {output}: {said}")
 
 
 @axis.command()
@@ -142,6 +148,7 @@ def personas() -> None:
 
 
 @axis.command()
+@grouped
 def show(
     name: Annotated[
         str | None, typer.Argument(metavar="[AXIS]", help="An axis by name or file (default: list them).", show_default=False)
@@ -150,8 +157,8 @@ def show(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The picture's file (default: images/AXIS-axis.png and .svg).")
     ] = None,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    *,
+    shown_as: Output,
 ) -> None:
     """Show an axis: where it is from, every layer, how personas lie along it; draw that, and suggest a layer.
 
@@ -160,7 +167,7 @@ def show(
     from drift_cli.models.axes import find
     from drift_cli.settings.config import axes_folder
 
-    shown = make_display(display, as_json)
+    shown = shown_as.show()
     if name is None:
         _list(shown, axes_folder())
         return

@@ -13,7 +13,7 @@ from typer import Option
 from drift_cli.commands.flags import Flags, with_settings
 from drift_cli.commands.options import Common, DryRunOption
 from drift_cli.commands.work import Work
-from drift_cli.display import duration
+from drift_cli.display import Display, duration
 from drift_cli.errors import UsageError
 from drift_cli.settings.config import resolve
 from drift_cli.settings.settings import Settings, keys
@@ -27,6 +27,7 @@ _FILTERS = ("top_p", "top_k", "min_p", "independent_noise")
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from drift_cli.axis import Axis
     from drift_cli.measuring.personas import Personas
     from drift_cli.running.experiment import Experiment
     from drift_cli.running.runner import Outcome
@@ -54,10 +55,8 @@ def build(
 
     Example: drift axis build --model org/model --samples 2
     """
-    from drift_cli.commands.axis_tables import axis_facts, axis_tables
     from drift_cli.measuring.build import made_from, transcripts
     from drift_cli.measuring.personas import read
-    from drift_cli.settings.config import axes_folder
 
     asked = read(personas)
     settings = resolve(flags)
@@ -71,14 +70,20 @@ def build(
     for line in _inherited(settings, settled):
         shown.note(line)
     run = work.start(settled, transcripts(asked), dry_run=dry_run)
-    if run is None:
-        return
-    made = made_from(run, asked, samples, title)
+    if run is not None:
+        _write(shown, made_from(run, asked, samples, title), run.paths.run_id, output)
+
+
+def _write(shown: Display, made: Axis, run_id: str, output: Path | None) -> None:
+    """Write the axis to its file and show it."""
+    from drift_cli.commands.axis_tables import axis_facts, axis_tables
+    from drift_cli.settings.config import axes_folder
+
     path = output or axes_folder() / f"{made.name}.safetensors"
     made.save(path)
-    named = title if output is None else path
+    named = made.name if output is None else path
     use = f'written to {path}; use it with --axis {named}, or in drift.toml: axis = "{named}"'
-    shown.result({**axis_facts(made), "run": run.paths.run_id, "file": str(path)}, *axis_tables(made), use)
+    shown.result({**axis_facts(made), "run": run_id, "file": str(path)}, *axis_tables(made), use)
 
 
 def _title(name: str | None, model: str, output: Path | None) -> str:

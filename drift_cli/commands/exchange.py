@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -20,19 +19,14 @@ from drift_cli.commands.options import (
     open_store,
 )
 from drift_cli.display import Mode
-from drift_cli.errors import UsageError
 from drift_cli.spec import Part
 
 
-class Format(StrEnum):
-    """What a run can be written as."""
+def _formats() -> list[str]:
+    """For the shell's completion."""
+    from drift_cli.interchange.exporters import OWN, exporters
 
-    SEED = "seed-json"
-    """One JSON per cell: projections (rollouts, turns) and conversations."""
-    ASSISTANT_AXIS = "assistant-axis"
-    """One JSON per rollout: model, turns, conversation."""
-    CSV = "csv"
-    PARQUET = "parquet"
+    return [*OWN, *exporters()]
 
 
 def import_(
@@ -62,11 +56,16 @@ def import_(
 
 def export(
     run: RunArgument = None,
-    format_: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.SEED,
+    format_: Annotated[
+        str,
+        typer.Option("--format", help="seed-json, assistant-axis, csv, parquet, or one that a package adds.", autocompletion=_formats),
+    ] = "seed-json",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File (csv, parquet) or folder (default: under data/exports).")
     ] = None,
-    axis: Annotated[str | None, typer.Option(help="seed-json: which axis (default: the only one).")] = None,
+    axis: Annotated[
+        str | None, typer.Option(help="seed-json: which axis (default: the only one). csv, parquet: only this one (default: all).")
+    ] = None,
     residuals: Annotated[bool, typer.Option("--residuals", help="parquet: the residual means too.")] = False,
     segment: SegmentOption = None,
     store: StoreOption = None,
@@ -78,27 +77,11 @@ def export(
     Example: drift export demo-1a2b3c4d --format parquet --residuals
     """
     from drift_cli.analysis.segments import measured
-    from drift_cli.interchange import export_assistant_axis, export_csv, export_parquet, export_seed
-    from drift_cli.settings.config import home
+    from drift_cli.api.run import Run
 
-    if residuals and format_ is not Format.PARQUET:
-        raise UsageError("--residuals goes with --format parquet")
     part = segment or Part.ANSWER
-    if part is not Part.ANSWER and format_ not in (Format.CSV, Format.PARQUET):
-        raise UsageError(
-            f"--format {format_.value} has no place to say what was measured: it is always the answer", mend="Use --format csv or parquet."
-        )
     found = open_run(store, run)
-    stem = home() / "data" / "exports" / found.paths.run_id
-    if format_ is Format.SEED:
-        written = export_seed(found, axis, output or stem)
-    elif format_ is Format.ASSISTANT_AXIS:
-        written = export_assistant_axis(found, output or stem.with_name(stem.name + "-conversations"))
-    else:
-        path = output or stem.with_name(f"{stem.name}.{format_.value}")
-        written = [
-            export_csv(found, path, part=part) if format_ is Format.CSV else export_parquet(found, path, residuals=residuals, part=part)
-        ]
+    written = Run(found).export(format_, output, axis=axis, residuals=residuals, segment=part)
     document = {"run": found.paths.run_id, **of_segment(measured(found.manifest, part)), "files": [str(path) for path in written]}
     shown = [f"written: {path}" for path in written[:12]] + ([f"… and {len(written) - 12} more"] if len(written) > 12 else [])
     make_display(display, as_json).result(document, *shown)

@@ -6,18 +6,21 @@ from typing import Annotated
 
 import typer
 
-from drift_cli.commands.options import DisplayOption, JsonOption, make_display
-from drift_cli.display import Mode
+from drift_cli.commands.flags import grouped
+from drift_cli.commands.options import Output
 from drift_cli.errors import DriftError
 from drift_cli.settings.config import CONFIG_FILE, home, preset_text
 from drift_cli.settings.settings import PRESETS
 
 
+@grouped
 def init(
-    preset: Annotated[str, typer.Option(help=f"The experiment to begin with: {', '.join(PRESETS)}.")] = "demo",
+    preset: Annotated[
+        str, typer.Option(help=f"The experiment to begin with: {', '.join(PRESETS)}.", autocompletion=lambda: list(PRESETS))
+    ] = "demo",
     force: Annotated[bool, typer.Option("--force", help="Replace a drift.toml that is there.")] = False,
-    display: DisplayOption = Mode.AUTO,
-    as_json: JsonOption = False,
+    *,
+    shown_as: Output,
 ) -> None:
     """Write a drift.toml to edit.
 
@@ -34,7 +37,7 @@ def init(
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, text.encode())
     then = "drift generate --dry-run" if preset == "demo" else "drift axis build   drift generate --axis NAME --dry-run"
-    make_display(display, as_json).result({"file": str(path), "preset": preset}, f"{path} written; edit it, then: {then}")
+    shown_as.show().result({"file": str(path), "preset": preset}, f"{path} written; edit it, then: {then}")
 
 
 def register(app: typer.Typer) -> None:

@@ -25,16 +25,22 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be
 
 
 @dataclass(frozen=True)
-class Common:
-    """Options that nearly every command has: where the runs are, and how the command shows what it does."""
+class Output:
+    """How a command shows what it does."""
 
-    store: StoreOption = None
     display: DisplayOption = Mode.AUTO
     as_json: JsonOption = False
 
     def show(self) -> Display:
         """The command's display."""
         return Display(self.display, self.as_json)
+
+
+@dataclass(frozen=True)
+class Common(Output):
+    """Options that nearly every command has: how it shows what it does, and where the runs are."""
+
+    store: StoreOption = None
 
     def folder(self) -> Store:
         """The store that the command works on."""
@@ -58,6 +64,24 @@ SameRepliesOption = Annotated[
 ]
 MeasuredAxisOption = Annotated[
     str | None, typer.Option("--axis", help="Which of the run's axes (default: the only one).", show_default=False)
+]
+
+
+def _reply_measures() -> list[str]:
+    """For the shell's completion."""
+    from drift_cli.analysis.measure import reply_measures
+
+    return [measure.name for measure in reply_measures()]
+
+
+ReplyMeasureOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reply-measure",
+        help="Instead of projections: a measure of replies that a package adds (docs/extending.md).",
+        autocompletion=_reply_measures,
+        show_default=False,
+    ),
 ]
 SegmentOption = Annotated[
     Part | None,

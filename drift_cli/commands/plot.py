@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from drift_cli.commands.options import (
     DisplayOption,
     JsonOption,
     MeasuredAxisOption,
+    ReplyMeasureOption,
     RunArgument,
     SegmentOption,
     StoreOption,
@@ -48,6 +50,10 @@ def plot(
         ),
     ] = None,
     reply: Annotated[str | None, typer.Option(help="For tokens: CONDITION/SAMPLE/turn-N (default: the lowest projection).")] = None,
+    reply_measure: ReplyMeasureOption = None,
+    rollout_measure: Annotated[
+        str | None, typer.Option(help="For forest: what is compared of rollouts (default: their means).", show_default=False)
+    ] = None,
     reference: Annotated[Path | None, typer.Option(help="A reference line to draw, made by `drift measure --transcript`.")] = None,
     title: Annotated[str | None, typer.Option(help="A heading.")] = None,
     output: Annotated[
@@ -73,6 +79,7 @@ def plot(
         raise UsageError(f"there is no kind {kind!r}", mend=f"Use one of: {', '.join((*KINDS, ALL))}")
     part = segment or Part.ANSWER
     picture = Picture(open_run(store, run), axis, style, title, against, tuple(annotate or ()), reply, reference, bands, level, part)
+    picture = replace(picture, reply_measure=reply_measure, rollout_measure=rollout_measure)
     shown = make_display(display, as_json)
     if kind == "text":
         _text(shown, picture)

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drift_cli import models
 from drift_cli.display import Display, Table
 from drift_cli.errors import UsageError
+from drift_cli.pool import MEAN, Pool
 from drift_cli.spec import shortened_name, split_layer
 
 if TYPE_CHECKING:
@@ -40,10 +40,12 @@ class Reader:
     chat: Chat
     used: Use
     load: Callable[[], LoadedModel]
+    pool: Pool = MEAN
 
 
 def beside(display: Display, run: Run, reading: Reading) -> None:
     """Measure a conversation with a run's own model and chat format, and keep the line in the run."""
+    from drift_cli import models
     from drift_cli.commands.measure import axis_of
     from drift_cli.running.experiment import reopen, settings_of
 
@@ -57,7 +59,7 @@ def beside(display: Display, run: Run, reading: Reading) -> None:
     _check_script(run, script)
     experiment = reopen(run, settings, display.note)
     load = partial(models.load, experiment.card, dtype=run.manifest.spec.dtype, device=experiment.device)
-    line = replace(_measured(display, script, Reader(experiment.card, experiment.chat, used, load)), axis=name)
+    line = replace(_measured(display, script, Reader(experiment.card, experiment.chat, used, load, Pool.of(run.manifest.pool))), axis=name)
     _write(display, line, reading.output or run.paths.reference(line.transcript, name))
     if line.transcript not in run.manifest.transcripts:
         display.note(f"run {run.paths.run_id} has no transcript {line.transcript}: {_not_drawn(run, script)}")
@@ -75,6 +77,7 @@ def _not_drawn(run: Run, script: Transcript) -> str:
 
 def alone(display: Display, reading: Reading) -> None:
     """Measure a conversation with a model named here; no run is involved."""
+    from drift_cli import models
     from drift_cli.chat import chat_for
     from drift_cli.measuring.axis_use import Subject, named, use
     from drift_cli.models.axes import find
@@ -137,7 +140,7 @@ def _measured(display: Display, script: Transcript, reader: Reader) -> Reference
     for notice in used.notices():
         display.note(notice)
     reader.chat.check(Condition("reference"), script)
-    reading = plan(script, reader.chat, reader.card)
+    reading = plan(script, reader.chat, reader.card, reader.pool)
     if reading.note is not None:
         display.note(f"WARNING: {reading.note}: these have no value in the line", kind="warning")
     display.note(f"{len(script.users)} turns to read, {reading.tokens} tokens{_how(len(reading.passages), apart=reading.apart)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from drift_cli.commands.options import (
     DisplayOption,
     JsonOption,
     MeasuredAxisOption,
+    ReplyMeasureOption,
     RunArgument,
     SegmentOption,
     StoreOption,
@@ -27,6 +29,7 @@ def report(
     run: RunArgument = None,
     axis: MeasuredAxisOption = None,
     segment: SegmentOption = None,
+    reply_measure: ReplyMeasureOption = None,
     against: Annotated[str | None, typer.Option(help="The condition that others are compared with (default: the first).")] = None,
     level: Annotated[float, typer.Option(help="Level of bands and intervals.", min=0.5, max=0.9999)] = 0.95,
     reference: Annotated[Path | None, typer.Option(help="A reference line to draw, made by `drift measure --transcript`.")] = None,
@@ -45,6 +48,7 @@ def report(
     """
     part = segment or Part.ANSWER
     picture = Picture(open_run(store, run), axis, title=title, against=against, reference=reference, level=level, part=part)
+    picture = replace(picture, reply_measure=reply_measure)
     from drift_cli.analysis.looks import record
     from drift_cli.results.report.gather import write
     from drift_cli.settings.config import home

@@ -14,6 +14,7 @@ from drift_cli.commands.options import (
     DisplayOption,
     JsonOption,
     MeasuredAxisOption,
+    ReplyMeasureOption,
     RunArgument,
     SegmentOption,
     StoreOption,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from drift_cli.analysis.table import RunTable
     from drift_cli.analysis.verdict import Answer
     from drift_cli.results.judged import Judged
+    from drift_cli.results.tables.replies import ReplyDifference
     from drift_cli.store.run import Run
 
     E = TypeVar("E", bound=StrEnum)
@@ -60,7 +62,10 @@ def stats(
     turns: Annotated[str | None, typer.Option(help="Only these turns count, such as 1-14 (default: all).", show_default=False)] = None,
     primary: Annotated[
         str | None,
-        typer.Option(help="The measure that carries the verdict: mean (default), change, slope or thirds.", show_default=False),
+        typer.Option(
+            help="The measure that carries the verdict: mean (default), change, slope, thirds, or one that a package adds.",
+            show_default=False,
+        ),
     ] = None,
     break_at: Annotated[
         float | None, typer.Option(help="A rollout is broken below this projection (default: the personas' midpoint).", show_default=False)
@@ -77,6 +82,7 @@ def stats(
     ] = None,
     axis: MeasuredAxisOption = None,
     segment: SegmentOption = None,
+    reply_measure: ReplyMeasureOption = None,
     ddof: Annotated[int, typer.Option(help="1: sample standard deviation; 0: the population formula.", min=0, max=1)] = 1,
     level: Annotated[
         float | None, typer.Option(help="Level of the intervals (default: 0.95).", min=0.5, max=0.9999, show_default=False)
@@ -99,8 +105,8 @@ def stats(
     """
     from drift_cli.analysis.entries import unnamed
     from drift_cli.analysis.looks import record
+    from drift_cli.analysis.measure import problems
     from drift_cli.analysis.results import Correction, Flagged, Options, Test
-    from drift_cli.analysis.table import load
     from drift_cli.results.judged import usual
 
     options = Options(
@@ -118,15 +124,25 @@ def stats(
     wanted, written, part = _choice(Flagged, "--flagged", flagged), _format(format_, output), segment or Part.ANSWER
     widths = _widths(half_width or [], power)
     opened, shown = open_run(store, run), make_display(display, as_json)
-    table = load(opened, axis, part)
-    if axis is None and (said := unnamed(opened.manifest, table.axis)) is not None:
+    table = _measured(opened, axis, part, reply_measure)
+    if axis is None and reply_measure is None and (said := unnamed(opened.manifest, table.axis)) is not None:
         shown.note(said)
+    for problem in problems():
+        shown.note(problem)
     asked = {"test": test, "primary": primary, "level": level, "against": against, "equivalence": equivalence}
     options = usual(opened, table, options, [name for name, value in asked.items() if value is not None])
     result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened, break_at)
-    if (problem := record(opened, table, options, "stats")) is not None:
-        shown.note(problem)
+    if (unrecorded := record(opened, table, options, "stats")) is not None:
+        shown.note(unrecorded)
     _show(shown, result, written, output, Wanted(full, measures, per_turn))
+
+
+def _measured(run: Run, axis: str | None, part: Part, measure: str | None) -> RunTable:
+    """Projections, or what a measure of replies gives in their place."""
+    from drift_cli.analysis.measured import load_measure
+    from drift_cli.analysis.table import load
+
+    return load(run, axis, part) if measure is None else load_measure(run, measure, part)
 
 
 @dataclass(frozen=True)
@@ -151,6 +167,9 @@ class Result:
     judged: Judged | None = None
     """The first study's verdict and what stands beside it; not beside power."""
 
+    replies: Sequence[ReplyDifference] = ()
+    """Differences on other measures of replies, where others added some."""
+
     @property
     def answer(self) -> Answer | None:
         """The verdict."""
@@ -162,12 +181,14 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: f
     from drift_cli.analysis.looks import looking
     from drift_cli.analysis.study import analyze
     from drift_cli.results.judged import judge
+    from drift_cli.results.tables.replies import reply_differences
 
     tables, remark = _tables(table, options, wanted)
     studies = {name: analyze(chosen, options) for name, chosen in tables.items()}
     judged = judge(run, next(iter(tables.values())), study=next(iter(studies.values())), break_at=break_at)
-    found = looking(run, table)
-    return Result({name: study_as_of(one, found) for name, one in studies.items()}, remark, judged.controls, judged=judged)
+    found, part = looking(run, table), table.segment or Part.ANSWER
+    others = () if table.measure is not None else reply_differences(run, judged.study, part)
+    return Result({name: study_as_of(one, found) for name, one in studies.items()}, remark, judged.controls, judged=judged, replies=others)
 
 
 def _power(table: RunTable, options: Options, widths: Sequence[float], wanted: str) -> Result:
@@ -226,13 +247,15 @@ def _brief(display: Display, result: Result, wanted: Wanted) -> None:
     from drift_cli.results.tables.answer import lines
     from drift_cli.results.tables.comparisons import added_table, drift_table, pairs_table
     from drift_cli.results.tables.dynamics import dynamics_table
+    from drift_cli.results.tables.replies import replies_table
     from drift_cli.results.tables.turns import all_turns
 
     assert result.judged is not None
     study, moves = _first(result), result.judged.dynamics
     moved = [dynamics_table(moves, study.options.level, study.scope)] if moves else []
+    others = [replies_table(result.replies, study)] if result.replies else []
     tables = [
-        *([pairs_table(study), drift_table(study), added_table(study), *moved] if wanted.measures else []),
+        *([pairs_table(study), drift_table(study), added_table(study), *others, *moved] if wanted.measures else []),
         *(all_turns(study) if wanted.turns else []),
     ]
     closing = [str(study.provenance)] if tables else []
@@ -257,17 +280,19 @@ def _text(result: Result, format_: Format, wanted: Wanted) -> str:
 def _shown(result: Result, wanted: Wanted) -> list[Table]:
     from drift_cli.results.tables.answer import verdict_table
     from drift_cli.results.tables.power import power_tables
+    from drift_cli.results.tables.replies import replies_table
     from drift_cli.results.tables.study import controls_table, study_tables
 
     if result.power is not None:
         return power_tables(result.power, _first(result).scope, _first(result).first)
     tables: list[Table] = [] if result.answer is None else [verdict_table(result.answer)]
+    others = [replies_table(result.replies, _first(result))] if result.replies else []
     for name, study in result.studies.items():
         which = " (without suspect replies)" if name == "exclude" else ""
         tables += study_tables(study, turns=wanted.turns and study is _first(result), which=which)
     if result.judged is not None:
         tables += _beside(result.judged)
-    return tables + ([controls_table(result.controls, _first(result).scope)] if result.controls else [])
+    return tables + others + ([controls_table(result.controls, _first(result).scope)] if result.controls else [])
 
 
 def _beside(judged: Judged) -> list[Table]:
@@ -309,6 +334,8 @@ def _document(result: Result) -> dict[str, Any]:
     if result.answer is not None:
         document["verdict"] = result.answer
     document |= vars(first)
+    if result.replies:
+        document["reply_measures"] = list(result.replies)
     if result.judged is not None:
         document |= {name: list(found) for name in ("reach", "dynamics") if (found := getattr(result.judged, name))}
     if result.controls:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from drift_cli.commands.context import foreseen, refuse_without_a_turn, warn_of_context
+from drift_cli.commands.context import warn_of_context
 from drift_cli.display import Display, duration
 from drift_cli.errors import EXIT_INTERRUPTED
 from drift_cli.launch.plan import launcher_of
@@ -78,6 +78,8 @@ class Work:
             self.display.note(notice)
         self.warn_of_lacking(experiment)
         if dry_run:
+            from drift_cli.running.making import foreseen, refuse_without_a_turn
+
             self._dry_run(experiment, existing, settings)
             refuse_without_a_turn(experiment, foreseen(experiment))
             return None
@@ -95,14 +97,9 @@ class Work:
 
     def open(self, experiment: Experiment) -> Run:
         """Create the run or add to it; whatever contradicts the run on disk is refused here, before any weight is read."""
-        from drift_cli.running.existing import relocate
-        from drift_cli.store.run import Run
+        from drift_cli.running.making import open_run
 
-        run = Run.create(self.store, self._planned(experiment.manifest))
-        relocate(run, experiment)
-        if experiment.axis is not None and not run.paths.axis(experiment.axis.name).exists():
-            experiment.axis.save(run.paths.axis(experiment.axis.name))
-        return run
+        return open_run(self.store, replace(experiment, manifest=self._planned(experiment.manifest)))
 
     def _planned(self, manifest: Manifest) -> Manifest:
         """The manifest with the plan. Raises `UsageError` where there is data already, or where the plan names what the run does not have."""
@@ -135,6 +132,7 @@ class Work:
         from drift_cli.commands.progress import Shown
         from drift_cli.engine.contract import Stopped
         from drift_cli.running.machine import epoch_now
+        from drift_cli.running.making import record_residuals
         from drift_cli.running.runner import Outcome, run_rollouts
 
         run, share, experiment, stop = part.run, part.share, part.experiment, part.stop
@@ -146,7 +144,8 @@ class Work:
             return Outcome(0, 0.0, interrupted=True)
         share.presence.now(WorkerState.LOADING)
         model, engine = self._loaded(part)
-        self._record_residuals(run, model)
+        if (remark := record_residuals(run, model)) is not None:
+            self.display.note(remark)
         run.begin(epoch_now(experiment.device, engine.name, engine.batch, self.gpus, run.manifest.spec.dtype))
         if not stop():
             run.event("start", **facts, epoch=run.epoch())
@@ -178,15 +177,6 @@ class Work:
         if self.rule is not None:
             self.held[run_id] = found
         return found
-
-    def _record_residuals(self, run: Run, model: LoadedModel) -> None:
-        """Where a model's hidden states are not what they usually are, say so, and keep it with the run's settings."""
-        from drift_cli.store.manifest import Setting
-
-        if (remark := model.residuals.remark) is not None:
-            self.display.note(remark)
-            settings = {**run.manifest.settings, "residuals": Setting(remark, "the model's network")}
-            run.update(replace(run.manifest, settings=settings))
 
     def _named(self, share: Share) -> dict[str, str]:
         """What events say of this worker, beyond its host and process."""

@@ -28,7 +28,7 @@ LeaseOption = Annotated[
     float | None,
     Option(
         "--lease",
-        help=f"Seconds without a sign of life after which this worker is taken to be gone (default: {LEASE:g}).",
+        help=f"Seconds without a heartbeat after which this worker is taken to be gone (default: {LEASE:g}).",
         show_default=False,
     ),
 ]

@@ -18,6 +18,7 @@ from drift_cli.engine.trial import Trial, judge
 from drift_cli.engine.trial_text import conversations, length, random_text
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.models import LoadedModel
+from drift_cli.pool import MEAN, Pool
 from drift_cli.spec import Sampling
 
 ROWS = {"cuda": 48, "cpu": 16}
@@ -53,45 +54,49 @@ def choose(
     batch: int,
     longest: int | None = None,
     segmented: bool = False,
+    pool: Pool = MEAN,
     text: Sequence[int] = (),
     report: Report = lambda incident: None,
 ) -> Choice:
-    """The engine (one of `contract.ENGINES`) for a model.
+    """The engine for a model.
 
     Args:
-        asked: `auto`, `slots` or `reference`.
-        model: the network.
+        asked: one of `contract.ENGINES`.
         layers: residual layers to pool.
         filters: of the draw.
-        max_new_tokens: the longest reply.
-        batch: slots, or rows of a batch.
+        max_new_tokens, batch: the longest reply; slots, or rows of a batch.
         longest: the most tokens that a conversation may come to have, where that is known.
         segmented: whether replies may have segments.
+        pool: which tokens of a part stand for it.
         text: token ids of ordinary text for the trial; random ones where there are none.
         report: told of what was dealt with on the way.
 
-    Raises:
-        UsageError: `slots` was asked for and cannot run this model exactly.
-        DriftError: the logits are not finite, or slots failed in a way that is no property of the model.
+    Raises `UsageError` where `slots` was asked for and cannot run this model exactly, `DriftError` where slots fail in a way that is no property of it.
     """
-    reference = ReferenceEngine(model, layers, filters, max_new_tokens, batch)
+    reference = ReferenceEngine(model, layers, filters, max_new_tokens, batch, pool)
     if asked == "reference":
         return Choice(reference, None, None)
-    engine = SlotEngine(model, layers, filters, max_new_tokens, batch, longest, segmented)
-    reason, trial = refusal(model), None
-    if reason is None:
-        try:
-            trial = _tried(engine, list(text), report)
-            reason = trial.problem
-        except NotApplied as error:
-            reason = error.what
-        if reason is not None:
-            engine.close()
-    if reason is None:
-        return Choice(engine, None, trial)
-    if asked == "slots":
+    engine = SlotEngine(model, layers, filters, max_new_tokens, batch, longest, segmented, pool)
+    reason, trial = _judged(engine, model, list(text), report)
+    if reason is not None and asked == "slots":
         raise UsageError(f"the slots engine cannot run {model.card.name}: {reason}", mend="Use --engine reference (or auto).")
-    return Choice(reference, reason, trial)
+    return Choice(engine if reason is None else reference, reason, trial)
+
+
+def _judged(engine: SlotEngine, model: LoadedModel, text: list[int], report: Report) -> tuple[str | None, Trial | None]:
+    """Why slots cannot run the model, None where they can; and the trial, where there was one. Slots that cannot are closed."""
+    reason = refusal(model)
+    if reason is not None:
+        return reason, None
+    trial = None
+    try:
+        trial = _tried(engine, text, report)
+        reason = trial.problem
+    except NotApplied as error:
+        reason = error.what
+    if reason is not None:
+        engine.close()
+    return reason, trial
 
 
 def _tried(engine: SlotEngine, text: list[int], report: Report) -> Trial:

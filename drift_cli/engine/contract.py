@@ -31,8 +31,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from drift_cli.engine.pooling import Means
 from drift_cli.errors import DriftError
-from drift_cli.probe import Means
 from drift_cli.spec import Answered, Finish, Part, Rollout, Segment
 
 ENGINES = ("auto", "slots", "reference")

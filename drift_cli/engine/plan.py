@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from drift_cli.probe import Means
+from drift_cli.engine.pooling import Means
 from drift_cli.spec import Rollout, Segment
 
 
@@ -98,3 +98,16 @@ class DoesNotFit:
 
     said: Mapping[int, int] = field(default_factory=dict)
     """Of a `Step`: how many ids each row's reply has so far."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the model and the run allow."""
+
+    max_new_tokens: int
+    context: int
+    end_ids: frozenset[int]
+    rewound: Callable[[int, int], int]
+    """See `slots.Layout.rewound`."""
+    bounded: bool = False
+    """The network has no positions beyond the context."""

@@ -35,9 +35,10 @@ from drift_cli.engine.contract import (
 )
 from drift_cli.engine.decoding import Decoding, decoding, generate, left_padded
 from drift_cli.engine.kernels import repeatable
+from drift_cli.engine.pooling import Means, mean_over, pool_parts
 from drift_cli.engine.sampling import draw, split_key, uniforms
 from drift_cli.models import LoadedModel
-from drift_cli.probe import Means, pool, pool_parts
+from drift_cli.pool import MEAN, Pool
 from drift_cli.spec import Answered, Finish, Sampling, Segment
 
 
@@ -99,6 +100,7 @@ class ReferenceEngine:
     filters: Sampling
     max_new_tokens: int
     batch: int = 4
+    pool: Pool = MEAN
     name: str = field(default="reference", init=False)
     fixed_groups: bool = field(default=True, init=False)
     how: Decoding = field(default=Decoding(), init=False)
@@ -223,7 +225,9 @@ class ReferenceEngine:
         reply, turn = Reply(row.job.rollout, row.turn, row.prompt, ids, finish, following), following.past[-1]
         if not turn.length:
             return reply
-        return reply.measured(measure_parts(self.model, [*row.prompt, *ids], len(row.prompt), turn.length, turn.segments, self.layers))
+        return reply.measured(
+            measure_parts(self.model, [*row.prompt, *ids], len(row.prompt), turn.length, turn.segments, self.layers, self.pool)
+        )
 
 
 def _row(job: Job, turn: int) -> _Row | None:
@@ -237,15 +241,15 @@ def _row(job: Job, turn: int) -> _Row | None:
 
 
 def measure_parts(
-    model: LoadedModel, ids: Sequence[int], start: int, length: int, segments: Sequence[Segment], layers: Sequence[int]
+    model: LoadedModel, ids: Sequence[int], start: int, length: int, segments: Sequence[Segment], layers: Sequence[int], pool: Pool = MEAN
 ) -> Means:
     """Residual means of the parts of the reply at tokens `start` to `start + length` of one conversation, from one plain forward pass."""
-    return pool_parts(_states(model, ids), 0, (start, start + length), segments, layers)
+    return pool_parts(_states(model, ids), 0, (start, start + length), segments, layers, pool)
 
 
 def measure(model: LoadedModel, ids: Sequence[int], start: int, length: int, layers: Sequence[int]) -> NDArray[np.float32]:
     """Residual means (len(layers), width) float32 over tokens `start` to `start + length` of one conversation, from one plain forward pass."""
-    return pool(_states(model, ids), 0, (start, start + length), layers)
+    return mean_over(_states(model, ids), 0, [(start, start + length)], layers)
 
 
 def _states(model: LoadedModel, ids: Sequence[int]) -> Sequence[Tensor]:

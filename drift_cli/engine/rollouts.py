@@ -11,11 +11,12 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 from drift_cli.engine.contract import Incident, JobSource, Reply, Stopped, is_out_of_memory, no_memory
-from drift_cli.engine.plan import DoesNotFit, Done, Encode, Free, NoRoom, Plan, Step
+from drift_cli.engine.plan import DoesNotFit, Done, Encode, Free, Limits, NoRoom, Plan, Step
 from drift_cli.engine.rotary import ends_with_context
-from drift_cli.engine.scheduler import Limits, Scheduler
+from drift_cli.engine.scheduler import Scheduler
 from drift_cli.engine.slots import Slots, make_slots
 from drift_cli.models import LoadedModel
+from drift_cli.pool import MEAN, Pool
 from drift_cli.spec import Sampling
 
 
@@ -32,6 +33,7 @@ class SlotEngine:
     batch: int = 8
     longest: int | None = None
     segmented: bool = False
+    pool: Pool = MEAN
     name: str = field(default="slots", init=False)
     fixed_groups: bool = field(default=False, init=False)
     slots: Slots | None = field(default=None, init=False)
@@ -41,7 +43,7 @@ class SlotEngine:
         while self.slots is None:
             try:
                 asked = (self.model, self.layers, self.filters, self.max_new_tokens, self.batch)
-                self.slots = make_slots(*asked, longest=self.longest, segmented=self.segmented, report=report)
+                self.slots = make_slots(*asked, longest=self.longest, segmented=self.segmented, pool=self.pool, report=report)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise

@@ -129,4 +129,6 @@ def draw(logits: Tensor, temperature: Tensor, uniform: Tensor, filters: Sampling
     target = uniform[:, None].double() * cumulative[:, -1:]
     drawn = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).squeeze(-1)
-    return torch.where(greedy, logits.argmax(-1), torch.minimum(drawn, last))
+    # Of logits that are not numbers no token is drawn, but what is given must be one: the next step looks its embedding up before the host knows.
+    drawn = torch.minimum(drawn, last).clamp_max(logits.shape[-1] - 1)
+    return torch.where(greedy, logits.argmax(-1), drawn)

@@ -30,21 +30,8 @@ from drift_cli.engine.contract import (
     last_reply,
     no_memory,
 )
-from drift_cli.engine.plan import Chunk, DoesNotFit, Done, Draw, Encode, Free, Plan, Residual, Step
+from drift_cli.engine.plan import Chunk, DoesNotFit, Done, Draw, Encode, Free, Limits, Plan, Residual, Step
 from drift_cli.spec import Answered, Finish, Segment
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the model and the run allow."""
-
-    max_new_tokens: int
-    context: int
-    end_ids: frozenset[int]
-    rewound: Callable[[int, int], int]
-    """See `slots.Layout.rewound`."""
-    bounded: bool = False
-    """The network has no positions beyond the context."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from drift_cli.engine.plan import Draw
 from drift_cli.engine.slots import Slots, make_slots
 from drift_cli.engine.trial_text import REPLY, Conversation, Measured
 from drift_cli.models import LoadedModel
+from drift_cli.pool import MEAN
 from drift_cli.spec import Cell, Part, Rollout, Sampling
 
 
@@ -50,7 +51,7 @@ def _prompt(slots: Slots, row: int, it: Conversation, number: int, means: list[N
     chunk = it.ids[it.prompt : it.following]
     means.append(slots.every_layer(row, chunk, it.prompt, REPLY))
     kept = slots.encode(row, chunk, it.prompt, REPLY if slots.layers else 0)
-    if kept is not None:
+    if kept is not None and slots.chunks.pool == MEAN:
         # What the engine will store comes from the same encode: it stands in for what was measured beside it.
         means[-1] = means[-1].copy()
         means[-1][list(slots.layers)] = kept.value()[Part.ANSWER]

@@ -10,7 +10,7 @@ What is true is a plain forward pass in float32. Its weights are held a second t
 in the model's own dtype takes its place. What slots may be off by is what a plain computation in the model's dtype is off by: a whole forward pass where
 float32 is known, else a pass in chunks through the network's own cache. Random errors of two computations in one dtype differ by far less than `FACTOR`.
 
-In float32 rounding is small, so that a wrong formula shows: where weights are held in float32 for the trial, plain slots run through them too.
+In float32 rounding is small, so that a wrong formula shows: where weights are held in float32 for the trial, slots on torch kernels run through them too.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Plan:
     engine: str | None = None
     """The rollout engine: auto, slots or reference; None for the run's own setting."""
     lease: float | None = None
-    """Seconds without a sign of life after which a worker is taken to be gone; None for the default."""
+    """Seconds without a heartbeat after which a worker is taken to be gone; None for the default."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:

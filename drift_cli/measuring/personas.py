@@ -75,7 +75,7 @@ def parse(text: str, where: str) -> Personas:
         raise UsageError(f"{where}: {unknown[0]!r} is unknown", mend="A file of personas has `questions` and tables `[personas.NAME]`.")
     personas = found.get("personas")
     if not isinstance(personas, dict) or not personas:
-        raise UsageError(f"{where} has no persona", mend='Add tables: [personas.ghost] with side = "role" and system = "…".')
+        raise UsageError(f"{where} has no persona", mend='Add tables: [personas.poet] with side = "role" and system = "…".')
     made = Personas(tuple(_persona(name, entry, where) for name, entry in personas.items()), _questions(found.get("questions"), where))
     for side in (ASSISTANT, ROLE):
         if not any(persona.side == side for persona in made.personas):

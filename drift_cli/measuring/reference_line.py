@@ -16,12 +16,14 @@ import orjson
 
 from drift_cli.engine.passages import Passage, Reply, passages
 from drift_cli.errors import DriftError, UsageError
+from drift_cli.pool import MEAN, Pool
 from drift_cli.spec import Condition, Segment, SegmentKind, Transcript
 
 if TYPE_CHECKING:
     from drift_cli.axis import Axis
     from drift_cli.chat import Chat
     from drift_cli.models import LoadedModel, ModelCard
+    from drift_cli.store.run import Run
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,15 @@ class ReferenceLine:
     revision: str | None
     projections: tuple[float | None, ...]
     note: str | None = None
+    pool: str = "mean"
+    """Which tokens stand for a reply, see `pool.Pool`."""
 
     def to_json(self) -> bytes:
         """The file's content."""
-        return orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2) + b"\n"
+        fields = asdict(self)
+        if self.pool == "mean":
+            del fields["pool"]
+        return orjson.dumps(fields, option=orjson.OPT_INDENT_2) + b"\n"
 
 
 def read(path: Path) -> ReferenceLine:
@@ -69,7 +76,18 @@ def read(path: Path) -> ReferenceLine:
         revision=text("revision"),
         projections=tuple(None if v is None else float(v) for v in values),
         note=text("note"),
+        pool=text("pool") or "mean",
     )
+
+
+def check_pool(line: ReferenceLine, run: Run) -> None:
+    """Refuse to hold a line against a run whose replies are stood for by other tokens."""
+    if line.pool != run.manifest.pool:
+        theirs, ours = Pool.of(line.pool).words, Pool.of(run.manifest.pool).words
+        raise UsageError(
+            f"the reference line of {line.transcript} stands for a reply by {theirs}, run {run.paths.run_id} by {ours}: they cannot be compared",
+            mend=f"Measure it with the run: drift measure {run.paths.run_id} --transcript FILE",
+        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,7 @@ class Reading:
     """Turns whose reply has no token of an answer."""
     context: int
     """The model's, in tokens."""
+    pool: Pool = MEAN
     apart: bool = False
     """Each reply has a forward pass of its own, as the model's rotary embeddings depend on the conversation's length."""
 
@@ -112,7 +131,7 @@ def _turns(numbers: Sequence[int]) -> str:
     return f"turns {numbers[0]} to {numbers[-1]}" if whole else f"turns {', '.join(map(str, numbers))}"
 
 
-def plan(script: Transcript, chat: Chat, card: ModelCard) -> Reading:
+def plan(script: Transcript, chat: Chat, card: ModelCard, pool: Pool = MEAN) -> Reading:
     """Find out what of a transcript's replies can be measured, each in the conversation before it, without a system prompt.
 
     Raises:
@@ -122,11 +141,11 @@ def plan(script: Transcript, chat: Chat, card: ModelCard) -> Reading:
 
     if script.replies is None:
         raise UsageError(f"transcript {script.name} has no replies to measure", mend="Give a finished conversation, with both sides.")
-    replies, beyond, empty = _placed(script, chat, card)
+    replies, beyond, empty = _placed(script, chat, card, pool)
     longest = max((len(reply.prompt) + len(reply.ids) for reply in replies), default=0)
     limit = length_threshold(card)
     apart = limit is not None and longest > limit
-    found = Reading(script, tuple(passages(replies, apart=apart)), tuple(beyond), tuple(empty), card.context, apart)
+    found = Reading(script, tuple(passages(replies, apart=apart)), tuple(beyond), tuple(empty), card.context, pool, apart)
     if not replies:
         raise UsageError(
             f"no reply of transcript {script.name} can be measured: {found.note}",
@@ -135,7 +154,7 @@ def plan(script: Transcript, chat: Chat, card: ModelCard) -> Reading:
     return found
 
 
-def _placed(script: Transcript, chat: Chat, card: ModelCard) -> tuple[list[Reply], list[int], list[int]]:
+def _placed(script: Transcript, chat: Chat, card: ModelCard, pool: Pool) -> tuple[list[Reply], list[int], list[int]]:
     """The replies that can be measured, the turns that do not fit the context, and those without a token."""
     from drift_cli.chat import scripted
 
@@ -146,7 +165,7 @@ def _placed(script: Transcript, chat: Chat, card: ModelCard) -> tuple[list[Reply
         content = tuple(talk.content(ids))
         # A reply that was written by somebody else has reasoning where it has the markup of it, and never because this model's prompt begins some.
         marked = chat.parts(content, ()).reasoning is not None
-        parts = _answer(talk.parts(ids).segments if marked else (), len(content))
+        parts = pool.within(_answer(talk.parts(ids).segments if marked else (), len(content)))
         if len(talk.prompt) + len(ids) > card.context:
             beyond.append(turn)
         elif not parts:
@@ -197,4 +216,6 @@ def measure_replies(
     prefill = Prefill(model, [layer], step, whole=found.apart)
     values = {turn: float(axis.project(means[0], layer)) for turn, means in prefill.means(found.passages)}
     projections = tuple(values.get(turn) for turn in range(1, len(script.users) + 1))
-    return ReferenceLine(script.name, axis.name, axis.digest, layer, model.card.name, model.card.identity, projections, found.note)
+    return ReferenceLine(
+        script.name, axis.name, axis.digest, layer, model.card.name, model.card.identity, projections, found.note, str(found.pool)
+    )

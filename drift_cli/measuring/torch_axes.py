@@ -67,8 +67,7 @@ def import_torch(
         DriftError: the file is not one of tensors.
     """
     found = _loaded(path)
-    by_persona = isinstance(found, dict)
-    stacked, personas = _stack(found, path)
+    by_persona, (stacked, personas) = isinstance(found, dict), _stack(found, path)
     rows = stacked.shape[1]
     if rows > 1:
         first, convention = 0, _counted(path, rows, layer, convention, blocks())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from drift_cli.chat import scripted, text_of
 from drift_cli.chat.replay import replay, user_turns
+from drift_cli.pool import Pool
 from drift_cli.spec import Answered, Part, spans
 from drift_cli.store.traces import TokenTrace, read_traces, write_traces
 
@@ -62,7 +63,7 @@ def measure_run(
         else:
             traces = measure_rollout(run, record, chat, model, axis.at(entry.layer), entry.layer)
             write_traces(run.paths, state.rollout, entry, record.turns, traces)
-            difference = max([difference, *_differences(record.turns, traces, entry.name)])
+            difference = max([difference, *_differences(record.turns, traces, entry.name, Pool.of(run.manifest.pool))])
             measured += 1
         step(str(state.rollout))
     return Measured(measured, known, difference, interrupted=False)
@@ -182,7 +183,9 @@ def _whole_prefixes(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], text
     return [*ends[1:], len(text)]
 
 
-def _differences(turns: Sequence[Turn], traces: Sequence[TokenTrace], axis: str) -> Iterator[float]:
+def _differences(turns: Sequence[Turn], traces: Sequence[TokenTrace], axis: str, pool: Pool) -> Iterator[float]:
     for turn, trace in zip(turns, traces, strict=True):
-        if axis in turn.projections and len(trace.of(turn)[1]):
-            yield abs(float(trace.of(turn)[1].mean(dtype=np.float64)) - turn.projections[axis])
+        values = trace.of(turn)[1]
+        if axis in turn.projections and len(values):
+            counted = np.concatenate([values[start:stop] for start, stop in pool.within([(0, len(values))])])
+            yield abs(float(counted.mean(dtype=np.float64)) - turn.projections[axis])

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drift_cli import plugins
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.models import builtin, quantized
 from drift_cli.models.adapters import Adapter, base_of, find_adapter, is_adapter
@@ -36,6 +37,9 @@ def describe(name: str, revision: str | None, adapter: str | None, say: Say | No
         if adapter is not None:
             raise UsageError("the built-in model takes no adapter", mend="Name a model with --model.")
         return builtin.card(name)
+    for problem in plugins.added(plugins.ARCHITECTURES).problems.values():  # those that load have registered themselves by now
+        if say is not None:
+            say(problem)
     place = Path(name).expanduser()
     if place.is_dir() and is_adapter(place):
         if adapter is not None:

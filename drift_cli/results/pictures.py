@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from drift_cli.errors import UsageError
 from drift_cli.results.bands import bands_of
-from drift_cli.results.reply import find_reply
 from drift_cli.spec import Part
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
     from drift_cli.results.figures.trajectory import Mark
-    from drift_cli.spec import Rollout
     from drift_cli.store.run import Run
 
 PULLS = "pulls"
@@ -132,7 +130,7 @@ def references(run: Run, table: RunTable, given: Path | None) -> dict[str, NDArr
     """Reference lines by transcript: the one given, else those measured in the run on this axis."""
     import numpy as np
 
-    from drift_cli.measuring.reference_line import read
+    from drift_cli.measuring.reference_line import check_pool, read
 
     names = dict.fromkeys(cell.transcript for cell in table.cells)
     if table.measure is not None:
@@ -145,6 +143,7 @@ def references(run: Run, table: RunTable, given: Path | None) -> dict[str, NDArr
         lines = {name: read(path) for name in names if (path := run.paths.reference(name, table.axis)).exists()}
     drawn = {}
     for name, line in lines.items():
+        check_pool(line, run)
         values = np.full(table.length(name), np.nan)
         known = line.projections[: len(values)]
         values[: len(known)] = [np.nan if value is None else value for value in known]
@@ -247,13 +246,14 @@ def _tokens(picture: Picture) -> Figure:
     from drift_cli.results.figures.palette import style_named
     from drift_cli.results.figures.panel import axis_label
     from drift_cli.results.figures.tokens import tokens
+    from drift_cli.results.named_reply import find_reply, lowest
 
     traces = load_traces(picture.run, picture.table)
     run_id, axis = picture.run.paths.run_id, picture.table.axis
     mend = f"Measure them: drift measure {run_id} --axis {axis} --traces"
     if not traces.of:
         raise Unavailable(f"run {run_id} has no token traces on axis {axis}", mend=mend)
-    rollout, turn = find_reply(picture.run, picture.reply) if picture.reply else _lowest(picture, list(traces.of))
+    rollout, turn = find_reply(picture.run, picture.reply) if picture.reply else lowest(picture.table, list(traces.of))
     found = traces.of.get(rollout, {}).get(turn)
     if found is None:
         raise UsageError(f"{rollout} turn {turn} is not traced", mend=mend)
@@ -270,18 +270,6 @@ def _tokens(picture: Picture) -> Figure:
         title=picture.title or f"{rollout.cell.condition}, rollout {rollout.sample}, turn {turn}",
         style=style_named(picture.style),
     )
-
-
-def _lowest(picture: Picture, traced: Sequence[Rollout]) -> tuple[Rollout, int]:
-    """The traced reply with the lowest projection."""
-    import numpy as np
-
-    table = picture.table
-    wanted = {(table.cells.index(rollout.cell), rollout.sample): rollout for rollout in traced}
-    rows = [row for row in range(len(table.sample)) if (int(table.cell_of[row]), int(table.sample[row])) in wanted]
-    values = np.where(np.isfinite(table.projections[rows]), table.projections[rows], np.inf)
-    row, column = np.unravel_index(int(values.argmin()), values.shape)
-    return wanted[int(table.cell_of[rows[row]]), int(table.sample[rows[row]])], int(column) + 1
 
 
 _DRAW: dict[str, Callable[[Picture], Figure]] = {

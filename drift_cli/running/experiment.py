@@ -19,6 +19,7 @@ from drift_cli.measuring.axis_use import Subject, Use, named, use
 from drift_cli.models import ModelCard
 from drift_cli.models.axes import axes_for, find
 from drift_cli.models.identity import Say
+from drift_cli.pool import MEAN, Pool
 from drift_cli.running.existing import as_recorded, check_places
 from drift_cli.settings.config import axes_folder
 from drift_cli.settings.settings import Settings, keys
@@ -149,9 +150,10 @@ def _assemble(
         template_adds=adds,
         settings=_recorded(settings, card, spec, used),
         lines=LINES,
+        pool=settings.pool,
         segments=chat.segmented,
     )
-    said = (*_notices(card, adds), *(used.notices() if used is not None else ()))
+    said = (*_notices(card, adds, Pool.of(settings.pool)), *(used.notices() if used is not None else ()))
     return Experiment(manifest, card, chat, axis, device, said, _lacking(manifest) if used is None else ())
 
 
@@ -244,8 +246,10 @@ def _recorded(settings: Settings, card: ModelCard, spec: RunSpec, used: Use | No
     return made
 
 
-def _notices(card: ModelCard, adds: Mapping[str, str]) -> tuple[str, ...]:
+def _notices(card: ModelCard, adds: Mapping[str, str], pool: Pool) -> tuple[str, ...]:
     said = list(card.notices())
+    if pool != MEAN:
+        said.append(f"a reply is measured by {pool.words} (--pool {pool}), not by the mean of all its tokens")
     if card.ignored:
         said.append(
             f"not applied: {', '.join(card.ignored)} of the model's generation_config (drift samples with temperature, top-p, top-k, min-p)"

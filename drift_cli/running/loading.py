@@ -10,6 +10,7 @@ from drift_cli.display import duration
 from drift_cli.engine.choice import choose, rows
 from drift_cli.errors import UsageError
 from drift_cli.models import LoadedModel, ModelCard
+from drift_cli.pool import Pool
 from drift_cli.running.estimate import Work, fits, longest, seconds
 from drift_cli.running.machine import keep_threads, loaded_otherwise, rounded_otherwise
 from drift_cli.running.speeds import measure_speeds
@@ -58,6 +59,7 @@ def _engine(run: Run, experiment: Experiment, model: LoadedModel, asked: EngineC
         text=ordinary_text(experiment.card, experiment.manifest.transcripts.values()),
         report=report,
         segmented=experiment.chat.segmented,
+        pool=Pool.of(run.manifest.pool),
     )
     if chosen.refused is not None:
         said = slower(run.manifest, run.states(), experiment, batch)

@@ -142,7 +142,7 @@ class Session:
         if log is None:
             return ()
         if not self.queue.claims.is_mine(reply.rollout):
-            self._lose(reply.rollout, "another worker has claimed it, since this one gave no sign of life for too long")
+            self._lose(reply.rollout, "another worker has claimed it, since this one had no heartbeat for too long")
             return ()
         try:
             events = self._write(log, reply)

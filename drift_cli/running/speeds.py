@@ -28,7 +28,7 @@ class Speeds:
     step: float
     """Seconds of one decode step per decoder block, however small."""
     slot_step: float
-    """The same for slots in plain torch, for the number of rows asked for."""
+    """The same for slots on torch kernels, for the number of rows asked for."""
     slot_read: float
     """Bytes/s of keys and values that such a step reads."""
     chunk: float
@@ -90,7 +90,7 @@ _SHORT, _LONG, _PIECE = 16, 1040, 520
 
 
 def _slot_seconds(device: torch.device, dtype: str, rows: int) -> tuple[float, float, float]:
-    """(a step of `rows` plain slots per block, bytes/s that it reads of what rows keep, a short chunk per block)."""
+    """(a step of `rows` slots on torch kernels per block, bytes/s that it reads of what rows keep, a short chunk per block)."""
     from drift_cli import models
     from drift_cli.engine.slots import make_slots
     from drift_cli.spec import Sampling

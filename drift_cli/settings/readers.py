@@ -12,6 +12,8 @@ from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
+from drift_cli.pool import Pool
+
 Reader = Callable[[Any], Any]
 E = TypeVar("E", bound=StrEnum)
 
@@ -49,6 +51,11 @@ def number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError("wants a number") from None
+
+
+def pool(value: Any) -> str:
+    """Which tokens of a reply stand for it: see `Pool`."""
+    return str(Pool.of(text(value)))
 
 
 def switch(value: Any) -> bool:

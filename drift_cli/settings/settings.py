@@ -125,6 +125,13 @@ class Settings:
     layers: str | tuple[int, ...] = setting(
         "auto", "Residual layers to store: auto, all, or numbers such as 20,21.", read=readers.layers, kind=str, known=("auto", "all")
     )
+    pool: str = setting(
+        "mean",
+        "Tokens of a reply that are averaged: mean (all), last (the last one), or first:N.",
+        read=readers.pool,
+        recorded=False,
+        known=("mean", "last"),
+    )
     axis: str | None = setting(None, "The axis to project on, by name or file; demo@3 names its layer too.")
     layer: int | None = setting(None, "The layer to project at (default: the one that the axis suggests).")
     foreign_axis: bool = setting(

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from drift_cli.errors import StoreError
+from drift_cli.pool import Pool
 from drift_cli.spec import Cell, Condition, RunSpec, Transcript, at_layer
 from drift_cli.store.decode import OPTIONAL, Malformed, decode, parse, plain
 from drift_cli.store.epoch import Epoch
@@ -117,6 +118,8 @@ class Manifest:
     imported: Imported | None = None
     lines: int = field(default=1, metadata=OPTIONAL)
     """The format of its rollouts' lines, see `line`: that in which the run was begun, also where it is extended."""
+    pool: str = field(default="mean", metadata=OPTIONAL)
+    """Which tokens of a reply's part stand for it, see `pool.Pool`."""
     segments: bool = field(default=False, metadata=OPTIONAL)
     """Whether replies may have reasoning apart from their answer. In run.json only where they may."""
     plan: SealedPlan | None = field(default=None, metadata=OPTIONAL)
@@ -190,8 +193,7 @@ def checked(manifest: Manifest) -> Manifest:
             raise Malformed(f"condition {plan.cell.condition!r} is not in the run", f"cells[{place}]")
         if plan.cell.transcript not in manifest.transcripts:
             raise Malformed(f"transcript {plan.cell.transcript!r} is not in the run", f"cells[{place}]")
-    if not 1 <= manifest.lines <= LINES:
-        raise Malformed(f"lines of format {manifest.lines} are not known to this drift, which knows formats 1 to {LINES}", "lines")
+    _check_known(manifest)
     _refuse_twins((plan.cell for plan in manifest.cells), "cells")
     _refuse_twins((entry.name for entry in (*manifest.axes, *manifest.measured)), "axes")
     _refuse_twins(manifest.layers, "layers")
@@ -203,6 +205,16 @@ def checked(manifest: Manifest) -> Manifest:
         if manifest.layers and entry.layer not in manifest.layers:
             raise Malformed(f"layer {entry.layer} is not among the stored layers", f"axes[{place}].layer")
     return manifest
+
+
+def _check_known(manifest: Manifest) -> None:
+    """Refuse what a later version may have written."""
+    if not 1 <= manifest.lines <= LINES:
+        raise Malformed(f"lines of format {manifest.lines} are not known to this drift, which knows formats 1 to {LINES}", "lines")
+    try:
+        Pool.of(manifest.pool)
+    except ValueError as error:
+        raise Malformed(f"{manifest.pool!r}: {error}", "pool") from None
 
 
 def _check_plan(manifest: Manifest) -> None:

@@ -91,6 +91,7 @@ def _differences(old: Manifest, new: Manifest) -> Iterator[_Difference]:
     if new.plan is not None and old.plan is not None:
         yield from _one("plan", old.plan.digest, new.plan.digest)
     yield from _one("layers", old.layers, new.layers)
+    yield from _one("pool", old.pool, new.pool)
     yield from _one("segments (reasoning apart from the answer)", old.segments, new.segments)
     yield from _fields("model.", old.model, new.model, but=("note", "adapter"))
     yield from _fields("imported.", old.imported, new.imported, but=("labels",))

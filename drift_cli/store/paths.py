@@ -108,7 +108,7 @@ class RunPaths:
     def traces(self, rollout: Rollout, axis: str) -> Path:
         """A rollout's token traces on an axis."""
         cell = self.cell(rollout.cell).relative_to(self.rollouts_root)
-        return self.traces_root / _entry(axis) / cell / sample_name(rollout.sample, "traces")
+        return self.traces_root / _entry(axis) / cell / sample_name(rollout.sample, "safetensors")
 
     @property
     def swapped_root(self) -> Path:

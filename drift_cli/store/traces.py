@@ -1,16 +1,17 @@
 """A rollout's token traces: the projection of every token of its replies on one axis at one layer. Derived from what is stored, by a forward pass: they can
 be deleted and measured again.
 
-One file per rollout and axis, written whole: a line of JSON, then for each turn float16 projections, then lengths of its tokens' texts in characters (uint8,
-uint16 or uint32), little-endian. The line says what the file belongs to (run, rollout, axis, layer, digest) and of each turn its tokens' number, the checksum
-of the ids that were measured, the power of two that its float16s are multiplied with, and the bytes of a length; its last key is the checksum of everything
-else. float16 keeps 11 significant bits: enough for a colour, not for statistics, which stand on the residual means.
+One safetensors file per rollout and axis, written whole: `values` (tokens,) float16, `lengths` (tokens,) of the tokens' texts in characters, of all turns one
+after the other. Its metadata has one entry, a JSON text, that says what the file belongs to (run, rollout, axis, layer, digest) and of each turn its tokens'
+number, the checksum of the ids that were measured, and the power of two that its values are multiplied with; and the checksum of everything. float16 keeps
+11 significant bits: enough for a colour, not for statistics, which stand on the residual means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -25,11 +26,12 @@ from drift_cli.store.files import create_inside, read_inside, sync_folders
 from drift_cli.store.manifest import AxisEntry
 from drift_cli.store.paths import RunPaths
 
-FORMAT = "drift-traces-1"
+FORMAT = "drift-traces-2"
 _LIMIT = 1 << 30
 _LARGEST = 60000.0
 """Just below float16's largest number; beyond it a turn's projections are halved until they fit."""
-_SEAL = len(',"crc":"01234567"}')
+_ENTRY = "traces"
+"""The metadata's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,19 +83,12 @@ def _segments(turn: Turn, tokens: int) -> tuple[Segment, ...]:
 
 @dataclass(frozen=True)
 class _Head:
-    """What the file's line says of one turn."""
+    """What the header says of one turn."""
 
     turn: int
     tokens: int
     ids: str
     scale: float
-    length: int
-    """Bytes of each length."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the turn's projections and lengths."""
-        return self.tokens * (2 + self.length)
 
 
 @dataclass(frozen=True)
@@ -105,25 +100,36 @@ class _Header:
     layer: int
     digest: str
     turns: tuple[_Head, ...]
+    crc: str = ""
+    """CRC-32 of the header without this field, of the values' and of the lengths' bytes."""
+
+    def sealed(self, values: NDArray[Any], lengths: NDArray[Any]) -> _Header:
+        """The header with its checksum."""
+        bare = orjson.dumps(asdict(replace(self, crc="")))
+        return replace(self, crc=f"{crc32(lengths.tobytes(), crc32(values.tobytes(), crc32(bare))):08x}")
 
 
 def write_traces(paths: RunPaths, rollout: Rollout, axis: AxisEntry, turns: Sequence[Turn], traces: Sequence[TokenTrace]) -> None:
     """Replace a rollout's traces on an axis by these, which were measured on `turns`. Raises `StoreError`, `ValueError` where they do not fit a turn."""
-    heads, body = [], []
+    from safetensors.numpy import save
+
+    heads, values = [], [np.zeros(0, dtype="<f2")]
     for turn, trace in zip(turns, traces, strict=True):
         if not trace.fits(turn):
             raise ValueError(f"{rollout}: the traces of turn {trace.turn} do not fit the reply")
-        scale = _scale(trace.values)
-        longest = max(trace.lengths, default=0)
-        length = 1 if longest < 1 << 8 else 2 if longest < 1 << 16 else 4
-        heads.append(_Head(turn.index, len(trace.lengths), _ids(turn), scale, length))
-        body += [(trace.values / scale).astype("<f2").tobytes(), np.asarray(trace.lengths, dtype=f"<u{length}").tobytes()]
-    header = _Header(FORMAT, paths.run_id, str(rollout), axis.name, axis.layer, axis.digest, tuple(heads))
-    path, data = paths.traces(rollout, axis.name), b"".join(body)
-    line = orjson.dumps(asdict(header))[:-1]
+        heads.append(_Head(turn.index, len(trace.lengths), _ids(turn), _scale(trace.values)))
+        values.append((trace.values / heads[-1].scale).astype("<f2"))
+    listed = [length for trace in traces for length in trace.lengths]
+    longest = max(listed, default=0)
+    tensors = {
+        "values": np.concatenate(values),
+        "lengths": np.asarray(listed, dtype="<u1" if longest < 1 << 8 else "<u2" if longest < 1 << 16 else "<u4"),
+    }
+    header = _Header(FORMAT, paths.run_id, str(rollout), axis.name, axis.layer, axis.digest, tuple(heads)).sealed(**tensors)
+    path = paths.traces(rollout, axis.name)
     create_inside(paths.root, path.parent)
     sync_folders(paths.root, path.parent)
-    atomic_write(path, line + _seal(line, data) + b"\n" + data)
+    atomic_write(path, save(tensors, {_ENTRY: orjson.dumps(asdict(header)).decode()}))
 
 
 def read_traces(paths: RunPaths, rollout: Rollout, axis: AxisEntry, turns: Sequence[Turn]) -> Mapping[int, TokenTrace]:
@@ -138,21 +144,27 @@ def read_traces(paths: RunPaths, rollout: Rollout, axis: AxisEntry, turns: Seque
         return {}
     mend = f"Delete it and measure again: drift measure {paths.run_id} --axis {axis.name} --traces"
     try:
-        header, body = _read(data)
+        header, values, lengths = _read(data)
         _check(header, paths, rollout, axis)
-        return {trace.turn: trace for trace in _turns(header, body, turns)}
+        return {trace.turn: trace for trace in _turns(header, values, lengths, turns)}
     except Malformed as error:
         raise StoreError(f"{path}: {error}", mend=mend) from None
 
 
-def _read(data: bytes) -> tuple[_Header, bytes]:
-    line, newline, body = data.partition(b"\n")
-    if not newline or line[-_SEAL:] != _seal(line[:-_SEAL], body):
+def _read(data: bytes) -> tuple[_Header, NDArray[Any], NDArray[Any]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors = load(data)
+        said = parse(data[8 : 8 + int.from_bytes(data[:8], "little")])  # the format's header: its length in 8 bytes, then JSON
+        header = decode(_Header, parse(said["__metadata__"][_ENTRY].encode()))
+        values, lengths = tensors["values"], tensors["lengths"]
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise Malformed(f"its checksum does not match its content, or it is no file of traces ({error})") from None
+    if header != header.sealed(values, lengths):
         raise Malformed("its checksum does not match its content")
-    value = parse(line)
-    if not isinstance(value, dict) or value.pop("crc", None) is None:
-        raise Malformed("it has no header")
-    return decode(_Header, value), body
+    return header, values, lengths
 
 
 def _check(header: _Header, paths: RunPaths, rollout: Rollout, axis: AxisEntry) -> None:
@@ -163,25 +175,18 @@ def _check(header: _Header, paths: RunPaths, rollout: Rollout, axis: AxisEntry) 
             raise Malformed(f"it was measured for {is_}, not for {should}")
 
 
-def _turns(header: _Header, body: bytes, turns: Sequence[Turn]) -> Iterator[TokenTrace]:
-    if any(head.tokens < 0 or head.length not in (1, 2, 4) for head in header.turns) or len(body) != sum(
-        head.size for head in header.turns
-    ):
-        raise Malformed("its length is not what its header says")
-    by_index = {turn.index: turn for turn in turns}
-    offset = 0
+def _turns(header: _Header, values: NDArray[Any], lengths: NDArray[Any], turns: Sequence[Turn]) -> Iterator[TokenTrace]:
+    shape = (sum(head.tokens for head in header.turns),)
+    if values.dtype != np.float16 or lengths.dtype.kind != "u" or not values.shape == lengths.shape == shape:
+        raise Malformed("its tensors are not what its header says")
+    by_index, start = {turn.index: turn for turn in turns}, 0
     for head in header.turns:
-        values = np.frombuffer(body, "<f2", head.tokens, offset).astype(np.float32) * np.float32(head.scale)
-        lengths = np.frombuffer(body, f"<u{head.length}", head.tokens, offset + 2 * head.tokens)
-        offset += head.size
-        turn, trace = by_index.get(head.turn), TokenTrace(head.turn, values, tuple(int(length) for length in lengths))
+        part = slice(start, start := start + head.tokens)
+        trace = TokenTrace(head.turn, values[part].astype(np.float32) * np.float32(head.scale), tuple(map(int, lengths[part])))
+        turn = by_index.get(head.turn)
         if turn is None or _ids(turn) != head.ids or not trace.fits(turn):
             raise Malformed(f"turn {head.turn} is not the one that was measured")
         yield trace
-
-
-def _seal(line: bytes, body: bytes) -> bytes:
-    return b',"crc":"%08x"}' % crc32(body, crc32(line))
 
 
 def _ids(turn: Turn) -> str:

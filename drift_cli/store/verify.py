@@ -256,10 +256,12 @@ def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[
         return  # news, no part of what makes a run: `workers.checks`
     elif folder == paths.quarantine.name:
         yield Finding(path, "set aside by a repair: no part of the run any more, it may be moved away", fatal=False)
+    elif folder == paths.traces_root.name and path.suffix == ".traces":
+        yield Finding(path, "token traces of an earlier version, which are not read: delete them and measure again", fatal=False)
     elif (
         path not in (paths.manifest, paths.manifest_lock, paths.events, paths.looks)
         and folder not in ("axes", "controls", "reference")
-        and not (folder == "traces" and path.suffix == ".traces")
+        and not (folder == "traces" and path.suffix == ".safetensors")
         and not (folder == "swapped" and path.suffix == ".means")
     ):
         yield Finding(path, "not part of the run", fatal=False)

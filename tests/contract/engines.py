@@ -7,15 +7,14 @@ from collections.abc import Callable
 import plain_kernels
 import pytest
 import torch
-from drift_cli.engine.paged import network as paged_network
-from drift_cli.engine.paged import slots as paged_slots
-from drift_cli.engine.plain.slots import PlainSlots
 
 from drift_cli.engine.contract import Engine, Incident
+from drift_cli.engine.kernels.triton import backend as triton_backend
 from drift_cli.engine.reference import ReferenceEngine
 from drift_cli.engine.rollouts import SlotEngine
-from drift_cli.engine.slots import Slots
+from drift_cli.engine.slots import Slots, make_slots
 from drift_cli.models import LoadedModel
+from drift_cli.pool import MEAN, Pool
 from drift_cli.spec import Sampling
 
 KINDS = ("reference", "torch", "triton")
@@ -37,12 +36,8 @@ class _On(SlotEngine):
         return self.slots
 
     def _made(self) -> Slots:
-        if self.backend == "torch":
-            return PlainSlots(self.model, self.layers, self.filters, self.batch)
-        asked = (self.model, self.layers, self.filters, self.max_new_tokens, self.batch, self.longest)
-        made = paged_slots.paged_slots(*asked, lambda incident: None, segmented=self.segmented)
-        assert made is not None
-        return made
+        asked = (self.model, self.layers, self.filters, self.max_new_tokens, self.batch)
+        return make_slots(*asked, longest=self.longest, segmented=self.segmented, pool=self.pool, backend=self.backend)
 
 
 class _OnTriton(_On):
@@ -50,16 +45,23 @@ class _OnTriton(_On):
 
 
 def engine(
-    kind: str, model: LoadedModel, *, batch: int = 4, tokens: int = TOKENS, segmented: bool = False, filters: Sampling = FILTERS
+    kind: str,
+    model: LoadedModel,
+    *,
+    batch: int = 4,
+    tokens: int = TOKENS,
+    segmented: bool = False,
+    filters: Sampling = FILTERS,
+    pool: Pool = MEAN,
 ) -> Engine:
     """An engine that pools every layer."""
     layers = tuple(range(model.card.layers + 1))
     if kind == "reference":
-        return ReferenceEngine(model, layers, filters, tokens, batch)
-    return {"torch": _On, "triton": _OnTriton}[kind](model, layers, filters, tokens, batch, 1024, segmented)
+        return ReferenceEngine(model, layers, filters, tokens, batch, pool)
+    return {"torch": _On, "triton": _OnTriton}[kind](model, layers, filters, tokens, batch, 1024, segmented, pool)
 
 
 def stand_in(patch: pytest.MonkeyPatch) -> None:
     """Plain torch in place of Triton kernels, where there is no GPU."""
     if not GPU:
-        patch.setattr(paged_network, "_kernels", lambda: plain_kernels)
+        patch.setattr(triton_backend, "_kernels", lambda: plain_kernels)

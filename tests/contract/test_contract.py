@@ -23,13 +23,15 @@ from drift_cli.engine.contract import Incident, Job, Reply, Stopped
 from drift_cli.engine.sampling import draw, noise_key, split_key, uniforms
 from drift_cli.errors import DriftError
 from drift_cli.models import LoadedModel
-from drift_cli.spec import Cell, Condition, Finish, Rollout, Sampling
+from drift_cli.spec import Cell, Condition, Finish, Rollout
 
 ARCHITECTURES = list(tiny.ARCHITECTURES)
 Found = dict[tuple[Rollout, int], Reply]
 
 kinds = pytest.mark.parametrize("kind", KINDS)
-names = pytest.mark.parametrize("name", ARCHITECTURES)
+names = pytest.mark.parametrize("name", ["olmo3", "llama"])
+"""Windows and no rewriting; none and a template that trims. What depends on more of a network is asked of all four."""
+every = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +82,10 @@ def test_1_rollouts_are_independent(kind: str, name: str, at_hand: dict[str, Loa
 
 
 @kinds
-@names
+@every
 def test_2_a_tokens_uniform_is_its_own_and_draws_it_from_plain_logits(kind: str, name: str, at_hand: dict[str, LoadedModel]) -> None:
     model = at_hand[name]
-    todo = {job.rollout: job for job in jobs(model)}
+    todo = {job.rollout: job for job in [*jobs(model), *jobs(model, samples=1, temperature=0.0)]}
     for reply in run(engine(kind, model), todo.values()).values():
         given = logits(model, [*reply.prompt, *reply.ids])[len(reply.prompt) - 1 : -1]
         counts = torch.arange(len(reply.ids), device=model.device)
@@ -237,33 +239,30 @@ def test_5_a_conversation_without_a_next_prompt_ends_there(kind: str, at_hand: d
 
 @kinds
 @names
-def test_5_a_reply_ends_where_a_stop_string_begins(kind: str, name: str, at_hand: dict[str, LoadedModel]) -> None:
+def test_5_a_reply_ends_where_a_stop_string_begins(
+    kind: str, name: str, at_hand: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same replies as without stop strings, cut: no token behind the string counts, wherever the engine notices."""
     model = at_hand[name]
 
+    chat = chat_for(model.card.tokenizer, "raw")
+
     def found(stop: str) -> Found:
-        chat = chat_for(model.card.tokenizer, "raw")
+        monkeypatch.setattr("drift_cli.chat.raw.RAW_STOPS", (stop,))
         cell = Cell("t", "baseline", 1.1)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("drift_cli.chat.raw.RAW_STOPS", (stop,))
-            talk = scripted(chat, USERS[:1], CONDITIONS[0], model.card.end_ids)
-            todo = [Job(Rollout(cell, sample), talk, noise_key(5, cell, independent=False)) for sample in range(8)]
-            return run(engine(kind, model, tokens=24), todo)
+        talk = scripted(chat, USERS[:1], CONDITIONS[0], model.card.end_ids)
+        todo = [Job(Rollout(cell, sample), talk, noise_key(5, cell, independent=False)) for sample in range(8)]
+        return run(engine(kind, model, tokens=24), todo)
 
     whole = found("\nNobody:")
-    texts = {key: text(reply) for key, reply in whole.items()}
-    letter = next(letter for letter in "aeiou" if sum(letter in said[3:] for said in texts.values()) >= 3)
-    cut = found(letter)
+    letter = next(letter for letter in "aeiou" if sum(letter in text(reply)[3:] for reply in whole.values()) >= 3)
     shorter = 0
-    for key, reply in cut.items():
-        assert whole[key].ids[: len(reply.ids)] == reply.ids
-        assert letter not in text(reply)
-        if letter in texts[key]:
-            assert text(reply) == texts[key][: texts[key].index(letter)].rstrip()
-            assert reply.finish is Finish.STOP
-            shorter += 1
-        else:
-            assert reply.ids == whole[key].ids
+    for key, reply in found(letter).items():
+        keeps = (chat.stop_length(whole[key].ids[:place]) for place in range(1, len(whole[key].ids) + 1))
+        keep = next((keep for keep in keeps if keep is not None), None)
+        assert reply.ids == whole[key].ids[:keep]
+        assert keep in (None, 24) or reply.finish is Finish.STOP
+        shorter += keep is not None
     assert shorter >= 3
 
 
@@ -277,16 +276,15 @@ def test_5_an_empty_reply_counts_and_has_no_mean(kind: str, at_hand: dict[str, L
 
 
 @kinds
-def test_6_logits_that_are_not_finite_are_an_error_that_names_rollout_and_turn(
-    kind: str, at_hand: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_6_logits_that_are_not_finite_are_an_error_that_names_rollout_and_turn(kind: str, at_hand: dict[str, LoadedModel]) -> None:
     model = at_hand["llama"]
     head = model.network.get_output_embeddings()
     weights = head.weight.detach().clone()
     try:
-        head.weight.data[3] = float("nan")
-        with pytest.raises(DriftError, match=r"t/\w+/T0\.8/\d{4} turn 1: the model's logits are not finite"):
-            run(engine(kind, model), jobs(model))
+        head.weight.data[:] = float("nan")
+        for temperature in (0.8, 0.0):
+            with pytest.raises(DriftError, match=r"t/\w+/T0(\.8)?/\d{4} turn 1: the model's logits are not finite"):
+                run(engine(kind, model), jobs(model, temperature=temperature))
     finally:
         head.weight.data.copy_(weights)
     assert len(run(engine(kind, model), jobs(model))) == len(jobs(model)) * len(USERS)
@@ -312,7 +310,7 @@ def calls_of(kind: str, model: LoadedModel, calls: set[int], patch: pytest.Monke
 
 @kinds
 @pytest.mark.skipif(GPU, reason="captured work does not go through the network again")
-@pytest.mark.parametrize("at", [3, 9, 21, 22, 24, 40, 61])
+@pytest.mark.parametrize("at", [3, 9, 22, 24, 61])
 def test_7_out_of_memory_at_any_point_is_an_event_that_changes_no_reply(
     kind: str, at: int, at_hand: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,7 +327,7 @@ def test_7_out_of_memory_at_any_point_is_an_event_that_changes_no_reply(
     assert len(got) == len(expected)
     assert {(reply.rollout, reply.turn): reply.ids for reply in got} == ids(expected)
     assert [incident.kind for incident in incidents] == ["out-of-memory"]
-    assert made.batch == 2
+    assert made.batch < 4
 
 
 @kinds
@@ -370,7 +368,7 @@ def test_8_parts_that_are_pooled_change_no_draw_and_no_other_rows_bits(kind: str
 
 
 @kinds
-@names
+@every
 def test_9_the_number_of_rows_changes_no_token(kind: str, name: str, at_hand: dict[str, LoadedModel]) -> None:
     model = at_hand[name]
     one, three, many = (ids(run(engine(kind, model, batch=size), jobs(model), size)) for size in (1, 3, 16))
@@ -386,7 +384,7 @@ def test_9_replies_of_given_lengths_have_them(kind: str, at_hand: dict[str, Load
 
 
 @kinds
-@names
+@every
 def test_10_the_same_jobs_give_the_same_bits(kind: str, name: str, at_hand: dict[str, LoadedModel]) -> None:
     model = at_hand[name]
     assert same_bits(run(engine(kind, model), jobs(model)), run(engine(kind, model), jobs(model)))
@@ -397,7 +395,7 @@ def test_stopping_drops_the_turn_in_progress_and_gives_the_network_its_attention
     model = at_hand["olmo3"]
     before = model.network.config._attn_implementation
     expected = run(engine(kind, model, batch=2), jobs(model), 2)
-    for patience in (3, 25, 40):
+    for patience in (3, 40):
         asked: Iterator[bool] = iter([False] * patience + [True] * 1000)
         got: list[Reply] = []
         made = replies(engine(kind, model, batch=2), jobs(model), lambda asked=asked: next(asked), size=2)  # type: ignore[misc]
@@ -428,4 +426,3 @@ def test_no_engine_imports_a_chat_format_or_a_store() -> None:
     folder = Path(models.__file__).parents[1] / "engine"
     lines = [(path.name, line) for path in folder.rglob("*.py") for line in path.read_text().splitlines()]
     assert [found for found in lines if "drift_cli.chat" in found[1] or "drift_cli.store" in found[1]] == []
-    assert Sampling() is not None

@@ -16,7 +16,9 @@ from drift_cli.results.pictures import Picture, references
 from drift_cli.results.report.document import Contents, document
 from drift_cli.results.report.html import page
 from drift_cli.results.report.verdict import verdict
+from drift_cli.results.tables.replies import replies_table, reply_differences
 from drift_cli.results.tables.study import controls_table, study_tables
+from drift_cli.spec import Part
 
 
 def write(picture: Picture, path: Path) -> Path:
@@ -35,7 +37,10 @@ def gather(picture: Picture) -> Contents:
     check_drawable(table)
     judged = judge(run, table, study=picture.single)
     study = judged.study
+    part = table.segment or Part.ANSWER
+    others = () if table.measure is not None else reply_differences(run, study, part)
     short = [*study_tables(study, turns=False), *([controls_table(judged.controls, study.scope)] if judged.controls else [])]
+    short += [replies_table(others, study)] if others else []
     folded = study_tables(study)[len(study_tables(study, turns=False)) :]
     if table.flags.suspect.any():
         folded += study_tables(analyze(table.without_suspect(), study.options), turns=False, which=", without flagged replies")

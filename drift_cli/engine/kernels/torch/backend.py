@@ -20,8 +20,8 @@ from drift_cli.engine.attention import installed, refuse_unknown
 from drift_cli.engine.kernels import Batch, Uniforms, Work, repeatable
 from drift_cli.engine.kernels.torch.chunk import Reading, attend_row
 from drift_cli.engine.kernels.torch.pools import Pool
-from drift_cli.engine.kernels.torch.ring import NARROW, Ring, Turn
-from drift_cli.engine.kernels.torch.step import Owners, Together, attend_together
+from drift_cli.engine.kernels.torch.ring import NARROW, Ring, RingStep
+from drift_cli.engine.kernels.torch.step import Owners, StepPlan, attend_step
 from drift_cli.engine.layout import Layout
 from drift_cli.engine.pages import Pages
 from drift_cli.models import LoadedModel
@@ -55,8 +55,8 @@ class TorchKernels:
         self.chunk = (0, 0, 0)
         """Row, position of the first token and of the one behind the last."""
         self._readings: dict[tuple[int, int], Reading] = {}
-        self._plans: dict[int, Together] = {}
-        self._turns: dict[int, Turn] = {}
+        self._plans: dict[int, StepPlan] = {}
+        self._ring_steps: dict[int, RingStep] = {}
 
     def attending(self) -> AbstractContextManager[None]:
         """See `kernels.Kernels.attending`."""
@@ -65,7 +65,7 @@ class TorchKernels:
     @contextmanager
     def batch(self, batch: Batch) -> Iterator[None]:
         """See `kernels.Kernels.batch`."""
-        for known in (self._readings, self._plans, self._turns):
+        for known in (self._readings, self._plans, self._ring_steps):
             known.clear()
         if batch.bounds is None:
             self.places = np.array(batch.places.tolist())
@@ -141,7 +141,7 @@ class TorchKernels:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         if self.places is None:
             return self._row(group, pool, query, key, value, self.chunk, scale), None
-        if _together(query):
+        if _in_one_go(query):
             return self._all(group, layer, query, key, value, self.places, scale), None
         out = query.new_zeros((len(query), 1, query.shape[1], value.shape[-1]))
         for row, place in enumerate(self.places.tolist()):
@@ -156,23 +156,23 @@ class TorchKernels:
         if layer not in pools:
             pools[layer] = Pool(key, value)
             pools[layer].hold(self.pages.stocks[group].count)
-            if 0 < self.pages.windows[group] <= NARROW and _together(key) and group not in self.rings:
+            if 0 < self.pages.windows[group] <= NARROW and _in_one_go(key) and group not in self.rings:
                 self.rings[group] = Ring(self.rows, self.pages.windows[group])
         return pools[layer]
 
     def _all(self, group: int, layer: int, query: Tensor, key: Tensor, value: Tensor, places: NDArray[np.int64], scale: float) -> Tensor:
         """All rows' (rows, heads, 1, width) queries → (rows, 1, heads, width)."""
         if group in self.rings:
-            if group not in self._turns:
-                self._turns[group] = self.rings[group].turn(places)
-            return self.rings[group].attend(layer, query, key, value, self._turns[group], scale)
+            if group not in self._ring_steps:
+                self._ring_steps[group] = self.rings[group].step(places)
+            return self.rings[group].attend(layer, query, key, value, self._ring_steps[group], scale)
         if group not in self._plans:
             if group not in self.owners:
                 self.owners[group] = Owners.of(self.pages, group)
-            self._plans[group] = Together.of(self.pages, group, places, self.owners[group])
+            self._plans[group] = StepPlan.of(self.pages, group, places, self.owners[group])
         pool, plan = self.pools[group][layer], self._plans[group]
         pool.write(*plan.into, key[:, :, 0], value[:, :, 0])
-        return attend_together(query, pool, plan, scale)
+        return attend_step(query, pool, plan, scale)
 
     def _row(self, group: int, pool: Pool, query: Tensor, key: Tensor, value: Tensor, chunk: tuple[int, int, int], scale: float) -> Tensor:
         """One row's (1, heads, new, width) queries → (1, new, heads, width)."""
@@ -185,5 +185,5 @@ class TorchKernels:
         return attend_row(query, keys, values, reading.bands, scale).transpose(1, 2)
 
 
-def _together(query: Tensor) -> bool:
+def _in_one_go(query: Tensor) -> bool:
     return query.device.type == "cpu" and query.dtype == torch.float32

@@ -23,7 +23,7 @@ NARROW = 1024
 
 
 @dataclass(frozen=True)
-class Turn:
+class RingStep:
     """One new token of every row."""
 
     bias: Tensor
@@ -60,23 +60,23 @@ class Ring:
                 kept[layer] = kind.new_zeros((self.rows, kind.shape[1], self.window, kind.shape[-1]))
         return self.keys[layer], self.values[layer]
 
-    def turn(self, places: NDArray[np.int64]) -> Turn:
+    def step(self, places: NDArray[np.int64]) -> RingStep:
         """`places` are (rows,) positions of the new tokens, -1 where a row stands still."""
         at = np.maximum(places, 0)
         seen = np.arange(self.window) <= at[:, None]
         bias = np.where(seen, np.float32(0.0), np.float32(-np.inf))
-        return Turn(torch.from_numpy(bias)[:, None, None], torch.from_numpy(at % self.window))
+        return RingStep(torch.from_numpy(bias)[:, None, None], torch.from_numpy(at % self.window))
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, turn: Turn, scale: float) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, step: RingStep, scale: float) -> Tensor:
         """Attention of (rows, heads, 1, width) queries, whose own (rows, kv heads, 1, width) keys and values are stored first → (rows, 1, heads, width).
         Rows that stand still hold nothing of meaning.
         """
         keys, values = self._of(layer, key, value)
         every = torch.arange(self.rows)
-        keys[every, :, turn.into], values[every, :, turn.into] = key[:, :, 0], value[:, :, 0]
+        keys[every, :, step.into], values[every, :, step.into] = key[:, :, 0], value[:, :, 0]
         rows, heads, _, width = query.shape
         kv = keys.shape[1]
         asked = (query * scale).view(rows * kv, heads // kv, width)
         scores = torch.bmm(asked, keys.flatten(0, 1).transpose(1, 2)).view(rows, kv, heads // kv, self.window)
-        shares = torch.softmax(scores.add_(turn.bias), -1)
+        shares = torch.softmax(scores.add_(step.bias), -1)
         return torch.bmm(shares.view(rows * kv, heads // kv, self.window), values.flatten(0, 1)).view(rows, 1, heads, -1)

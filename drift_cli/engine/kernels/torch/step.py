@@ -45,7 +45,7 @@ class Owners:
 
 
 @dataclass(frozen=True)
-class Together:
+class StepPlan:
     """One new token of every row that moves: what each of them looks at, for all pages at once."""
 
     owner: Tensor
@@ -58,7 +58,7 @@ class Together:
     """(rows,) pages and places of the new tokens."""
 
     @classmethod
-    def of(cls, pages: Pages, group: int, places: NDArray[np.int64], owners: Owners) -> Together:
+    def of(cls, pages: Pages, group: int, places: NDArray[np.int64], owners: Owners) -> StepPlan:
         """`places` are (rows,) positions of the new tokens, for which there are pages; -1 where a row stands still."""
         window, mine = pages.windows[group], owners.rows >= 0
         asked = np.where(mine, owners.rows, 0)
@@ -73,7 +73,7 @@ class Together:
         return cls(torch.from_numpy(asked), torch.from_numpy(bias)[:, None, None], owners.order, into)
 
 
-def attend_together(query: Tensor, pool: Pool, plan: Together, scale: float) -> Tensor:
+def attend_step(query: Tensor, pool: Pool, plan: StepPlan, scale: float) -> Tensor:
     """Attention of one query a row over its own pages, for all rows at once.
 
     Every page is asked by its row's query in a product of one fixed shape, and a row's pages are put together in their order, so that a row's bits do not

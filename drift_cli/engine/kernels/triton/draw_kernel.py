@@ -103,7 +103,8 @@ def _draw(
         before += tl.sum(weight, 0)
     # u < 1, but u * whole may round up to it: the last token with any probability is the limit.
     drawn = tl.where(found < size, found, last)
-    tl.store(out + row, tl.where(asked > 0.0, drawn, where).to(tl.int64))
+    # Of logits that are not numbers no token is drawn, but what is given must be one: the next step looks its embedding up before the host knows.
+    tl.store(out + row, tl.where(asked > 0.0, drawn, tl.minimum(where, size - 1)).to(tl.int64))
 
 
 def draw(logits: Tensor, temperature: Tensor, uniform: Tensor, filters: Sampling) -> Tensor:

@@ -1,4 +1,4 @@
-"""What plain slots are made of: pages that stay together, rings, and chunks in bands."""
+"""The torch kernels: pages that stay together, rings, and chunks in bands."""
 
 from __future__ import annotations
 
@@ -113,14 +113,14 @@ def test_a_ring_holds_what_the_next_tokens_may_see(loaded: dict[str, LoadedModel
     ring.follow(1, held.pages, 0, held.pools, 530)
     for at in range(530, 760):
         key = torch.full((2, 2, 1, 3), float(at))
-        seen = ring.attend(0, torch.zeros(2, 2, 1, 3), key, key, ring.turn(np.array([-1, at])), 1.0)
+        seen = ring.attend(0, torch.zeros(2, 2, 1, 3), key, key, ring.step(np.array([-1, at])), 1.0)
         assert sorted(ring.keys[0][1, 0, :, 0].tolist()) == [float(place) for place in range(at - window + 1, at + 1)]
         assert seen.shape == (2, 1, 2, 3)
     held.write(0, 0, 30, 0.0)
     ring.follow(0, held.pages, 0, held.pools, 30)
     key = torch.full((2, 2, 1, 3), 30.0)
     # Equal scores: the mean of the values seen, and values are keys with the sign turned but for the newest.
-    seen = ring.attend(0, torch.zeros(2, 2, 1, 3), key, key, ring.turn(np.array([30, -1])), 1.0)
+    seen = ring.attend(0, torch.zeros(2, 2, 1, 3), key, key, ring.step(np.array([30, -1])), 1.0)
     assert seen[0, 0, 0, 0].item() == pytest.approx((30.0 - sum(range(30))) / 31)
 
 
