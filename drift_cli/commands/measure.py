@@ -53,8 +53,7 @@ def measure(
 ) -> None:
     """Measure on another axis, or a finished conversation.
 
-    `drift measure RUN --axis A` adds the axis to the run: `drift stats RUN --axis A` and `drift plot RUN --axis A` use it from then on. An axis that the run
-    has already is added at another --layer L as `A@L`.
+    `drift measure RUN --axis A` adds the axis to the run, for `drift stats --axis A` and `drift plot --axis A`; at another --layer L it is called `A@L`.
     `drift measure RUN --transcript FILE` runs the model over FILE's replies; `drift plot RUN` then draws them as the reference line.
     `drift measure RUN --controls N` makes N random unit vectors and N axes of personas with shuffled labels; `drift stats RUN` then ranks among them.
     `drift measure RUN --same-replies` reads replies under the prompts they are compared with; `drift stats RUN` then tells a prompt's presence from the words.
