@@ -80,7 +80,8 @@ def _the_planted_ordering_is_found_with_intervals_apart(observed: Observed) -> N
     for lower, higher in combinations(("baseline", "simple", "complex"), 2):
         assert cells[lower]["high"] < cells[higher]["low"]
         assert observed.comparison(higher, lower)["p"] < 0.0005
-        assert observed.comparison(higher, lower)["p_adjusted"] <= 0.001  # the least that 999 draws can give
+        # Primary by Holm; the other pair by sign flips of pairs of samples, of which 8 give no p below 2 / 2^8, with every turn beside it.
+        assert observed.comparison(higher, lower)["p_adjusted"] <= (0.001 if lower == "baseline" else 0.05)
 
 
 def _a_prompt_as_long_and_about_nothing_does_nothing(observed: Observed) -> None:

@@ -135,7 +135,7 @@ def test_the_readmes_commands_work_in_their_order(tmp_path: Path) -> None:
             assert "HuggingFaceTB/SmolLM2-135M-Instruct" in toml
             Path("drift.toml").write_text(toml.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(tmp_path / "SmolLM2-135M-Instruct")))
     found = drift("stats", "--json", "--resamples", "99").json
-    assert {cell["condition"] for cell in found["summary"]["cells"]} == {"baseline", "simple", "gentle"}
+    assert {cell["condition"] for cell in found["summary"]["cells"]} == {"baseline", "simple", "placebo", "gentle"}
     assert {cell["planned"] for cell in found["summary"]["cells"]} == {2, 3}
 
 
@@ -297,9 +297,7 @@ def test_an_axis_of_a_run_that_is_nearly_right_is_suggested() -> None:
 
 def test_an_unknown_key_of_a_condition_is_named() -> None:
     Path("drift.toml").write_text("[conditions.a]\nsystem = 'x'\nplacment = 'start'\n")
-    with pytest.raises(
-        UsageError, match=r"\[conditions.a\] may hold only `system` \(text\) and `placement`, not 'placment'\nDid you mean 'placement'"
-    ):
+    with pytest.raises(UsageError, match=r"\[conditions.a\] may hold only .* not 'placment'\nDid you mean 'placement'"):
         resolve({}, environment={})
 
 

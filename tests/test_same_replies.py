@@ -77,6 +77,23 @@ def test_generate_reads_every_reply_under_the_prompt_it_is_compared_with(
     assert drift("runs", "verify", "--json").json["ok"] is True
 
 
+def test_in_a_run_with_another_pool_the_same_tokens_stand_for_a_reply(tiny_models: dict[str, Path], loaded: dict[str, LoadedModel]) -> None:
+    run, model = _generate(tiny_models["llama"], "--pool", "last"), loaded["llama"]
+    assert run.manifest.pool == "last"
+    chat = chat_for(model.card.tokenizer, "template", date="2026-01-01", options="{}")
+    (first, *_) = run.states()
+    turn = run.record(first.rollout).turns[0]
+    found = read_swapped(run.paths, run.manifest, first.rollout, "kind", run.record(first.rollout).turns)
+    assert found is not None
+    assert turn.ids is not None
+    prompt = same_replies.scripted(chat, USERS, run.manifest.conditions["kind"], frozenset()).prompt
+    content = turn.ids[: len(turn.ids) - (turn.finish is Finish.STOP)]
+    with torch.inference_mode():
+        states = model.network(torch.tensor([[*prompt, *content]]), output_hidden_states=True).hidden_states
+    np.testing.assert_allclose(found.means[1][0], states[2][0, -1].numpy(), atol=2e-5)
+    assert drift("measure", "--same-replies", "--json").json["known"] == 4
+
+
 def test_what_was_read_is_read_once_and_more_rollouts_add_to_it(tiny_models: dict[str, Path]) -> None:
     run = _generate(tiny_models["olmo3"])
     files = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.paths.swapped_root.rglob("*.means")}

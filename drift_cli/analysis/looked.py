@@ -74,6 +74,8 @@ def presence_as_of(presence: Presence, found: Looking, level: float) -> Presence
 
 def _as_of(rows: Sequence[Comparison], found: Looking, level: float) -> list[Comparison] | None:
     """The rows as of this look; None where each is of a single look. p of the primary ones are adjusted anew; others keep the larger of both."""
+    if found.fresh:
+        return None
     standings = [found.standing(row, level) for row in rows]
     if all(one is None or one.kind is Kind.ONE for one in standings):
         return None

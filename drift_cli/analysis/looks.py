@@ -11,9 +11,10 @@ The first look of a run without a plan is taken at the whole α, later ones are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from drift_cli.analysis import sequential
@@ -111,6 +112,18 @@ class Looking:
             always_high=always[1],
         )
 
+    @cached_property
+    def fresh(self) -> bool:
+        """Whether nothing hangs on looks: there is no plan and no rule, and no earlier look saw anything else than there is now."""
+        ruled = self.rule is not None or any(look.rule is not None for look in self.before)
+        here = _known(self.cells)
+        return self.plan is None and not ruled and all(_known(look.cells) == here for look in self.before)
+
+    @cached_property
+    def _tables(self) -> tuple[dict[Cell, _Counts], tuple[dict[Cell, _Counts], ...]]:
+        """What there is now of each cell, and what each earlier look saw."""
+        return _known(self.cells), tuple(_known(look.cells) for look in self.before)
+
     def _kind(self, cells: Sequence[Cell], earlier: Sequence[tuple[_Counts, ...]]) -> Kind:
         if self.plan is not None:
             return Kind.PLANNED if self.planned(cells) is not None else Kind.NOT_PLANNED
@@ -129,14 +142,15 @@ class Looking:
 
     def earlier(self, cells: Sequence[Cell]) -> list[tuple[_Counts, ...]]:
         """What earlier looks saw of these cells, where it was less than there is now and enough to be compared; each once, oldest first."""
-        here = _counts(self.cells, cells)
-        seen = dict.fromkeys(_counts(look.cells, cells) for look in self.before)
+        now, before = self._tables
+        here = _counts(now, cells)
+        seen = dict.fromkeys(_counts(look, cells) for look in before)
         return [counts for counts in seen if counts != here and all(count.rollouts >= 2 for count in counts)]
 
     def _fractions(self, cells: Sequence[Cell], earlier: Sequence[tuple[_Counts, ...]]) -> tuple[float, ...]:
         """Information fractions of the planned looks that were taken, this one the last."""
         assert self.plan is not None
-        largest, current = self.plan.looks[-1], _counts(self.cells, cells)[0].rollouts
+        largest, current = self.plan.looks[-1], _counts(self._tables[0], cells)[0].rollouts
         taken = {counts[0].rollouts for counts in earlier if len({count.rollouts for count in counts}) == 1}
         ns = sorted({n for n in taken if n in self.plan.looks and n < current} | {current})
         return tuple(n / largest for n in ns)
@@ -146,8 +160,11 @@ def _cell(seen: Seen) -> Cell:
     return Cell(seen.transcript, seen.condition, seen.temperature)
 
 
-def _counts(seen: Sequence[Seen], cells: Sequence[Cell]) -> tuple[_Counts, ...]:
-    known = {_cell(one): _Counts(one.rollouts, one.turns) for one in seen}
+def _known(seen: Sequence[Seen]) -> dict[Cell, _Counts]:
+    return {_cell(one): _Counts(one.rollouts, one.turns) for one in seen}
+
+
+def _counts(known: Mapping[Cell, _Counts], cells: Sequence[Cell]) -> tuple[_Counts, ...]:
     return tuple(known.get(cell, _Counts(0, 0)) for cell in cells)
 
 

@@ -8,7 +8,7 @@ from drift_cli.spec import Condition
 
 PLACEBO = "placebo"
 """A condition with this in its name is one, whatever its length."""
-NEAR = 0.1
+NEAR = 0.15
 """How far, as a share, a placebo's number of words may be from that of a prompt that it was not made for."""
 
 

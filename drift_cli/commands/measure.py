@@ -12,7 +12,6 @@ import typer
 from drift_cli.commands.flags import Flags, with_settings
 from drift_cli.commands.options import Common, RunArgument, SegmentOption, of_segment
 from drift_cli.commands.reference import Reading, alone, beside
-from drift_cli.commands.same_replies import same_replies as read_again
 from drift_cli.commands.traces import trace
 from drift_cli.display import Display
 from drift_cli.errors import UsageError
@@ -36,6 +35,13 @@ _HELP = {
     "model": "With --transcript and no RUN: the model that reads it.",
     "adapter": "With --model: the folder of a LoRA adapter to merge into it.",
 }
+SameReplies = Annotated[
+    bool, typer.Option("--same-replies", help="Read the run's replies under the prompts they are compared with: presence and words apart.")
+]
+Against = Annotated[
+    str | None,
+    typer.Option(help="With --same-replies: the condition that others are compared with (default: the first).", show_default=False),
+]
 
 
 @with_settings("axis", "layer", "foreign_axis", "turns", "model", "adapter", "strip_private", "device", **_HELP)
@@ -54,26 +60,21 @@ def measure(
 ) -> None:
     """Measure on another axis, or a finished conversation.
 
-    `drift measure RUN --axis A` adds the axis to the run: `drift stats RUN --axis A` and `drift plot RUN --axis A` use it from then on. An axis that the run
-    has already is added at another --layer L as `A@L`.
+    `drift measure RUN --axis A` adds the axis to the run, for `drift stats --axis A` and `drift plot --axis A`; at another --layer L it is called `A@L`.
     `drift measure RUN --transcript FILE` runs the model over FILE's replies; `drift plot RUN` then draws them as the reference line.
     `drift measure RUN --controls N` makes N random unit vectors and N axes of personas with shuffled labels; `drift stats RUN` then ranks among them.
-    `drift measure RUN --same-replies` reads each condition's replies under the baseline's prompt and the baseline's under each condition's;
-    `drift stats RUN` then tells what a prompt's presence does from what it does to the words. `drift generate` does this by itself.
+    `drift measure RUN --same-replies` reads replies under the prompts they are compared with; `drift stats RUN` then tells a prompt's presence from the words.
     `drift measure RUN --traces` runs the model over the run's own replies; `drift report RUN` then colours every token.
 
     Example: drift measure demo-1a2b3c4d --axis mine --layer 4
     """
     shown, part, axis, layer = common.show(), segment or Part.ANSWER, flags["axis"], flags["layer"]
     of_line = {key: flags[key] for key in ("model", "adapter", "turns")} | {"output": output}
+    others = {"transcript": transcript, **of_line, "axis": axis, "layer": layer, "controls": controls, "segment": segment}
     if transcript is None:
         _refuse_without_transcript(of_line)
-    if against is not None and not same_replies:
-        raise UsageError("--against goes with --same-replies", mend="It names the condition that others are compared with.")
-    if same_replies:
-        others = {"transcript": transcript, **of_line, "axis": axis, "layer": layer, "controls": controls, "segment": segment}
-        _refuse_with_same_replies({**others, "traces": traces or None})
-        read_again(shown, common.open(run), against, flags["device"])
+    if same_replies or against is not None:
+        _read_again(common, run, against, {**others, "traces": traces or None}, flags["device"], asked=same_replies)
     elif traces:
         _refuse_with_traces({"transcript": transcript, **of_line, "layer": layer, "controls": controls, "segment": segment})
         trace(shown, common.open(run), axis, flags["device"])
@@ -82,13 +83,31 @@ def measure(
         _controls(shown, common.open(run), axis, controls, part)
     elif transcript is None:
         _project(shown, common.open(run), axis, layer, flags["foreign_axis"], part)
-    elif segment is not None:
-        raise UsageError("--segment does not go with --transcript", mend="A reference line is of the given replies, as they are.")
-    elif run is None:
-        alone(shown, Reading(transcript, output, flags))
     else:
-        _refuse_with_run({key: flags[key] for key in ("model", "adapter")})
-        beside(shown, common.open(run), Reading(transcript, output, flags))
+        _line(common, run, Reading(transcript, output, flags), segment)
+
+
+def _line(common: Common, run: str | None, reading: Reading, segment: Part | None) -> None:
+    """Measure a reference line, beside a run or with a model of its own."""
+    if segment is not None:
+        raise UsageError("--segment does not go with --transcript", mend="A reference line is of the given replies, as they are.")
+    if run is None:
+        alone(common.show(), reading)
+        return
+    _refuse_with_run({key: reading.flags[key] for key in ("model", "adapter")})
+    beside(common.show(), common.open(run), reading)
+
+
+def _read_again(
+    common: Common, run: str | None, against: str | None, others: Mapping[str, object], device: str | None, *, asked: bool
+) -> None:
+    """Read a run's replies under the prompts that they are compared with."""
+    from drift_cli.commands.same_replies import same_replies
+
+    if not asked:
+        raise UsageError("--against goes with --same-replies", mend="It names the condition that others are compared with.")
+    _refuse_with_same_replies(others)
+    same_replies(common.show(), common.open(run), against, device)
 
 
 def _refuse_without_transcript(given: Mapping[str, object]) -> None:

@@ -18,6 +18,7 @@ from drift_cli.chat import Conversation, scripted
 from drift_cli.chat.replay import replay, user_turns
 from drift_cli.engine.passages import Reply, passages
 from drift_cli.errors import StoreError, UsageError
+from drift_cli.pool import Pool
 from drift_cli.segments import Part, spans
 from drift_cli.spec import Rollout
 from drift_cli.store.swapped import Swapped, read_swapped, write_swapped
@@ -142,7 +143,8 @@ def read_under(run: Run, record: RolloutRecord, chat: Chat, model: LoadedModel, 
     from drift_cli.engine.prefill import Prefill
     from drift_cli.engine.rotary import length_threshold
 
-    replies = list(_placed(record.turns, _begun(run, record, chat, model, condition), model.card.context))
+    pool = Pool.of(run.manifest.pool)
+    replies = list(_placed(record.turns, _begun(run, record, chat, model, condition), model.card.context, pool))
     limit = length_threshold(model.card)
     apart = limit is not None and max((len(one.prompt) + len(one.ids) for one in replies), default=0) > limit
     prefill = Prefill(model, list(run.manifest.layers), whole=apart)
@@ -150,14 +152,14 @@ def read_under(run: Run, record: RolloutRecord, chat: Chat, model: LoadedModel, 
     return Swapped(means, tuple(turn.index for turn in record.turns if turn.index not in means))
 
 
-def _placed(turns: Sequence[Turn], talk: Conversation, context: int) -> Iterator[Reply]:
-    """The replies that have an answer and fit the context, each in the conversation before it."""
+def _placed(turns: Sequence[Turn], talk: Conversation, context: int, pool: Pool) -> Iterator[Reply]:
+    """The replies that have an answer and fit the context, each in the conversation before it; of each the tokens that stand for it in this run."""
     for turn in turns:
         if talk.end is not None:
             return
         ids = turn.ids or ()
         content = tuple(talk.content(ids))
-        parts = spans(turn.segments, Part.ANSWER) if turn.segments else ((0, len(content)),) if content else ()
+        parts = pool.within(spans(turn.segments, Part.ANSWER) if turn.segments else ((0, len(content)),) if content else ())
         if parts and len(talk.prompt) + len(ids) <= context:
             yield Reply(turn.index, talk.prompt, content, tuple(parts))
         talk = talk.after(ids)

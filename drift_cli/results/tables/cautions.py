@@ -67,8 +67,12 @@ def _looks(answer: Answer) -> Iterator[str]:
         f"{name} {signed((low + high) / 2)}{HARD}±{HARD}{half_width((high - low) / 2)} (p{HARD}{p_words(p)})"
         for name, low, high, p in found.single
     ]
-    evidence_of = [f"{name} {number(one.e_value, 2)}" for name, one in found.standings if one.e_value is not None]
+    evidence_of = [f"{name} {one.e_value:.3g}" for name, one in found.standings if one.e_value is not None]
     yield f"Of a single look they would be: {joined(single)}. e-values: {joined(evidence_of)}."
+
+
+def _short(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3g}"
 
 
 def _later(answer: Answer) -> Iterator[str]:
@@ -77,7 +81,7 @@ def _later(answer: Answer) -> Iterator[str]:
     if found is None or not found.only or not found.standings:
         return
     wide = [
-        f"{name} ±{HARD}{half_width((one.always_high - one.always_low) / 2)} (e{HARD}={HARD}{number(one.e_value, 2)})"
+        f"{name} ±{HARD}{half_width((one.always_high - one.always_low) / 2)} (e{HARD}={HARD}{_short(one.e_value)})"
         for name, one in found.standings
         if one.always_low is not None and one.always_high is not None
     ]
