@@ -138,9 +138,11 @@ class Study:
     @cached_property
     def verdict(self) -> Verdict:
         """Whether each condition held the model, with the evidence and what limits it."""
-        wanted = (*self.conditions, self.baseline)
-        answer = self.judged.answer
-        return Verdict(replace(answer, judgements=tuple(one for one in answer.judgements if one.condition in wanted)))
+        wanted, answer = (*self.conditions, self.baseline), self.judged.answer
+        of_these: dict[str, Any] = {
+            name: tuple(one for one in getattr(answer, name) if one.condition in wanted) for name in ("judgements", "axis_errors", "breaks")
+        }
+        return Verdict(replace(answer, **of_these, controls=tuple(one for one in answer.controls if one.a in wanted)))
 
     @cached_property
     def table(self) -> pd.DataFrame:
