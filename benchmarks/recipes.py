@@ -69,7 +69,7 @@ def recipe(model: LoadedModel, jobs: list[Job], turn: int) -> float:
     started = clock(model)
     prompts = [job.conversation.prompt for job in jobs]
     width, device = max(map(len, prompts)), model.device
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)
+    ids = torch.tensor([[0] * (width - len(p)) + [*p] for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     lengths = torch.tensor([job.lengths[turn - 1] for job in jobs if job.lengths is not None], device=device)
     config = GenerationConfig(**SAMPLING, max_new_tokens=int(lengths.max()), eos_token_id=-1, pad_token_id=0)

@@ -14,6 +14,7 @@ from cli import drift
 from workers import Place
 
 from drift_cli.errors import StoreError
+from drift_cli.running import machine
 from drift_cli.running.machine import epoch_now
 from drift_cli.spec import Finish, Turn
 from drift_cli.store.line import TurnLine, encode, first_link
@@ -39,9 +40,23 @@ def digest(run: Run) -> str:
     return found.hexdigest()
 
 
-def same_machine(run: Run) -> bool:
-    """Whether turns made now have the bits that they had where the kept runs were made."""
-    return epoch_now("cpu", "slots", 2, 1) == run.manifest.epochs[0]
+OURS = ("drift", "slots")
+"""Versions of drift's own: another one of these alone must not change a bit of these short conversations."""
+
+
+def same_software(run: Run) -> bool:
+    """Whether the libraries and the number of threads are those with which the kept runs were made."""
+    now, then = epoch_now("cpu", "slots", 2, 1), run.manifest.epochs[0]
+    others = [{name: version for name, version in epoch.versions.items() if name not in OURS} for epoch in (now, then)]
+    return others[0] == others[1] and now.device == then.device
+
+
+@pytest.fixture
+def as_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns are recorded as of the earlier version, so that their lines can be compared byte for byte."""
+    then = Place(KEPT / "finished").run.manifest.epochs[0]
+    if same_software(Place(KEPT / "finished").run):
+        monkeypatch.setattr(machine, "epoch_now", lambda *given: then)
 
 
 def texts(run: Run) -> dict[str, list[tuple[str, tuple[int, ...] | None]]]:
@@ -59,7 +74,9 @@ def test_a_run_of_an_earlier_version_opens_and_verifies(tmp_path: Path, monkeypa
     assert place.run.manifest.lines == 1
 
 
-def test_an_unfinished_run_goes_on_to_the_bytes_that_the_earlier_version_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_run_goes_on_to_the_bytes_that_the_earlier_version_gave(
+    as_then: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place, whole = kept("unfinished", tmp_path, monkeypatch), Place(KEPT / "finished")
     before = place.files()
     assert drift("resume", RUN).code == 0
@@ -70,7 +87,7 @@ def test_an_unfinished_run_goes_on_to_the_bytes_that_the_earlier_version_gave(tm
     assert not any(LINE_2 in content for content in place.files().values())
     assert run.manifest.lines == 1
     assert b'"lines"' not in run.paths.manifest.read_bytes()
-    if same_machine(run):
+    if same_software(run):
         assert digest(run) == json.loads((KEPT / "digests.json").read_text())["finished"]
         assert place.files() == whole.files()
     else:
@@ -82,7 +99,7 @@ def test_an_unfinished_run_goes_on_to_the_bytes_that_the_earlier_version_gave(tm
                 assert np.allclose(one.residual, other.residual, rtol=1e-3, atol=1e-4)
 
 
-def test_a_run_of_an_earlier_version_that_grows_stays_in_its_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_an_earlier_version_that_grows_stays_in_its_format(as_then: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = kept("finished", tmp_path, monkeypatch)
     before = place.files()
     settings = json.loads(place.run.paths.manifest.read_bytes())["settings"]
@@ -99,7 +116,7 @@ def test_a_run_of_an_earlier_version_that_grows_stays_in_its_format(tmp_path: Pa
     assert run.verify() == []
     assert {name: place.files()[name] for name in before} == before
     assert not any(LINE_2 in content for content in place.files().values())
-    if same_machine(run):
+    if same_software(run):
         assert digest(run) == json.loads((KEPT / "digests.json").read_text())["extended"]
 
 
@@ -115,7 +132,9 @@ def test_a_run_of_an_earlier_version_is_exported_with_its_users_texts(tmp_path: 
     assert all(any(text in row for text in ("hello there", "who are you", "tell me more")) for row in rows[1:])
 
 
-def test_a_repair_of_a_run_of_an_earlier_version_keeps_what_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repair_of_a_run_of_an_earlier_version_keeps_what_is_whole(
+    as_then: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = kept("finished", tmp_path, monkeypatch)
     path = place.run.paths.rollout(place.run.states()[0].rollout)
     lines = path.read_bytes().splitlines(keepends=True)
@@ -123,7 +142,7 @@ def test_a_repair_of_a_run_of_an_earlier_version_keeps_what_is_whole(tmp_path: P
     assert drift("runs", "verify", RUN, "--repair", code=None).code in (0, 1)
     assert path.read_bytes() == lines[0]
     drift("resume", RUN)
-    if same_machine(place.run):
+    if same_software(place.run):
         assert digest(place.run) == json.loads((KEPT / "digests.json").read_text())["finished"]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import tiny
@@ -13,6 +16,7 @@ from thinking import thinking
 from drift_cli import models
 from drift_cli.engine import slots as slots_module
 from drift_cli.engine.contract import Engine, Incident
+from drift_cli.engine.kernels.triton.backend import TritonKernels
 from drift_cli.engine.layout import PAGE
 from drift_cli.engine.pooling import pool_parts
 from drift_cli.engine.slots import make_slots
@@ -95,3 +99,37 @@ def test_parts_of_a_reply_that_is_cut_into_pieces_add_up(backend: str, models_he
     expected = pool_parts(states, 0, (before, before + counted), segments, layers)
     assert set(means) == set(expected) == set(Part)
     assert all(np.abs(means[part] - expected[part]).max() < 1e-4 for part in Part)
+
+
+def test_blocks_that_do_not_compile_run_as_they_are_and_it_is_said(
+    models_here: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    @contextmanager
+    def compiled(self: TritonKernels, *, dynamic: bool) -> Iterator[None]:
+        if dynamic:
+            raise TorchDynamoException("a loop\nand more")
+        yield
+
+    monkeypatch.setattr(TritonKernels, "compiled", compiled)
+    model, said = models_here["llama"], list[Incident]()
+    make_slots(model, (1,), Sampling(), 8, 2, longest=256, backend="triton", report=said.append).close()
+    assert [(it.kind, it.detail) for it in said if it.kind != "set-up"] == [
+        ("not-compiled", "its blocks do not compile (a loop): it runs as it is, somewhat slower")
+    ]
+
+
+def test_what_cannot_be_captured_is_not_for_triton_and_the_network_has_its_own_attention_again(
+    models_here: dict[str, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def capture(self: TritonKernels, *given: object, **how: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(TritonKernels, "capture", capture)
+    model, said = models_here["llama"], list[Incident]()
+    before = model.network.config._attn_implementation
+    with pytest.raises(ValueError, match=r"operation not permitted when stream is capturing$"):
+        make_slots(model, (1,), Sampling(), 8, 2, longest=256, backend="triton", report=said.append)
+    assert model.network.config._attn_implementation == before
+    assert said == []

@@ -134,4 +134,4 @@ def test_a_run_keeps_its_pool_and_everything_that_measures_uses_it(tmp_path: Pat
     assert not np.allclose(values["last"][0], values["mean"][0])
     assert drift("plot", one.paths.run_id, "--output", "one.png").code == 0
     message = drift("plot", one.paths.run_id, "--reference", str(kept), "--output", "two.png", code=2).err
-    assert "the reference line of short stands for replies by all its tokens" in message
+    assert "the reference line of short stands for a reply by all its tokens" in message

@@ -662,7 +662,8 @@ ROLLOUT, MEANS = "rollouts/talk/plain/T0.5/0000.jsonl", "rollouts/talk/plain/T0.
         ("run.json", linked, True, "symbolic link"),
         ("axes/made.safetensors", lambda path: path.unlink(), True, "axis made is missing"),
         ("axes/made.safetensors", cut(3), True, "cannot be read"),
-        ("axes/late.safetensors", turned(-1), True, "its digest does not match"),
+        ("axes/late.safetensors", turned(-1), True, "not of unit norm"),
+        ("axes/late.safetensors", turned(-4), True, "its digest does not match"),
         ("axes/late.safetensors", replaced(b"[2]", b"[3]"), True, "its digest does not match"),
         (
             "axes/late.safetensors",

@@ -35,13 +35,12 @@ def curious(so_far: Sequence[Exchange]) -> str:
 
 
 def made(folder: Path, *, model: str | None = None) -> tuple[Run, Experiment]:
-    from drift_cli.commands.generate import settings_from
-    from drift_cli.commands.launch import _parsed
+    from drift_cli.commands.launch import _settings
 
     if model is None:
         model = str(tiny.save("olmo3", folder / "tiny-olmo3"))
     line = ["--model", model, "--max-new-tokens", "6", "--samples", "2", "--condition", "baseline", "--layers", "1,2"]
-    experiment = prepare(settings_from(_parsed(line)), [Transcript("curious", (), user="curious", turns=TURNS)])
+    experiment = prepare(_settings(line, {}), [Transcript("curious", (), user="curious", turns=TURNS)])
     return Run.create(Store(folder / "checkpoints"), experiment.manifest), experiment
 
 

@@ -62,30 +62,25 @@ def choose(
 
     Args:
         asked: one of `contract.ENGINES`.
-        model: the network.
         layers: residual layers to pool.
         filters: of the draw.
-        max_new_tokens: the longest reply.
-        batch: slots, or rows of a batch.
+        max_new_tokens, batch: the longest reply; slots, or rows of a batch.
         longest: the most tokens that a conversation may come to have, where that is known.
         segmented: whether replies may have segments.
         pool: which tokens of a part stand for it.
         text: token ids of ordinary text for the trial; random ones where there are none.
         report: told of what was dealt with on the way.
 
-    Raises `UsageError` where `slots` was asked for and cannot run this model exactly, `DriftError` where the logits are not finite, or slots failed in a
-    way that is no property of the model.
+    Raises `UsageError` where `slots` was asked for and cannot run this model exactly, `DriftError` where slots fail in a way that is no property of it.
     """
     reference = ReferenceEngine(model, layers, filters, max_new_tokens, batch, pool)
     if asked == "reference":
         return Choice(reference, None, None)
     engine = SlotEngine(model, layers, filters, max_new_tokens, batch, longest, segmented, pool)
     reason, trial = _judged(engine, model, list(text), report)
-    if reason is None:
-        return Choice(engine, None, trial)
-    if asked == "slots":
+    if reason is not None and asked == "slots":
         raise UsageError(f"the slots engine cannot run {model.card.name}: {reason}", mend="Use --engine reference (or auto).")
-    return Choice(reference, reason, trial)
+    return Choice(engine if reason is None else reference, reason, trial)
 
 
 def _judged(engine: SlotEngine, model: LoadedModel, text: list[int], report: Report) -> tuple[str | None, Trial | None]:

@@ -13,7 +13,7 @@ import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,11 +24,10 @@ from drift_cli.engine.attention import Watched, watched
 from drift_cli.engine.chunks import LARGEST, Arriving, Chunks, pieces
 from drift_cli.engine.contract import Incident, is_out_of_memory
 from drift_cli.engine.device import to_host
-from drift_cli.engine.kernels import Kernels, Work
+from drift_cli.engine.kernels import Kernels
 from drift_cli.engine.kernels.torch.backend import TorchKernels
 from drift_cli.engine.kernels.triton.backend import TritonKernels
 from drift_cli.engine.kernels.triton.memory import page_count
-from drift_cli.engine.layout import Layout
 from drift_cli.engine.plan import Draw
 from drift_cli.engine.replies import Replies
 from drift_cli.engine.steps import ACTIVE, Begin, Rows, Step
@@ -39,27 +38,60 @@ from drift_cli.spec import Part, Sampling, Segment
 _TRIES = 4
 
 
-@dataclass
 class Slots:
-    """See the module's docstring. Calls are in order: what a later one reads, an earlier one has written. Made by `make_slots`."""
+    """See the module's docstring. Calls are in order: what a later one reads, an earlier one has written. `make_slots` makes them."""
 
-    model: LoadedModel
-    layers: tuple[int, ...]
-    """Residual layers that `encode` pools."""
-    rows: int
-    layout: Layout
-    kernels: Kernels
-    state: Rows
-    begins: Begin
-    steps: Step
-    chunks: Chunks
-    step_work: Work
-    begin_work: Work
-    held: ExitStack
-    """What is undone at the end."""
-    remark: str | None
-    """What about these slots is not as one might hope."""
-    replies: Replies
+    def __init__(
+        self,
+        model: LoadedModel,
+        layers: tuple[int, ...],
+        filters: Sampling,
+        max_new_tokens: int,
+        rows: int,
+        *,
+        segmented: bool,
+        pool: Pool,
+        seen: Watched,
+        kernels: Kernels,
+    ) -> None:
+        """Over these kernels, with all work captured that they capture. `seen` is of the model; the rest is as `make_slots` takes it."""
+        self.model = model
+        self.layers = layers
+        self.rows = rows
+        self.layout = seen.layout
+        self.kernels = kernels
+        self.replies = Replies(kernels.ahead)
+        logits, ends = torch.zeros_like(seen.logits), torch.tensor(sorted(model.card.end_ids), device=model.device)
+        self.state = Rows(rows, max_new_tokens, model.device, ends=ends)
+        self.chunks = Chunks(model, kernels, layers, logits, segmented or not kernels.static, pool)
+        self.begins = Begin(self.state, filters, logits)
+        self.steps = Step(model, kernels, self.state, filters, logits.new_zeros((rows, logits.shape[1])))
+        with ExitStack() as undone:
+            undone.enter_context(kernels.attending())
+            self.remark = self._capture()
+            # A captured graph needs the network no more, which has its own attention again.
+            self.held = undone.pop_all() if self.step_work.graph is None else ExitStack()
+        self.state.log.zero_()
+        kernels.settle()
+
+    def _capture(self) -> str | None:
+        """Capture compiled blocks where they compile, else as they are, with a sentence why."""
+        said = None
+        for dynamic, capture in ((True, self.chunks.capture), (False, self._capture_step)):
+            try:
+                with self.kernels.compiled(dynamic=dynamic):
+                    capture()
+            except torch._dynamo.exc.TorchDynamoException as error:
+                said = f"its blocks do not compile ({str(error).strip().splitlines()[0]}): it runs as it is, somewhat slower"
+            else:
+                continue
+            _forget()
+            capture()
+        self.begin_work = self.kernels.capture(self.begins.run)
+        return said
+
+    def _capture_step(self) -> None:
+        self.step_work = self.kernels.capture(self.steps.run, warm=2)
 
     def encode(
         self, row: int, ids: Sequence[int], start: int, counted: int, hold: int | None = None, segments: Sequence[Segment] = ()
@@ -175,98 +207,41 @@ def make_slots(
         ValueError: `triton` was asked for and is not for this network.
         RuntimeError: out of memory.
     """
-    given = _Given(model, layers, filters, max_new_tokens, rows, segmented, pool, watched(model))
+    seen = watched(model)
+    over = partial(Slots, model, layers, filters, max_new_tokens, rows, segmented=segmented, pool=pool, seen=seen)
     if backend == "triton" or (backend is None and model.device.type == "cuda"):
-        made, why = _on_triton(given, min(longest or model.card.context, model.card.context), report)
-        if made is not None:
+        longest = min(longest or model.card.context, model.card.context)
+        made = _on_triton(over, model, seen, rows, longest, report)
+        if isinstance(made, Slots):
             return made
         if backend is not None:
-            raise ValueError(why)
+            raise ValueError(made)
         _forget()
-        report(Incident("plain-slots", f"decoding without CUDA graphs, which is slower: {why}"))
-    return given.made(TorchKernels(model, given.seen.layout, rows))
+        report(Incident("plain-slots", f"decoding without CUDA graphs, which is slower: {made}"))
+    return over(kernels=TorchKernels(model, seen.layout, rows))
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What slots are made of, whatever the kernels."""
-
-    model: LoadedModel
-    layers: tuple[int, ...]
-    filters: Sampling
-    max_new_tokens: int
-    rows: int
-    segmented: bool
-    pool: Pool
-    seen: Watched
-
-    def made(self, kernels: Kernels) -> Slots:
-        """Slots over these kernels, with all work captured that they capture."""
-        model, device, logits = self.model, self.model.device, torch.zeros_like(self.seen.logits)
-        state = Rows(self.rows, self.max_new_tokens, device, ends=torch.tensor(sorted(model.card.end_ids), device=device))
-        chunks = Chunks(model, kernels, self.layers, logits, self.segmented or not kernels.static, self.pool)
-        begins = Begin(state, self.filters, logits)
-        steps = Step(model, kernels, state, self.filters, logits.new_zeros((self.rows, logits.shape[1])))
-        works = list[Work]()
-        with ExitStack() as undone:
-            undone.enter_context(kernels.attending())
-            said = _capturing(kernels, chunks.capture, dynamic=True)
-            said = _capturing(kernels, lambda: works.append(kernels.capture(steps.run, warm=2)), dynamic=False) or said
-            begin = kernels.capture(begins.run)
-            # A captured graph needs the network no more, which has its own attention again.
-            held = undone.pop_all() if works[-1].graph is None else ExitStack()
-        state.log.zero_()
-        kernels.settle()
-        return Slots(
-            model,
-            self.layers,
-            self.rows,
-            self.seen.layout,
-            kernels,
-            state,
-            begins,
-            steps,
-            chunks,
-            works[-1],
-            begin,
-            held,
-            said,
-            Replies(kernels.ahead),
-        )
-
-
-def _capturing(kernels: Kernels, capture: Callable[[], None], *, dynamic: bool) -> str | None:
-    """Capture compiled blocks where they compile, else as they are, with a sentence why."""
-    try:
-        with kernels.compiled(dynamic=dynamic):
-            capture()
-        return None
-    except torch._dynamo.exc.TorchDynamoException as error:
-        why = str(error).strip().splitlines()[0]
-    _forget()
-    capture()
-    return f"its blocks do not compile ({why}): it runs as it is, somewhat slower"
-
-
-def _on_triton(given: _Given, longest: int, report: Callable[[Incident], None]) -> tuple[Slots | None, str | None]:
-    """Slots on Triton kernels that take what memory is free; None, with a sentence, where the network cannot be captured or its layers differ in shape."""
-    started, layout, dtype = time.monotonic(), given.seen.layout, given.seen.dtype
-    if not layout.uniform:
-        return None, "its layers keep keys and values of different shapes"
+def _on_triton(
+    over: Callable[..., Slots], model: LoadedModel, seen: Watched, rows: int, longest: int, report: Callable[[Incident], None]
+) -> Slots | str:
+    """Slots on Triton kernels that take what memory is free; a sentence where the network cannot be captured or its layers differ in shape."""
+    started = time.monotonic()
+    if not seen.layout.uniform:
+        return "its layers keep keys and values of different shapes"
     for attempt in range(_TRIES):
         try:
-            count = page_count(given.model, layout, given.rows, longest, 0.9**attempt, LARGEST, dtype.itemsize)
-            kernels = TritonKernels(given.model, layout, given.rows, longest, count, dtype)
-            made = given.made(kernels)
+            count = page_count(model, seen.layout, rows, longest, 0.9**attempt, LARGEST, seen.dtype.itemsize)
+            kernels = TritonKernels(model, seen.layout, rows, longest, count, seen.dtype)
+            made = over(kernels=kernels)
         except RuntimeError as error:
             if not is_out_of_memory(error):
-                return None, str(error).strip().splitlines()[0]
+                return str(error).strip().splitlines()[0]
         else:
             took, held = time.monotonic() - started, kernels.pool.nbytes
-            report(Incident("set-up", f"{given.rows} slots over {held / 1e9:.1f} GB of pages, ready in {took:.0f} s"))
+            report(Incident("set-up", f"{rows} slots over {held / 1e9:.1f} GB of pages, ready in {took:.0f} s"))
             if made.remark is not None:
                 report(Incident("not-compiled", made.remark))
-            return made, None
+            return made
         _forget()
     raise torch.OutOfMemoryError("out of memory while CUDA graphs were captured")
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from drift_cli.axis import Axis
     from drift_cli.chat import Chat
     from drift_cli.models import LoadedModel, ModelCard
+    from drift_cli.store.run import Run
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,16 @@ def read(path: Path) -> ReferenceLine:
         note=text("note"),
         pool=text("pool") or "mean",
     )
+
+
+def check_pool(line: ReferenceLine, run: Run) -> None:
+    """Refuse to hold a line against a run whose replies are stood for by other tokens."""
+    if line.pool != run.manifest.pool:
+        theirs, ours = Pool.of(line.pool).words, Pool.of(run.manifest.pool).words
+        raise UsageError(
+            f"the reference line of {line.transcript} stands for a reply by {theirs}, run {run.paths.run_id} by {ours}: they cannot be compared",
+            mend=f"Measure it with the run: drift measure {run.paths.run_id} --transcript FILE",
+        )
 
 
 @dataclass(frozen=True)

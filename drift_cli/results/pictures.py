@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drift_cli.errors import UsageError
-from drift_cli.pool import Pool
 from drift_cli.spec import Part
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def references(run: Run, table: RunTable, given: Path | None) -> dict[str, NDArr
     """Reference lines by transcript: the one given, else those measured in the run on this axis."""
     import numpy as np
 
-    from drift_cli.measuring.reference_line import read
+    from drift_cli.measuring.reference_line import check_pool, read
 
     names = dict.fromkeys(cell.transcript for cell in table.cells)
     if table.measure is not None:
@@ -115,12 +114,7 @@ def references(run: Run, table: RunTable, given: Path | None) -> dict[str, NDArr
         lines = {name: read(path) for name in names if (path := run.paths.reference(name, table.axis)).exists()}
     drawn = {}
     for name, line in lines.items():
-        if line.pool != run.manifest.pool:
-            raise UsageError(
-                f"the reference line of {name} stands for replies by {Pool.of(line.pool).words}, those of run {run.paths.run_id} by "
-                f"{Pool.of(run.manifest.pool).words}: they cannot be compared",
-                mend=f"Measure it with the run: drift measure {run.paths.run_id} --transcript FILE",
-            )
+        check_pool(line, run)
         values = np.full(table.length(name), np.nan)
         known = line.projections[: len(values)]
         values[: len(known)] = [np.nan if value is None else value for value in known]
