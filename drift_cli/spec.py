@@ -91,6 +91,10 @@ class Condition:
     name: str
     system: str | None = None
     placement: Placement = Placement.START
+    variant_of: str | None = field(default=None, metadata={"optional": True})
+    """The condition of whose prompt this one's is another wording; None for a condition of its own."""
+    placebo_of: str | None = field(default=None, metadata={"optional": True})
+    """The condition whose prompt this one's is as long as, in the same place, saying nothing."""
 
     def __post_init__(self) -> None:
         checked_name("condition", self.name)
@@ -107,6 +111,8 @@ class Transcript:
     """What the Python code is called that asks instead of a script; `users` is () then."""
     turns: int | None = field(default=None, metadata={"optional": True})
     """How often that code asks."""
+    pulls: tuple[int, ...] = field(default=(), metadata={"optional": True})
+    """Turns at which the script pulls the model away from its persona, as its author marked them; no part of what the model sees."""
 
     def __post_init__(self) -> None:
         checked_name("transcript", self.name)

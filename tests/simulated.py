@@ -12,6 +12,20 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from simulated_looks import (
+    MOVES,
+    always,
+    first_then_always,
+    fixed_beforehand,
+    looks,
+    moving,
+    naive,
+    parts,
+    planned,
+    reach,
+    shared_noise,
+    where_r_looks_positive,
+)
 from simulation import (
     LEVEL,
     ROLLOUTS,
@@ -34,6 +48,7 @@ from drift_cli.analysis.compare import holm
 from drift_cli.analysis.maxt import Rows, joint
 from drift_cli.analysis.measures import Sample, both
 from drift_cli.analysis.results import Measure, Options
+from drift_cli.analysis.sequential import Spending
 from drift_cli.analysis.study import analyze
 from drift_cli.analysis.table import RunTable
 from drift_cli.spec import Cell
@@ -219,6 +234,7 @@ def whole(*shapes: Shape) -> Run:
     return run
 
 
+BIG, MIXED, BIG_WIDE = Shape(64), Shape(64, kind="mixture"), Shape(64, 2.0)
 E, WIDE, WIDER = Shape(), Shape(spread=2.0), Shape(spread=3.0)
 FLIP, PERMUTED = "turns by sign flips", "turns by permutation, pair by pair (past)"
 
@@ -274,6 +290,32 @@ CASES = (
         for count in (4, 8)
         for varying in (0.0, 0.5, 1.0)
     ),
+    Case("five looks, the usual test (past)", "16 to 64 a condition", looks(naive, BIG, BIG), family=True, sound=False),
+    Case("five planned looks, O'Brien-Fleming-like", "16 to 64 a condition", looks(planned(Spending.OBRIEN_FLEMING), BIG, BIG)),
+    Case("five planned looks, Pocock-like", "16 to 64 a condition", looks(planned(Spending.POCOCK), BIG, BIG)),
+    Case("five planned looks, two taken", "24 and 64 a condition", looks(planned(Spending.POCOCK, (24, 64)), BIG, BIG)),
+    Case("five planned looks, Pocock-like", "mixtures", looks(planned(Spending.POCOCK), MIXED, MIXED), family=True),
+    Case("five looks, always valid", "16 to 64 a condition", looks(always, BIG, BIG), family=True),
+    Case("five looks, always valid", "8 to 32 and 16 to 64, SD 2 : 1", looks(always, Shape(32, 2.0), BIG), family=True),
+    Case("five looks, first usual, then always valid", "16 to 64 a condition", looks(first_then_always, BIG, BIG), family=True),
+    Case("five looks, first usual, then always valid", "SD 2 : 1", looks(first_then_always, BIG_WIDE, BIG), family=True),
+    *(Case("samples with common noise, paired always", f"r = {r:g}", shared_noise(r, fixed_beforehand)) for r in (-0.3, 0.0, 0.5)),
+    Case("paired where r looks positive (past)", "r = -0.3", shared_noise(-0.3, where_r_looks_positive), sound=False),
+    Case("words' part of a difference", "12 + 12", parts("words"), slow=True),
+    Case("words' part of a difference", "10 + 30, SD 2 : 1", parts("words", n=10, m=30, ratio=2.0), slow=True),
+    Case("presence's part of a difference", "12 + 12", parts("presence"), slow=True),
+    Case("these scripts and wordings", "3 transcripts, 3 wordings", reach("these scripts and wordings", 3, 3), slow=True),
+    Case("scripts like these", "4 transcripts", reach("scripts like these", 4, 1), slow=True),
+    Case("wordings like these", "1 transcript, 4 wordings", reach("wordings like these", 1, 4), slow=True),
+    Case("these scripts, wordings like these", "2 transcripts, 4 wordings", reach("these scripts, wordings like these", 2, 4), slow=True),
+    Case(
+        "scripts and wordings like these",
+        "4 transcripts, 4 wordings",
+        lambda rng, draws: Rates(reach("scripts and wordings like these", 4, 4)(rng, draws).error),
+        family=True,
+        slow=True,
+    ),
+    *(Case("dynamics", name, moving(measure), slow=True) for measure, name in MOVES.items()),
 )
 
 

@@ -36,7 +36,7 @@ def lines() -> dict[str, bytes]:
     return {
         str(p): p.read_bytes()
         for p in sorted(Path("checkpoints").rglob("*"))
-        if p.suffix in {".jsonl", ".f32"} and p.name != "events.jsonl"
+        if p.suffix in {".jsonl", ".f32"} and p.name not in {"events.jsonl", "looks.jsonl"}
     }
 
 

@@ -27,7 +27,11 @@ def short_transcript(own_folder: None) -> None:
 
 
 def _bytes(root: str = "checkpoints") -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in sorted(Path(root).rglob("*")) if p.suffix in {".jsonl", ".f32"} and p.name != "events.jsonl"}
+    return {
+        str(p): p.read_bytes()
+        for p in sorted(Path(root).rglob("*"))
+        if p.suffix in {".jsonl", ".f32"} and p.name not in {"events.jsonl", "looks.jsonl"}
+    }
 
 
 def _run() -> Run:

@@ -70,7 +70,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {
         str(p.relative_to(root)): p.read_bytes()
         for p in sorted(root.rglob("*"))
-        if p.suffix in {".jsonl", ".f32"} and p.name != "events.jsonl"
+        if p.suffix in {".jsonl", ".f32"} and p.name not in {"events.jsonl", "looks.jsonl"}
     }
 
 

@@ -106,6 +106,25 @@ def _the_model_drifts_as_it_was_planted_and_dips_where_the_script_pulls(observed
         assert np.corrcoef(np.nanmean(observed.projections[condition], axis=0), _planted(condition))[0, 1] < at_most
 
 
+def _the_words_part_of_a_difference_is_what_was_planted_in_the_words(observed: Observed) -> None:
+    """The projection of a reply follows its register; what a prompt adds to the same words does not go by way of the register, and is told apart."""
+    shares, projections = (np.concatenate([of[name].ravel() for name in GRADES]) for of in (observed.shares, observed.projections))
+    there = np.isfinite(shares) & np.isfinite(projections)
+    slope = np.polyfit(shares[there], projections[there], 1)[0]
+    splits = {s["condition"]: s for s in observed.document["verdict"]["presence"]["splits"] if s["measure"] == "mean"}
+    whole = {name: observed.comparison(name, "baseline")["difference"] for name in splits}
+    for condition in ("simple", "complex", "placebo"):
+        said = slope * (np.nanmean(observed.shares[condition]) - np.nanmean(observed.shares["baseline"]))
+        split = splits[condition]
+        assert split["words"]["difference"] + split["presence"]["difference"] == pytest.approx(whole[condition], abs=1e-6)
+        assert split["words"]["low"] < said < split["words"]["high"]
+        assert abs(split["words"]["difference"] - said) < 0.25
+    # Of `complex` there is more than its words: the split finds what was planted, the difference as a whole does not.
+    said = slope * (np.nanmean(observed.shares["complex"]) - np.nanmean(observed.shares["baseline"]))
+    assert abs(splits["complex"]["words"]["difference"] - said) < abs(whole["complex"] - said) / 2
+    assert splits["complex"]["presence"]["low"] > 0
+
+
 def _random_axes_show_less(observed: Observed) -> None:
     standings = {(s["a"], s["b"]): s for s in observed.document["controls"] if s["kind"] == "random"}
     assert {s["count"] for s in standings.values()} == {200}
@@ -122,3 +141,4 @@ def test_what_was_planted_is_found_and_nothing_where_nothing_was(tmp_path_factor
     _a_replys_projection_follows_the_register_of_its_sentences(observed)
     _the_model_drifts_as_it_was_planted_and_dips_where_the_script_pulls(observed)
     _random_axes_show_less(observed)
+    _the_words_part_of_a_difference_is_what_was_planted_in_the_words(observed)

@@ -197,6 +197,22 @@ def provenance(table: RunTable, options: Options) -> Provenance:
     return PartProvenance(*given, table.segment.value, quantity=table.measure)
 
 
+def usual_test(table: RunTable) -> Test:
+    """The test of a run unless another is asked for: pairs where samples recorded that they share their random numbers, else Welch's.
+
+    The rule is fixed before data. Pairing only where r looks positive would reject 8 % of true nulls at r = -.3; pairing always rejects 5 % at any r. Where
+    rollouts are word for word the same, they are no pairs of independent observations: such runs have Welch's test on the distinct ones.
+    """
+    if not table.common_noise:
+        return Test.WELCH
+    if table.replies is not None:
+        for cell in table.cells:
+            rows = table.rows(cell) & (table.turns > 0)
+            if len(np.unique(table.replies.copies(rows))) < rows.sum():
+                return Test.WELCH
+    return Test.PAIRED
+
+
 def _check(table: RunTable, options: Options) -> None:
     if find_rollout_measure(options.primary).name == Measure.AREA:
         raise UsageError(

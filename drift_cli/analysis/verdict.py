@@ -11,12 +11,15 @@ of covariance does, would take part of a prompt's own shift at the first turn fo
 
 The margin is the smallest effect of interest, `Options.equivalence`; without one, half of the baseline's own fall, with its uncertainty in the test (as
 tests of a preserved fraction do).
+
+Where the same replies were read under the other prompt (`presence.py`), the verdict speaks of words: the rules are tried on the words' part of level and drift,
+and what the prompt's presence does to the same words decides nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -26,18 +29,20 @@ from drift_cli.analysis.axis_error import AxisError
 from drift_cli.analysis.breaks import Breaks, breaks
 from drift_cli.analysis.confounds import Confounds, Correlations, confounds, correlations
 from drift_cli.analysis.controls import Standing
+from drift_cli.analysis.looked import Looked, looked, presence_as_of, study_as_of
+from drift_cli.analysis.looks import Looking
 from drift_cli.analysis.measures import Sample, sample
+from drift_cli.analysis.placebos import PLACEBO
+from drift_cli.analysis.presence import Presence, Split
 from drift_cli.analysis.quality import Quality, quality
-from drift_cli.analysis.results import Comparison, Measure
+from drift_cli.analysis.results import Comparison, Measure, Test
 from drift_cli.analysis.scale import PersonaScale
 from drift_cli.analysis.segments import of_words, remark
+from drift_cli.analysis.sensitivity import LayerMoves
 from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import Group, RunTable
 from drift_cli.spec import Cell
-
-PLACEBO = "placebo"
-"""A condition with this in its name is one: a prompt of the same length and placement that says nothing to the point."""
 
 
 class Verdict(StrEnum):
@@ -89,6 +94,20 @@ class Judgement:
     """Its primary measure against that of the placebo, where there is one."""
     confounds: Confounds | None
     quality: Quality
+    split: Split | None = None
+    """The level's difference as the prompt's presence and words, where the replies were read under both prompts."""
+    drift_split: Split | None = None
+    """The same of the drift."""
+
+    @property
+    def shown_level(self) -> Comparison | None:
+        """What the verdict takes for the level: the words' part, where it is known."""
+        return self.level if self.split is None else self.split.words
+
+    @property
+    def shown_drift(self) -> Comparison | None:
+        """What the verdict takes for the drift."""
+        return self.drift if self.drift_split is None else self.drift_split.words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +119,7 @@ class Answer:
     layer: int | None
     baseline: str
     primary: str
+    test: Test
     level: float
     margin: float | None
     """The smallest effect of interest, in axis units; None: half of the baseline's fall."""
@@ -124,6 +144,14 @@ class Answer:
     """What is measured of each reply, in words: `projection on demo`, or a measure's."""
     axis_errors: tuple[AxisError, ...] = ()
     """What the axis's own uncertainty adds to the intervals, where it can be known."""
+    presence: Presence = field(default_factory=Presence)
+    """The differences split into the prompt's presence and words; why not, where they are not."""
+    moves: tuple[LayerMoves, ...] = ()
+    """How the differences move over the neighbouring third of the layers, where these are stored."""
+    unmatched: tuple[str, ...] = ()
+    """Conditions without a placebo of the same length and placement, where there are placebos."""
+    looked: Looked | None = None
+    """How often the data were looked at, and which test and interval apply; None where nobody asked."""
 
 
 _Key = tuple[str, str, float, str]
@@ -137,6 +165,10 @@ def answer(
     scale: PersonaScale | None = None,
     break_at: float | None = None,
     axis_errors: Sequence[AxisError] = (),
+    presence: Presence | None = None,
+    moves: Sequence[LayerMoves] = (),
+    looking: Looking | None = None,
+    unmatched: Sequence[str] = (),
 ) -> Answer:
     """Judge every condition of a study of this table.
 
@@ -146,12 +178,20 @@ def answer(
         scale: of the axis, if it knows its personas.
         break_at: below which projection a rollout is broken, in axis units (None: the scale's midpoint).
         axis_errors: what the axis's own uncertainty adds.
+        presence: the differences' splits into the prompt's presence and words; None: nothing is said of them.
+        moves: how the differences move over neighbouring layers.
+        looking: what is known of the run's looks; None: this is taken for the only one.
+        unmatched: conditions that have no placebo of their own length and placement.
     """
+    presence = presence or Presence()
+    said = None if looking is None else looked(study, presence, looking, table)
+    if looking is not None:
+        study, presence = study_as_of(study, looking), presence_as_of(presence, looking, study.options.level)
     options = study.options
     if options.turns is not None:
         table = table.window(*options.turns)
     known = _index(study)
-    judgements = [one for group in table.groups for one in _group(table, study, group, known, scale)]
+    judgements = [one for group in table.groups for one in _group(table, study, group, known, scale, presence)]
     begun = [one.quality for one in judgements]
     return Answer(
         run=table.run_id,
@@ -162,6 +202,7 @@ def answer(
         remark=remark(table),
         baseline=study.baseline,
         primary=options.primary,
+        test=options.test,
         level=options.level,
         margin=options.equivalence,
         finished=all(one.complete + one.early == one.planned for one in begun),
@@ -173,6 +214,10 @@ def answer(
         controls=tuple(one for one in controls if one.b == study.baseline),
         scale=scale,
         axis_errors=tuple(axis_errors),
+        presence=presence,
+        moves=tuple(moves),
+        looked=said,
+        unmatched=tuple(unmatched),
         breaks=_breaks(table, study, break_at if break_at is not None or scale is None else scale.midpoint),
     )
 
@@ -197,13 +242,16 @@ class _Group:
     base: Cell | None
     confounds: dict[str, Confounds]
     scale: PersonaScale | None
+    presence: Presence
 
 
-def _group(table: RunTable, study: Study, group: Group, known: dict[_Key, Comparison], scale: PersonaScale | None) -> list[Judgement]:
+def _group(
+    table: RunTable, study: Study, group: Group, known: dict[_Key, Comparison], scale: PersonaScale | None, presence: Presence
+) -> list[Judgement]:
     cells = [cell for cell in table.cells if (cell.transcript, cell.temperature) == group]
     base = next((cell for cell in cells if cell.condition == study.baseline), None)
     found = {one.a: one for one in confounds(table, group, study.baseline, study.options.level)}
-    of = _Group(table, study, known, {cell: sample(table, cell) for cell in cells}, base, found, scale)
+    of = _Group(table, study, known, {cell: sample(table, cell) for cell in cells}, base, found, scale, presence)
     return [_judge(of, cell) for cell in sorted(cells, key=lambda cell: cell is not base)]
 
 
@@ -214,9 +262,13 @@ def _judge(of: _Group, cell: Cell) -> Judgement:
     low, high = _bounds(change, level)
     stayed, sank = _margin(mine, baseline, of.study.options.equivalence)
     mean, drift = (of.known.get((cell.condition, cell.transcript, cell.temperature, measure)) for measure in (Measure.MEAN, Measure.CHANGE))
+    split, drift_split = (
+        of.presence.of(cell.condition, cell.transcript, cell.temperature, measure) for measure in (Measure.MEAN, Measure.CHANGE)
+    )
     verdict = None
     if baseline is not None and cell != of.base:
-        verdict = rule(mean, drift, stayed, sank, base_fell=_fell(baseline, level), level=level)
+        shown = mean if split is None else split.words, drift if drift_split is None else drift_split.words
+        verdict = rule(*shown, stayed, sank, base_fell=_fell(baseline, level), level=level)
     return Judgement(
         condition=cell.condition,
         transcript=cell.transcript,
@@ -233,6 +285,8 @@ def _judge(of: _Group, cell: Cell) -> Judgement:
         placebo=_placebo(of.study, cell),
         confounds=of.confounds.get(cell.condition),
         quality=quality(of.table, cell, mine),
+        split=split,
+        drift_split=drift_split,
     )
 
 

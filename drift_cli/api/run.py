@@ -199,7 +199,8 @@ class Run:
         """
         asked = studies.asked(baseline, options)
         picture = self._picture(axis, segment, against=baseline, level=asked.level, reply_measure=reply_measure)
-        return studies.make(picture, condition, asked, flagged=flagged)
+        given = [*options, *([] if baseline is None else ["against"])]
+        return studies.make(picture, condition, asked, flagged=flagged, given=given)
 
     def plot(
         self,

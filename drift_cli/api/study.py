@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+from drift_cli.analysis.looks import record
 from drift_cli.analysis.results import Comparison, Correction, Options, Test
 from drift_cli.analysis.study import Study as Statistics
 from drift_cli.analysis.study import analyze
 from drift_cli.analysis.verdict import Answer, Judgement
 from drift_cli.api import html
 from drift_cli.errors import UsageError, did_you_mean
-from drift_cli.results.judged import Judged, judge
+from drift_cli.results.judged import Judged, judge, usual
 from drift_cli.results.pictures import Picture
 from drift_cli.results.tables.answer import sentences
 from drift_cli.results.tables.cautions import cautions
@@ -188,8 +189,12 @@ def _record(row: Comparison) -> tuple[Any, ...]:
     return (*named, *(getattr(row, name) for name in _NUMBERS), row.starred, str(row.role), row.method, row.note)
 
 
-def make(picture: Picture, condition: str | Sequence[str] | None, options: Options, *, flagged: bool) -> Study:
-    """The study of a picture's run and axis; `flagged`: whether suspect replies count."""
+def make(picture: Picture, condition: str | Sequence[str] | None, options: Options, *, flagged: bool, given: Collection[str] = ()) -> Study:
+    """The study of a picture's run and axis; `flagged`: whether suspect replies count. `given`: options that were named: the others are the run's usual ones.
+
+    The look is recorded in the run; where that is not possible, the study is made all the same.
+    """
+    options = usual(picture.run, picture.table, options, given)
     table = picture.table if flagged else picture.table.without_suspect()
     names = table.conditions
     for name in _listed(condition):
@@ -201,6 +206,7 @@ def make(picture: Picture, condition: str | Sequence[str] | None, options: Optio
     whole = replace(options, against=None) if options.against == names[0] else options
     study = analyze(table, whole)
     judged = judge(picture.run, table, study=study)
+    record(picture.run, picture.table, whole, "api")
     wanted = _listed(condition) or tuple(name for name in names if name != study.baseline)
     if study.baseline in wanted:
         raise UsageError(f"condition {study.baseline!r} cannot be compared with itself", mend="Name another baseline.")

@@ -22,7 +22,7 @@ def demo(store: StoreOption = None, display: DisplayOption = Mode.AUTO) -> None:
     from drift_cli.settings.config import preset_settings
 
     shown = make_display(display)
-    run = Work(shown, open_store(store)).start(preset_settings("demo"))
+    run = Work(shown, open_store(store), same_replies=True).start(preset_settings("demo"))
     assert run is not None
     stats(run.paths.run_id, per_turn=False, store=store, display=display)
     for path in draw(Picture(run), ["trajectory"], None, ("png", "svg"), shown):

@@ -10,11 +10,22 @@ import typer
 from typer import Option
 
 from drift_cli.commands.flags import Flags, with_settings
-from drift_cli.commands.options import Common, DryRunOption
+from drift_cli.commands.options import Common, DryRunOption, SameRepliesOption
 from drift_cli.errors import UsageError
 from drift_cli.settings.config import resolve
+from drift_cli.settings.plan import read_plan
 from drift_cli.settings.settings import Settings, keys
 from drift_cli.spec import Condition, Placement
+
+PlanOption = Annotated[
+    Path | None,
+    Option(help="Before there is data: a TOML file with the primary measure, the looks and their α, kept in the run.", show_default=False),
+]
+UntilOption = Annotated[
+    float | None,
+    Option(help="Add rollouts until the always-valid interval of every primary comparison is ± this or narrower.", show_default=False),
+]
+MostOption = Annotated[int | None, Option(help="With --until-half-width: the most rollouts per cell.", min=2, show_default=False)]
 
 
 @with_settings(*keys())
@@ -26,6 +37,10 @@ def generate(
     system: Annotated[str | None, Option(help="Define the one --condition here: its system prompt.", show_default=False)] = None,
     placement: Annotated[Placement | None, Option(help="Where --system goes.", show_default=False)] = None,
     traces: Annotated[bool, Option("--traces", help="Measure every token of the replies too, for `drift report`.")] = False,
+    same_replies: SameRepliesOption = True,
+    plan: PlanOption = None,
+    until_half_width: UntilOption = None,
+    max_samples: MostOption = None,
     config: Annotated[Path | None, Option(help="A drift.toml other than ./drift.toml.", show_default=False)] = None,
     *,
     dry_run: DryRunOption = False,
@@ -39,9 +54,14 @@ def generate(
     Example: drift generate --model org/model --transcript lonely --condition polite --system "Be polite." --samples 16
     """
     settings = settings_from(flags, condition or (), system, placement, config)
+    from drift_cli.commands.until import until
     from drift_cli.commands.work import Work
 
-    Work(common.show(), common.folder(), traces).start(settings, dry_run=dry_run)
+    declared = None if plan is None else read_plan(plan)
+    if declared is not None and settings.origin("samples") != "flag --samples":
+        settings = settings.changed(f"plan {plan}", samples=declared.looks[0])
+    working = Work(common.show(), common.folder(), traces, same_replies=same_replies, plan=declared)
+    until(working, settings, until_half_width, max_samples, dry_run=dry_run)
 
 
 def settings_from(flags: Flags, condition: Sequence[str], system: str | None, placement: Placement | None, config: Path | None) -> Settings:

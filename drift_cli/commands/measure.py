@@ -37,6 +37,14 @@ def measure(
     transcript: Annotated[str | None, typer.Option(help="A finished conversation to measure instead: the reference line.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="With --transcript: where the reference line goes.")] = None,
     traces: Annotated[bool, typer.Option("--traces", help="Measure every token of the run's replies, for `drift report`.")] = False,
+    same_replies: Annotated[
+        bool,
+        typer.Option("--same-replies", help="Read the run's replies under the prompts they are compared with: presence and words apart."),
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(help="With --same-replies: the condition that others are compared with (default: the first).", show_default=False),
+    ] = None,
     controls: Annotated[int | None, typer.Option(help="Also project on this many control axes of each kind.", min=1)] = None,
     segment: SegmentOption = None,
     *,
@@ -48,6 +56,8 @@ def measure(
     has already is added at another --layer L as `A@L`.
     `drift measure RUN --transcript FILE` runs the model over FILE's replies; `drift plot RUN` then draws them as the reference line.
     `drift measure RUN --controls N` makes N random unit vectors and N axes of personas with shuffled labels; `drift stats RUN` then ranks among them.
+    `drift measure RUN --same-replies` reads each condition's replies under the baseline's prompt and the baseline's under each condition's;
+    `drift stats RUN` then tells what a prompt's presence does from what it does to the words. `drift generate` does this by itself.
     `drift measure RUN --traces` runs the model over the run's own replies; `drift report RUN` then colours every token.
 
     Example: drift measure demo-1a2b3c4d --axis mine --layer 4
@@ -56,6 +66,15 @@ def measure(
     of_line = {key: flags[key] for key in ("model", "adapter", "turns")} | {"output": output}
     if transcript is None:
         _refuse_without_transcript(of_line)
+    if same_replies:
+        others = {"transcript": transcript, **of_line, "axis": axis, "layer": layer, "controls": controls, "segment": segment}
+        _refuse_with_same_replies({**others, "traces": traces or None})
+        from drift_cli.commands.same_replies import same_replies as read_again
+
+        read_again(shown, common.open(run), against, flags["device"])
+        return
+    if against is not None:
+        raise UsageError("--against goes with --same-replies", mend="It names the condition that others are compared with.")
     if traces:
         _refuse_with_traces({"transcript": transcript, **of_line, "layer": layer, "controls": controls, "segment": segment})
         trace(shown, common.open(run), axis, flags["device"])
@@ -91,6 +110,15 @@ def _refuse_with_traces(given: Mapping[str, object]) -> None:
             raise UsageError(
                 f"--{name} does not go with --traces",
                 mend="Traces are of all tokens of the run's own replies, by its model, at its axis's layer.",
+            )
+
+
+def _refuse_with_same_replies(given: Mapping[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"--{name} does not go with --same-replies",
+                mend="It reads the run's own replies, by its model, at all layers that the run stores.",
             )
 
 

@@ -54,8 +54,14 @@ class Common(Output):
 RunArgument = Annotated[
     str | None, typer.Argument(metavar="[RUN]", help="A run's id or the beginning of one (default: the newest).", show_default=False)
 ]
-
-
+SameRepliesOption = Annotated[
+    bool,
+    typer.Option(
+        "--same-replies/--no-same-replies",
+        help="At the end, read the replies under the prompts they are compared with: presence and words apart.",
+        show_default=False,
+    ),
+]
 MeasuredAxisOption = Annotated[
     str | None, typer.Option("--axis", help="Which of the run's axes (default: the only one).", show_default=False)
 ]

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from drift_cli.store.run import Run
 
 FORMATS = ("png", "svg", "pdf")
+LOOKS = frozenset({"trajectory", "difference", "forest"})
+"""Kinds of picture that show a comparison: looking at one is a look at results."""
 
 
 def plot(
@@ -84,6 +86,10 @@ def plot(
         return
     kinds = [name for name in KINDS if name != "text"] if kind == ALL else [kind]
     written = draw(picture, kinds, output, formats, shown)
+    from drift_cli.analysis.looks import record
+
+    if LOOKS.intersection(kinds) and (problem := record(picture.run, picture.table, picture.options, "plot")) is not None:
+        shown.note(problem)
     document = {"run": picture.run.paths.run_id, **of_segment(picture.table.segment), "files": [str(path) for path in written]}
     shown.result(document, *(f"written: {path}" for path in written))
 

@@ -49,12 +49,16 @@ def report(
     part = segment or Part.ANSWER
     picture = Picture(open_run(store, run), axis, title=title, against=against, reference=reference, level=level, part=part)
     picture = replace(picture, reply_measure=reply_measure)
+    from drift_cli.analysis.looks import record
     from drift_cli.results.report.gather import write
     from drift_cli.settings.config import home
 
     path = write(picture, output or home() / "images" / f"{picture.run.paths.run_id}-report.html")
+    shown = make_display(display, as_json)
+    if (problem := record(picture.run, picture.table, picture.options, "report")) is not None:
+        shown.note(problem)
     document = {"run": picture.run.paths.run_id, **of_segment(picture.table.segment), "file": str(path), "bytes": path.stat().st_size}
-    make_display(display, as_json).result(document, f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    shown.result(document, f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def register(app: typer.Typer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from drift_cli.commands.flags import MOVED, Flags, with_settings
-from drift_cli.commands.options import Common, DryRunOption, RunArgument
+from drift_cli.commands.options import Common, DryRunOption, RunArgument, SameRepliesOption
 
 
 @with_settings("device", "batch", "engine", "model", "adapter", **MOVED)
@@ -13,6 +13,7 @@ def resume(
     flags: Flags,
     run: RunArgument = None,
     *,
+    same_replies: SameRepliesOption = True,
     dry_run: DryRunOption = False,
     common: Common,
 ) -> None:
@@ -27,7 +28,7 @@ def resume(
 
     found = common.open(run)
     settings = settings_of(found.manifest).given(flags)
-    Work(common.show(), common.folder()).go_on(found, settings, dry_run=dry_run)
+    Work(common.show(), common.folder(), same_replies=same_replies).go_on(found, settings, dry_run=dry_run)
 
 
 def register(app: typer.Typer) -> None:

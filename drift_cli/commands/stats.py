@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
     from drift_cli.analysis.verdict import Answer
+    from drift_cli.results.judged import Judged
     from drift_cli.results.tables.replies import ReplyDifference
     from drift_cli.store.run import Run
 
@@ -45,7 +46,13 @@ if TYPE_CHECKING:
 
 def stats(
     run: RunArgument = None,
-    test: Annotated[str, typer.Option(help="How conditions are compared: welch, bootstrap, permutation, paired or mixed.")] = "welch",
+    test: Annotated[
+        str | None,
+        typer.Option(
+            help="How conditions are compared: welch, bootstrap, permutation, paired or mixed (default: paired where samples share their noise, else welch).",
+            show_default=False,
+        ),
+    ] = None,
     against: Annotated[str | None, typer.Option(help="Compare with this condition only (default: all pairs).", show_default=False)] = None,
     correction: Annotated[str, typer.Option(help="For the number of turns: maxt, holm, bh or none.")] = "maxt",
     equivalence: Annotated[
@@ -54,8 +61,12 @@ def stats(
     flagged: Annotated[str, typer.Option(help="Suspect replies: include, exclude or both.")] = "both",
     turns: Annotated[str | None, typer.Option(help="Only these turns count, such as 1-14 (default: all).", show_default=False)] = None,
     primary: Annotated[
-        str, typer.Option(help="The measure that carries the verdict: mean, change, slope, thirds, or one that a package adds.")
-    ] = "mean",
+        str | None,
+        typer.Option(
+            help="The measure that carries the verdict: mean (default), change, slope, thirds, or one that a package adds.",
+            show_default=False,
+        ),
+    ] = None,
     break_at: Annotated[
         float | None, typer.Option(help="A rollout is broken below this projection (default: the personas' midpoint).", show_default=False)
     ] = None,
@@ -73,7 +84,9 @@ def stats(
     segment: SegmentOption = None,
     reply_measure: ReplyMeasureOption = None,
     ddof: Annotated[int, typer.Option(help="1: sample standard deviation; 0: the population formula.", min=0, max=1)] = 1,
-    level: Annotated[float, typer.Option(help="Level of the intervals.", min=0.5, max=0.9999)] = 0.95,
+    level: Annotated[
+        float | None, typer.Option(help="Level of the intervals (default: 0.95).", min=0.5, max=0.9999, show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.", min=0)] = 0,
     resamples: Annotated[int, typer.Option(help="Permutations or bootstrap samples.", min=99, max=1_000_000)] = 9999,
     format_: Annotated[str | None, typer.Option("--format", help="table, csv, markdown or latex.", show_default=False)] = None,
@@ -84,20 +97,23 @@ def stats(
 ) -> None:
     """Say whether each condition held the model, with the evidence and what limits it.
 
-    The unit is the rollout: every number is over rollouts, and one transcript supports claims about sampling noise only. Differences come from Welch's t
-    test on rollout means unless --test says otherwise; pairs and turns are tested together, by flipping signs of whole rollouts within each condition.
+    The unit is the rollout: every number is over rollouts, and one transcript supports claims about sampling noise only. Differences come from t tests on
+    rollout means (of pairs where samples share their noise) unless --test says otherwise; pairs of conditions and turns are tested together, by flipping
+    signs of whole rollouts within each condition.
 
     Example: drift stats demo-1a2b3c4d --against baseline --full
     """
     from drift_cli.analysis.entries import unnamed
+    from drift_cli.analysis.looks import record
     from drift_cli.analysis.measure import problems
     from drift_cli.analysis.results import Correction, Flagged, Options, Test
+    from drift_cli.results.judged import usual
 
     options = Options(
-        test=_choice(Test, "--test", test),
+        test=Test.WELCH if test is None else _choice(Test, "--test", test),
         against=against,
-        primary=primary,
-        level=level,
+        primary=primary or "mean",
+        level=0.95 if level is None else level,
         correction=_choice(Correction, "--correction", correction),
         equivalence=equivalence,
         turns=_span(turns),
@@ -113,7 +129,11 @@ def stats(
         shown.note(said)
     for problem in problems():
         shown.note(problem)
+    asked = {"test": test, "primary": primary, "level": level, "against": against, "equivalence": equivalence}
+    options = usual(opened, table, options, [name for name, value in asked.items() if value is not None])
     result = _power(table, options, widths, wanted) if power else _study(table, options, wanted, opened, break_at)
+    if (unrecorded := record(opened, table, options, "stats")) is not None:
+        shown.note(unrecorded)
     _show(shown, result, written, output, Wanted(full, measures, per_turn))
 
 
@@ -144,13 +164,21 @@ class Result:
     controls: Sequence[Standing] = ()
     """The first study's differences among those on control axes, where the run has some."""
     power: Sequence[Power] | None = None
-    answer: Answer | None = None
-    """The first study's verdict; not beside power."""
+    judged: Judged | None = None
+    """The first study's verdict and what stands beside it; not beside power."""
+
     replies: Sequence[ReplyDifference] = ()
     """Differences on other measures of replies, where others added some."""
 
+    @property
+    def answer(self) -> Answer | None:
+        """The verdict."""
+        return None if self.judged is None else self.judged.answer
+
 
 def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: float | None) -> Result:
+    from drift_cli.analysis.looked import study_as_of
+    from drift_cli.analysis.looks import looking
     from drift_cli.analysis.study import analyze
     from drift_cli.results.judged import judge
     from drift_cli.results.tables.replies import reply_differences
@@ -158,9 +186,9 @@ def _study(table: RunTable, options: Options, wanted: str, run: Run, break_at: f
     tables, remark = _tables(table, options, wanted)
     studies = {name: analyze(chosen, options) for name, chosen in tables.items()}
     judged = judge(run, next(iter(tables.values())), study=next(iter(studies.values())), break_at=break_at)
-    part = table.segment or Part.ANSWER
+    found, part = looking(run, table), table.segment or Part.ANSWER
     others = () if table.measure is not None else reply_differences(run, judged.study, part)
-    return Result(studies, remark, judged.controls, answer=judged.answer, replies=others)
+    return Result({name: study_as_of(one, found) for name, one in studies.items()}, remark, judged.controls, judged=judged, replies=others)
 
 
 def _power(table: RunTable, options: Options, widths: Sequence[float], wanted: str) -> Result:
@@ -218,19 +246,21 @@ def _brief(display: Display, result: Result, wanted: Wanted) -> None:
     """The answer, and the parts of the tables that were asked for."""
     from drift_cli.results.tables.answer import lines
     from drift_cli.results.tables.comparisons import added_table, drift_table, pairs_table
+    from drift_cli.results.tables.dynamics import dynamics_table
     from drift_cli.results.tables.replies import replies_table
     from drift_cli.results.tables.turns import all_turns
 
-    assert result.answer is not None
-    study = _first(result)
+    assert result.judged is not None
+    study, moves = _first(result), result.judged.dynamics
+    moved = [dynamics_table(moves, study.options.level, study.scope)] if moves else []
     others = [replies_table(result.replies, study)] if result.replies else []
     tables = [
-        *([pairs_table(study), drift_table(study), added_table(study), *others] if wanted.measures else []),
+        *([pairs_table(study), drift_table(study), added_table(study), *others, *moved] if wanted.measures else []),
         *(all_turns(study) if wanted.turns else []),
     ]
     closing = [str(study.provenance)] if tables else []
     display.result(
-        _document(result), *lines(result.answer, display.width), *([""] if tables else []), *(t for t in tables if t.rows), *closing
+        _document(result), *lines(result.judged.answer, display.width), *([""] if tables else []), *(t for t in tables if t.rows), *closing
     )
 
 
@@ -249,7 +279,6 @@ def _text(result: Result, format_: Format, wanted: Wanted) -> str:
 
 def _shown(result: Result, wanted: Wanted) -> list[Table]:
     from drift_cli.results.tables.answer import verdict_table
-    from drift_cli.results.tables.breaks import breaks_table
     from drift_cli.results.tables.power import power_tables
     from drift_cli.results.tables.replies import replies_table
     from drift_cli.results.tables.study import controls_table, study_tables
@@ -261,9 +290,21 @@ def _shown(result: Result, wanted: Wanted) -> list[Table]:
     for name, study in result.studies.items():
         which = " (without suspect replies)" if name == "exclude" else ""
         tables += study_tables(study, turns=wanted.turns and study is _first(result), which=which)
-    if result.answer is not None and result.answer.breaks:
-        tables.append(breaks_table(result.answer.breaks, _first(result).options.level, _first(result).scope))
+    if result.judged is not None:
+        tables += _beside(result.judged)
     return tables + others + ([controls_table(result.controls, _first(result).scope)] if result.controls else [])
+
+
+def _beside(judged: Judged) -> list[Table]:
+    """What stands behind the tables of the differences."""
+    from drift_cli.results.tables.breaks import breaks_table
+    from drift_cli.results.tables.dynamics import dynamics_table
+    from drift_cli.results.tables.scripts import reach_table
+
+    level, scope = judged.study.options.level, judged.study.scope
+    found = [breaks_table(judged.answer.breaks, level, scope)] if judged.answer.breaks else []
+    found += [reach_table(judged.reach, level, judged.study.baseline)] if judged.reach else []
+    return found + ([dynamics_table(judged.dynamics, level, scope)] if judged.dynamics else [])
 
 
 def _first(result: Result) -> Study:
@@ -295,6 +336,8 @@ def _document(result: Result) -> dict[str, Any]:
     document |= vars(first)
     if result.replies:
         document["reply_measures"] = list(result.replies)
+    if result.judged is not None:
+        document |= {name: list(found) for name in ("reach", "dynamics") if (found := getattr(result.judged, name))}
     if result.controls:
         document["controls"] = list(result.controls)
     if others:

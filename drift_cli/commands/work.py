@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from drift_cli.commands.context import warn_of_context
-from drift_cli.display import Display, Table, duration
+from drift_cli.display import Display, duration
 from drift_cli.errors import EXIT_INTERRUPTED
 from drift_cli.launch.plan import launcher_of
 from drift_cli.running.interrupts import Stop
 from drift_cli.settings.settings import Settings
-from drift_cli.spec import Finish
 from drift_cli.workers.leases import WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from drift_cli.engine.contract import Engine
     from drift_cli.models import LoadedModel
     from drift_cli.running.experiment import Experiment
     from drift_cli.running.runner import Outcome
     from drift_cli.spec import Transcript
+    from drift_cli.store.manifest import Manifest
     from drift_cli.store.paths import Store
+    from drift_cli.store.plan import Plan
     from drift_cli.store.run import Run
     from drift_cli.workers.share import Share
 
@@ -39,6 +41,14 @@ class Work:
     """Measure every token of the replies once they are made, with the model that is loaded for making them."""
     gpus: int = 1
     """GPUs that the model is spread over."""
+    same_replies: bool = False
+    """Read the replies under the prompts that they are compared with once they are made."""
+    plan: Plan | None = None
+    """What is declared before there is data."""
+    rule: str | None = None
+    """What decides from the data when to stop, where something does: the run is extended in place, and the model stays loaded."""
+    held: dict[str, tuple[LoadedModel, Engine]] = field(default_factory=dict)
+    """By run: what was loaded, where it is kept for going on."""
 
     def start(self, settings: Settings, scripts: Sequence[Transcript] | None = None, *, dry_run: bool = False) -> Run | None:
         """Make the run that the settings name, or go on with it. Returns the run, None after a dry run; exits with 75 when interrupted.
@@ -89,7 +99,13 @@ class Work:
         """Create the run or add to it; whatever contradicts the run on disk is refused here, before any weight is read."""
         from drift_cli.running.making import open_run
 
-        return open_run(self.store, experiment)
+        return open_run(self.store, replace(experiment, manifest=self._planned(experiment.manifest)))
+
+    def _planned(self, manifest: Manifest) -> Manifest:
+        """The manifest with the plan. Raises `UsageError` where there is data already, or where the plan names what the run does not have."""
+        from drift_cli.running.planned import planned
+
+        return manifest if self.plan is None else planned(manifest, self.plan, self.store)
 
     def _run(self, run: Run, experiment: Experiment, settings: Settings, stop: Stop) -> Outcome:
         from drift_cli.running.runner import Outcome
@@ -102,6 +118,8 @@ class Work:
             self.display.note(f"run {run.paths.run_id} is complete: nothing to do")
             if self.traces:
                 self._trace(run, experiment, stop, None)
+            if self.same_replies and run.paths.swapped_root.exists():
+                self._read_again(run, experiment, stop, None)
             return Outcome(0, 0.0, interrupted=False)
         left = sum(state.total - state.done for state in states if not state.ended)
         self.display.note(f"run {run.paths.run_id}: {left} turns to do on {experiment.device} in {run.manifest.spec.dtype}")
@@ -113,7 +131,6 @@ class Work:
         """Read the model and make turns, once there is something to be taken. `facts` are told with the event of the start."""
         from drift_cli.commands.progress import Shown
         from drift_cli.engine.contract import Stopped
-        from drift_cli.running.loading import load
         from drift_cli.running.machine import epoch_now
         from drift_cli.running.making import record_residuals
         from drift_cli.running.runner import Outcome, run_rollouts
@@ -126,7 +143,7 @@ class Work:
         except Stopped:
             return Outcome(0, 0.0, interrupted=True)
         share.presence.now(WorkerState.LOADING)
-        model, engine = load(run, experiment, part.settings, self.display.note, gpus=self.gpus)
+        model, engine = self._loaded(part)
         if (remark := record_residuals(run, model)) is not None:
             self.display.note(remark)
         run.begin(epoch_now(experiment.device, engine.name, engine.batch, self.gpus, run.manifest.spec.dtype))
@@ -147,7 +164,19 @@ class Work:
         run.event(kind, signal=stop.signal_name, turns=outcome.turns, seconds=round(outcome.seconds, 3), **self._named(share))
         if self.traces and kind == "done":
             self._trace(run, experiment, stop, model)
+        if self.same_replies and kind == "done":
+            self._read_again(run, experiment, stop, model)
         return outcome
+
+    def _loaded(self, part: Part) -> tuple[LoadedModel, Engine]:
+        """The model and its engine, kept where the run is to be gone on with."""
+        from drift_cli.running.loading import load
+
+        run_id = part.run.paths.run_id
+        found = self.held.get(run_id) or load(part.run, part.experiment, part.settings, self.display.note, gpus=self.gpus)
+        if self.rule is not None:
+            self.held[run_id] = found
+        return found
 
     def _named(self, share: Share) -> dict[str, str]:
         """What events say of this worker, beyond its host and process."""
@@ -160,6 +189,18 @@ class Work:
         loaded = model or models.load(experiment.card, dtype=run.manifest.spec.dtype, device=experiment.device)
         done = trace_with(self.display, run, experiment, loaded, stop)
         self.display.note(done.said)
+
+    def _read_again(self, run: Run, experiment: Experiment, stop: Stop, model: LoadedModel | None) -> None:
+        """Read what is missing of the replies under the other prompt; the weights are read only where something is."""
+        from drift_cli import models
+        from drift_cli.commands.same_replies import read_with
+        from drift_cli.measuring.same_replies import missing
+
+        wanted = missing(run)
+        if not wanted:
+            return
+        loaded = model or models.load(experiment.card, dtype=run.manifest.spec.dtype, device=experiment.device)
+        self.display.note(read_with(self.display, run, experiment, loaded, stop, wanted).said)
 
     def stopped(self, run: Run, stop: Stop, outcome: Outcome) -> None:
         """Say how far a run is that was asked to stop, and leave."""
@@ -209,30 +250,9 @@ class Work:
 
     def finished(self, run: Run, outcome: Outcome) -> None:
         """Say what became of a run that is done."""
-        from drift_cli.analysis.missing import next_step
+        from drift_cli.commands.said import ended, said_of
 
-        states = run.states()
-        rows, cells = [], []
-        for plan in run.manifest.cells:
-            mine = [state for state in states if state.rollout.cell == plan.cell]
-            complete, turns = sum(state.complete for state in mine), sum(state.done for state in mine)
-            ends = {
-                why: sum(state.end is not None and state.end.finish is why for state in mine) for why in (Finish.CONTEXT, Finish.TEMPLATE)
-            }
-            early = ", ".join(f"{count} {why}" for why, count in ends.items() if count)
-            rows.append([str(plan.cell), f"{complete}/{len(mine)}", str(turns), early])
-            short = {f"ended_for_{why}": count for why, count in ends.items()}
-            cells.append({"cell": str(plan.cell), "complete": complete, "planned": len(mine), "turns": turns, **short})
-        notes = [
-            f"{outcome.turns} turns made in {duration(outcome.seconds)}",
-            *([] if self.display.as_json else said_of(run)),
-        ]
-        empty = [str(cell["cell"]) for cell in cells if not cell["turns"] and cell["ended_for_context"]]
-        if empty:
-            notes.append(f"WARNING: no turn could be made of {', '.join(empty)}: the first prompt and a full reply do not fit the context")
-        notes.append(next_step(run.manifest))
-        table = Table(f"Run {run.paths.run_id}", ["cell", "complete>", "turns>", "ended early for"], rows, notes)
-        self.display.result({"run": run.paths.run_id, "turns": outcome.turns, "seconds": round(outcome.seconds, 3), "cells": cells}, table)
+        self.display.result(*ended(run, outcome, [] if self.display.as_json else said_of(run, self.rule)))
 
     def warn_of_lacking(self, experiment: Experiment) -> None:
         """Say, before anything is computed, what will be missing for statistics and pictures."""
@@ -260,20 +280,6 @@ class Part:
     experiment: Experiment
     settings: Settings
     stop: Stop
-
-
-def said_of(run: Run) -> list[str]:
-    """The verdict on a run that is done, in a sentence per condition; nothing for a run without an axis of its own, or with nothing to compare."""
-    from drift_cli.analysis.scale import persona_scale
-    from drift_cli.analysis.study import analyze
-    from drift_cli.analysis.table import load
-    from drift_cli.analysis.verdict import answer
-    from drift_cli.results.tables.answer import plain_sentences
-
-    if len(run.manifest.axes) + len(run.manifest.measured) != 1 or len(run.manifest.conditions) < 2:
-        return []
-    table = load(run)
-    return plain_sentences(answer(table, analyze(table), scale=persona_scale(run, table)))
 
 
 def why(settings: Settings) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drift_cli.errors import UsageError
+from drift_cli.results.bands import bands_of
 from drift_cli.spec import Part
 
 if TYPE_CHECKING:
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from drift_cli.analysis.presence import Presence
+    from drift_cli.analysis.results import Options
     from drift_cli.analysis.study import Study
     from drift_cli.analysis.table import RunTable
-    from drift_cli.results.figures.curves import Bands
     from drift_cli.results.figures.trajectory import Mark
     from drift_cli.store.run import Run
 
@@ -61,12 +63,39 @@ class Picture:
         return load(self.run, self.axis, self.part)
 
     @cached_property
-    def study(self) -> Study:
-        """All pairs of conditions; where a baseline was named, those with it."""
+    def options(self) -> Options:
+        """Of the statistics: the plan's, where the run has one."""
         from drift_cli.analysis.results import Options
+        from drift_cli.results.judged import usual
+
+        given = Options(level=self.level, against=None if self.against is None else self.baseline)
+        return usual(self.run, self.table, given, () if self.against is None else ("against",))
+
+    @cached_property
+    def single(self) -> Study:
+        """All pairs of conditions as if this were the only look; where a baseline was named, those with it."""
         from drift_cli.analysis.study import analyze
 
-        return analyze(self.table, Options(level=self.level, against=None if self.against is None else self.baseline))
+        return analyze(self.table, self.options)
+
+    @cached_property
+    def study(self) -> Study:
+        """The same with the intervals and p that apply at this look."""
+        from drift_cli.analysis.looked import study_as_of
+        from drift_cli.analysis.looks import looking
+
+        return study_as_of(self.single, looking(self.run, self.table))
+
+    @property
+    def presence(self) -> Presence:
+        """The differences from the baseline, split into the prompt's presence and words, with the intervals that apply at this look."""
+        from drift_cli.analysis.looked import presence_as_of
+        from drift_cli.analysis.looks import looking
+        from drift_cli.analysis.presence import Presence, presence
+
+        if self.table.measure is not None:
+            return Presence()
+        return presence_as_of(presence(self.run, self.table, self.options), looking(self.run, self.table), self.options.level)
 
     @cached_property
     def from_baseline(self) -> Study:
@@ -140,27 +169,27 @@ def _trajectory(picture: Picture) -> Figure:
     )
 
 
-def bands_of(table: RunTable, name: str, level: float) -> Bands:
-    """The bands of mean curves: `simultaneous` or `pointwise`; `UsageError` for another name."""
-    from drift_cli.results.figures.curves import pointwise, simultaneous
-
-    if name not in ("simultaneous", "pointwise"):
-        raise UsageError(f"there are no {name!r} bands", mend="Use simultaneous (all turns together) or pointwise (each turn by itself).")
-    return simultaneous(table, level) if name == "simultaneous" else pointwise(level)
-
-
 def _difference(picture: Picture) -> Figure:
     from drift_cli.results.figures.difference import difference
     from drift_cli.results.figures.palette import style_named
 
-    return difference(picture.table, picture.from_baseline, title=picture.title, style=style_named(picture.style))
+    return difference(
+        picture.table, picture.from_baseline, presence=picture.presence, title=picture.title, style=style_named(picture.style)
+    )
 
 
 def _forest(picture: Picture) -> Figure:
     from drift_cli.results.figures.forest import forest
     from drift_cli.results.figures.palette import style_named
 
-    return forest(picture.table, picture.study, picture.rollout_measure, title=picture.title, style=style_named(picture.style))
+    return forest(
+        picture.table,
+        picture.study,
+        picture.rollout_measure,
+        presence=picture.presence,
+        title=picture.title,
+        style=style_named(picture.style),
+    )
 
 
 def _marks(picture: Picture) -> list[Mark]:

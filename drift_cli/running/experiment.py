@@ -12,6 +12,7 @@ from drift_cli.analysis.missing import commands_for
 from drift_cli.axis import Axis
 from drift_cli.chat import Chat, chat_for
 from drift_cli.chat.conversation import stand_in
+from drift_cli.chat.placebo import filled
 from drift_cli.errors import UsageError
 from drift_cli.measuring.axis_layer import by_depth
 from drift_cli.measuring.axis_use import Subject, Use, named, use
@@ -125,6 +126,7 @@ def _assemble(
     kept: int | None = None,
 ) -> Experiment:
     chat = chat_for(card.tokenizer, settings.chat, date=settings.chat_date, options=settings.chat_options)
+    conditions = filled(conditions, {one.name: one for one in conditions}, card.tokenizer)
     for condition in conditions:
         for script in scripts:
             chat.check(condition, stand_in(script))

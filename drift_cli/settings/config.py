@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from drift_cli.settings.settings import PRESETS, Settings, keys, read_all, spoke
 from drift_cli.spec import Condition, Placement
 
 CONFIG_FILE = "drift.toml"
-_CONDITION = ("placement", "system")
+_CONDITION = ("placebo_of", "placement", "system", "variant_of", "variants")
 """What a condition's table may hold."""
 
 
@@ -137,12 +137,41 @@ def _toml_layer(text: str, where: str, origin: str) -> _Layer:
     conditions = found.pop("conditions", {})
     if not isinstance(conditions, dict):
         raise UsageError(f"{where}: conditions must be tables such as [conditions.simple]")
-    made = {name: _condition(name, entry, where) for name, entry in conditions.items()}
+    made = {one.name: one for name, entry in conditions.items() for one in _wordings(name, entry, where)}
+    _check_variants(made, where)
     return _Layer(lambda _: origin, read_all(found, where), made)
 
 
+def _wordings(name: str, entry: Any, where: str) -> list[Condition]:
+    """A condition and, behind it, other wordings of its prompt: `simple`, `simple.2`, `simple.3`."""
+    first = _condition(name, entry, where)
+    texts = entry.get("variants", [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise UsageError(
+            f"{where}: [conditions.{name}] variants must be a list of texts", mend='variants = ["Another wording.", "A third."]'
+        )
+    if texts and first.system is None:
+        raise UsageError(f"{where}: [conditions.{name}] has variants, but no system prompt of which they are other wordings")
+    return [first, *(replace(first, name=f"{name}.{number}", system=text, variant_of=name) for number, text in enumerate(texts, 2))]
+
+
+def _check_variants(made: Mapping[str, Condition], where: str) -> None:
+    """Refuse references to conditions that are not there."""
+    for one in made.values():
+        if one.placebo_of is not None and (one.placebo_of not in made or made[one.placebo_of].system is None):
+            raise UsageError(
+                f"{where}: [conditions.{one.name}] is a placebo of {one.placebo_of!r}, which has no system prompt there",
+                mend="Name the condition whose prompt it is to be as long as.",
+            )
+        if one.variant_of is not None and (one.variant_of not in made or made[one.variant_of].variant_of is not None):
+            raise UsageError(
+                f"{where}: [conditions.{one.name}] is a variant of {one.variant_of!r}, which is no condition of its own there",
+                mend="Name the condition whose prompt has the first wording.",
+            )
+
+
 def _condition(name: str, entry: Any, where: str) -> Condition:
-    allowed = f"{where}: [conditions.{name}] may hold only `system` (text) and `placement`"
+    allowed = f"{where}: [conditions.{name}] may hold only `system` (text), `placement`, `variants` (texts), `variant_of` and `placebo_of` (conditions)"
     if not isinstance(entry, dict):
         raise UsageError(allowed)
     for key in (key for key in entry if key not in _CONDITION):
@@ -150,7 +179,15 @@ def _condition(name: str, entry: Any, where: str) -> Condition:
     system = entry.get("system")
     if system is not None and (not isinstance(system, str) or not system.strip()):
         raise UsageError(f"{where}: [conditions.{name}] system must be a text; leave it out for none")
-    return Condition(name, system, placement(entry.get("placement", "start"), f"{where}: [conditions.{name}]"))
+    variant_of = entry.get("variant_of")
+    if variant_of is not None and (not isinstance(variant_of, str) or "variants" in entry):
+        raise UsageError(f"{where}: [conditions.{name}] variant_of must be the name of a condition, and does not go with variants")
+    placebo_of = entry.get("placebo_of")
+    if placebo_of is not None and (not isinstance(placebo_of, str) or len(entry) > 1):
+        raise UsageError(
+            f"{where}: [conditions.{name}] placebo_of must be the name of a condition, alone: text and placement follow from that condition's"
+        )
+    return Condition(name, system, placement(entry.get("placement", "start"), f"{where}: [conditions.{name}]"), variant_of, placebo_of)
 
 
 def placement(value: Any, where: str) -> Placement:
@@ -175,6 +212,7 @@ def _choose(layers: list[_Layer], chosen: list[str], ad_hoc: Condition | None) -
                 mend=f'{did_you_mean(name, known)}Defined: {", ".join(known)}. Define it in drift.toml, or here: --condition {name} --system "…".',
             )
     if chosen:
-        return tuple(known[name] for name in dict.fromkeys(chosen))
+        named = (one for name in chosen for one in (name, *(other.name for other in known.values() if other.variant_of == name)))
+        return tuple(known[name] for name in dict.fromkeys(named))
     default = next((layer.conditions for layer in layers if layer.conditions), {"baseline": known["baseline"]})
     return tuple(default.values())

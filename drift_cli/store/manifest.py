@@ -20,6 +20,7 @@ from drift_cli.store.epoch import Epoch
 from drift_cli.store.files import read_inside
 from drift_cli.store.line import LINES
 from drift_cli.store.paths import RunPaths
+from drift_cli.store.plan import SealedPlan
 
 FORMAT = 1
 """Metadata of a field that came after the first runs: it is left out of run.json where it has its default, so that those stay what they are."""
@@ -121,6 +122,8 @@ class Manifest:
     """Which tokens of a reply's part stand for it, see `pool.Pool`."""
     segments: bool = field(default=False, metadata=OPTIONAL)
     """Whether replies may have reasoning apart from their answer. In run.json only where they may."""
+    plan: SealedPlan | None = field(default=None, metadata=OPTIONAL)
+    """What was declared before there was data. In run.json only where something was."""
     format: int = FORMAT
 
     @property
@@ -197,6 +200,7 @@ def checked(manifest: Manifest) -> Manifest:
     for entry in (*manifest.axes, *manifest.measured):
         if "@" in entry.name and entry.name != at_layer(entry.axis, entry.layer):
             raise Malformed(f"{entry.name!r} is at layer {entry.layer}", "axes")
+    _check_plan(manifest)
     for place, entry in enumerate(manifest.axes):
         if manifest.layers and entry.layer not in manifest.layers:
             raise Malformed(f"layer {entry.layer} is not among the stored layers", f"axes[{place}].layer")
@@ -211,6 +215,11 @@ def _check_known(manifest: Manifest) -> None:
         Pool.of(manifest.pool)
     except ValueError as error:
         raise Malformed(f"{manifest.pool!r}: {error}", "pool") from None
+
+
+def _check_plan(manifest: Manifest) -> None:
+    if manifest.plan is not None and not manifest.plan.intact:
+        raise Malformed("its digest is not that of what it says: a plan does not change once it is written", "plan")
 
 
 def _refuse_twins(names: Iterable[Any], kind: str) -> None:

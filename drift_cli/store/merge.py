@@ -41,6 +41,7 @@ def merge(old: Manifest, new: Manifest) -> Manifest:
         settings={**new.settings, **old.settings},
         epochs=_epochs(old.epochs, new.epochs),
         imported=_imported(old.imported, new.imported),
+        plan=old.plan or new.plan,
     )
 
 
@@ -87,6 +88,8 @@ def _differences(old: Manifest, new: Manifest) -> Iterator[_Difference]:
     """Field, stored, asked, for everything that makes the two incomparable."""
     yield from _one("name", old.spec.name, new.spec.name)
     yield from spec_differences(old.spec, new.spec)
+    if new.plan is not None and old.plan is not None:
+        yield from _one("plan", old.plan.digest, new.plan.digest)
     yield from _one("layers", old.layers, new.layers)
     yield from _one("pool", old.pool, new.pool)
     yield from _one("segments (reasoning apart from the answer)", old.segments, new.segments)

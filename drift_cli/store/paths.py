@@ -83,6 +83,11 @@ class RunPaths:
         """What happened, a line each, append only."""
         return self.root / "events.jsonl"
 
+    @property
+    def looks(self) -> Path:
+        """When results were looked at, a line each, append only."""
+        return self.root / "looks.jsonl"
+
     def axis(self, name: str) -> Path:
         """The run's own copy of an axis, which has all its layers: `demo@3` is in the same file as `demo`."""
         return self.root / "axes" / f"{checked_name('axis', split_layer(name)[0])}.safetensors"
@@ -104,6 +109,16 @@ class RunPaths:
         """A rollout's token traces on an axis."""
         cell = self.cell(rollout.cell).relative_to(self.rollouts_root)
         return self.traces_root / _entry(axis) / cell / sample_name(rollout.sample, "safetensors")
+
+    @property
+    def swapped_root(self) -> Path:
+        """The folder that holds replies read under another condition's prompt; whatever is in it can be measured again."""
+        return self.root / "swapped"
+
+    def swapped(self, rollout: Rollout, prompt: str) -> Path:
+        """Residual means of a rollout's replies, read under the prompt of another condition."""
+        cell = self.cell(rollout.cell).relative_to(self.rollouts_root)
+        return self.swapped_root / checked_name("condition", prompt) / cell / sample_name(rollout.sample, "means")
 
     @property
     def quarantine(self) -> Path:

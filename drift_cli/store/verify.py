@@ -22,9 +22,11 @@ from drift_cli.store.axes import read_axis
 from drift_cli.store.events import read_events
 from drift_cli.store.files import open_inside, size_of
 from drift_cli.store.line import TurnLine
+from drift_cli.store.looks import read_looks
 from drift_cli.store.manifest import AxisEntry, Manifest, read_manifest
 from drift_cli.store.paths import RunPaths
 from drift_cli.store.reader import Scan, scan_rollout
+from drift_cli.store.swapped import read_swapped
 from drift_cli.store.traces import read_traces
 
 _TOLERANCE = 1e-5
@@ -63,7 +65,7 @@ def verify(paths: RunPaths, manifest: Manifest) -> list[Finding]:
             directions += [direction] if entry in manifest.axes else []
     for rollout in _planned(manifest):
         found += _rollout(paths, manifest, rollout, directions)
-    return [*found, *_traces(paths, manifest), *_folder(paths, manifest)]
+    return [*found, *_traces(paths, manifest), *_swapped(paths, manifest), *_folder(paths, manifest)]
 
 
 def _traces(paths: RunPaths, manifest: Manifest) -> Iterator[Finding]:
@@ -74,6 +76,18 @@ def _traces(paths: RunPaths, manifest: Manifest) -> Iterator[Finding]:
             if path.exists():
                 try:
                     read_traces(paths, rollout, entry, [line.turn for line in scan_rollout(paths, rollout).lines])
+                except StoreError as error:
+                    yield Finding(path, _said(error, path), fatal=False)
+
+
+def _swapped(paths: RunPaths, manifest: Manifest) -> Iterator[Finding]:
+    """Replies read under another prompt that cannot be read back. Not fatal: they can be measured again."""
+    for rollout in _planned(manifest) if paths.swapped_root.exists() else ():
+        for prompt in manifest.conditions:
+            path = paths.swapped(rollout, prompt)
+            if path.exists():
+                try:
+                    read_swapped(paths, manifest, rollout, prompt, [line.turn for line in scan_rollout(paths, rollout).lines])
                 except StoreError as error:
                     yield Finding(path, _said(error, path), fatal=False)
 
@@ -216,8 +230,16 @@ def _folder(paths: RunPaths, manifest: Manifest) -> Iterator[Finding]:
             elif name in names:
                 yield from _file(paths, path, planned)
         folders.sort()
+    yield from _looks(paths)
     for problem in _event_problems(paths):
         yield Finding(paths.events, problem, fatal=False)
+
+
+def _looks(paths: RunPaths) -> Iterator[Finding]:
+    try:
+        read_looks(paths)
+    except StoreError as error:
+        yield Finding(paths.looks, _said(error, paths.looks), fatal=True)
 
 
 def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[Finding]:
@@ -237,9 +259,10 @@ def _file(paths: RunPaths, path: Path, planned: Mapping[Cell, int]) -> Iterator[
     elif folder == paths.traces_root.name and path.suffix == ".traces":
         yield Finding(path, "token traces of an earlier version, which are not read: delete them and measure again", fatal=False)
     elif (
-        path not in (paths.manifest, paths.manifest_lock, paths.events)
+        path not in (paths.manifest, paths.manifest_lock, paths.events, paths.looks)
         and folder not in ("axes", "controls", "reference")
         and not (folder == "traces" and path.suffix == ".safetensors")
+        and not (folder == "swapped" and path.suffix == ".means")
     ):
         yield Finding(path, "not part of the run", fatal=False)
 

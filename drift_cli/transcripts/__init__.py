@@ -57,7 +57,7 @@ def read(source: str | Path, *, strip_private: bool = False, turns: int | None =
     users = tuple(_public(message, strip_private) for message in script.users)
     changed = sum(text != message.text for text, message in zip(users, script.users, strict=True))
     notices = script.notices if not changed else (*script.notices, f"Private tags were removed from {_count(changed, 'user turn')}.")
-    return Loaded(Transcript(name, users, script.replies), notices)
+    return Loaded(Transcript(name, users, script.replies, pulls=script.pulls), notices)
 
 
 def _with_all_replies(script: Script) -> Script:

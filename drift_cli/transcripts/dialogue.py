@@ -42,10 +42,13 @@ class Script:
     replies: tuple[str, ...] | None = None
     """A reply to each user turn, or to each but the last."""
     notices: tuple[str, ...] = ()
+    pulls: tuple[int, ...] = ()
+    """Turns that are marked as pulls, ascending, 1 for the first."""
 
     def first(self, turns: int) -> Script:
         """The first `turns` user turns, with their replies."""
-        return replace(self, users=self.users[:turns], replies=None if self.replies is None else self.replies[:turns])
+        pulls = tuple(turn for turn in self.pulls if turn <= turns)
+        return replace(self, users=self.users[:turns], replies=None if self.replies is None else self.replies[:turns], pulls=pulls)
 
 
 def read_messages(items: Any, where: str) -> list[Message]:

@@ -8,7 +8,7 @@
 | `{"conversation": [{"role", "content"}, …]}` | assistant-axis |
 | `{"conversations": [[{"role", "content"}, …], …]}` | the seed experiment's output: one script, answered several times |
 | `{"conversations": [{"from", "value"}, …]}`, as JSON or one JSON line | ShareGPT |
-| `{"users": ["…", …], "replies"?, "name"?, "description"?, "language"?}` | drift |
+| `{"users": ["…", …], "replies"?, "name"?, "description"?, "language"?, "pulls"?: [turns]}` | drift |
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from drift_cli.spec import checked_name
 from drift_cli.transcripts.dialogue import Message, Script, encodable, kind, read_messages, read_texts, said, script_of
 
 _BODIES = ("conversation", "conversations", "messages", "users")
-_OWN = {"name", "description", "language", "users", "replies"}
+_OWN = {"name", "description", "language", "users", "replies", "pulls"}
 _SHAPES = "Known shapes: a list of strings or of messages, or an object with one of " + ", ".join(_BODIES) + "."
 
 
@@ -100,7 +100,17 @@ def _own(value: dict[str, Any], name: str, where: str) -> Script:
         raise UsageError(
             f"{where}: {len(users)} user turns but {len(replies)} replies", mend="Give one reply to each user turn, or none at all."
         )
-    return Script(_own_name(value["name"], where) if "name" in value else name, users, replies)
+    pulls = _pulls(value.get("pulls", []), len(users), where)
+    return Script(_own_name(value["name"], where) if "name" in value else name, users, replies, pulls=pulls)
+
+
+def _pulls(value: Any, turns: int, where: str) -> tuple[int, ...]:
+    """Turns that the script's author marked as pulls."""
+    if not isinstance(value, list) or not all(type(turn) is int and 1 <= turn <= turns for turn in value):
+        raise UsageError(
+            f"{where}: pulls is no list of turns from 1 to {turns}", mend="Give the numbers of the turns that pull, such as [9, 15]."
+        )
+    return tuple(sorted(set(value)))
 
 
 def _own_name(name: str, where: str) -> str:

@@ -1,7 +1,7 @@
 """Differences from a baseline, turn by turn: each condition's mean less the baseline's, with the band of all turns together.
 
 Turns whose adjusted p is at most 1 - level are filled, where the primary difference is shown too; the others are hollow. What the p and the band are
-adjusted for is said below the figure.
+adjusted for is said below the figure. Where the same replies were read under the other prompt, a thin dotted line is the words' part of the difference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from drift_cli.analysis.layers import Unavailable
-from drift_cli.analysis.results import Correction, PairTurns
+from drift_cli.analysis.presence import Presence
+from drift_cli.analysis.results import Correction, Measure, PairTurns
 from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import percent
 from drift_cli.analysis.table import Group, RunTable
@@ -29,7 +30,9 @@ from drift_cli.results.figures.palette import PAPER, LineStyle, Style
 from drift_cli.results.figures.panel import axis_label, check_drawable, dress
 
 
-def difference(table: RunTable, study: Study, *, title: str | None = None, style: Style = PAPER) -> Figure:
+def difference(
+    table: RunTable, study: Study, *, presence: Presence | None = None, title: str | None = None, style: Style = PAPER
+) -> Figure:
     """Draw a study that compares with one condition. Raises `StoreError` for a table without a turn, `Unavailable` where there is nothing to compare."""
     check_drawable(table)
     if not any(turn.difference is not None for pair in study.turns for turn in pair.turns):
@@ -38,18 +41,43 @@ def difference(table: RunTable, study: Study, *, title: str | None = None, style
         )
     baseline = study.turns[0].b
     look_of = style.each(table.conditions)
+    split = False
     with looks(style):
         panels = group_panels(table.groups, style)
         for group, ax in panels.of.items():
             draw_differences(ax, study.turns, group, look_of, style)
+            split = _draw_words(ax, study.turns, group, presence, look_of, style) or split
             dress(ax, table, group, style, label=f"{axis_label(table)}, less that of {baseline}")
         shown = dict.fromkeys(pair.a for pair in study.turns)
         entries = [(line_handle(look_of[name], style, banded=True), f"{name} − {baseline}") for name in shown]
         if any(turn.low is not None for pair in study.turns for turn in pair.turns):
             entries.append((Patch(facecolor=style.neutral, alpha=0.35, lw=0), band_label(study.turns)))
+        if split:
+            entries.append((Line2D([], [], color=style.neutral, ls=":", lw=style.points(1.1)), "the words' part"))
         put_legend(panels.fig, [*entries, *difference_marks(study.turns, style)], style)
-        compose(panels.fig, style, heading=title, notes=[study.turns[0].method + ".", study.scope])
+        notes = [study.turns[0].method + ".", *([_WORDS] if split else []), study.scope]
+        compose(panels.fig, style, heading=title, notes=notes)
     return panels.fig
+
+
+_WORDS = "The words' part is what is left without the prompt's presence: the same replies were read under both prompts, and both orders are averaged."
+
+
+def _draw_words(
+    ax: Axes, pairs: Sequence[PairTurns], group: Group, presence: Presence | None, look_of: Mapping[str, LineStyle], style: Style
+) -> bool:
+    """Draw the words' part of the pairs of a group; whether there is any."""
+    drawn = False
+    mine = [pair for pair in pairs if (pair.transcript, pair.temperature) == group]
+    for index, pair in enumerate(mine):
+        split = None if presence is None else presence.of(pair.a, pair.transcript, pair.temperature, Measure.MEAN)
+        if split is None:
+            continue
+        x = beside(len(pair.turns), index, len(mine))
+        values = np.array([_nan(value) for value in split.turns[: len(x)]])
+        ax.plot(x[: len(values)], values, gid=f"words-{pair.a}", color=look_of[pair.a].color, ls=":", lw=style.points(1.1), zorder=2.8)
+        drawn = True
+    return drawn
 
 
 def band_label(pairs: Sequence[PairTurns]) -> str:

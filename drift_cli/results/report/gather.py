@@ -9,9 +9,10 @@ from drift_cli.analysis.study import analyze
 from drift_cli.analysis.tokens import load_traces
 from drift_cli.errors import UsageError
 from drift_cli.files import atomic_write, create_folder
+from drift_cli.results.bands import bands_of
 from drift_cli.results.figures.panel import check_drawable
 from drift_cli.results.judged import judge
-from drift_cli.results.pictures import Picture, bands_of, references
+from drift_cli.results.pictures import Picture, references
 from drift_cli.results.report.document import Contents, document
 from drift_cli.results.report.html import page
 from drift_cli.results.report.verdict import verdict
@@ -34,7 +35,7 @@ def gather(picture: Picture) -> Contents:
     """Everything the report says of a run."""
     run, table = picture.run, picture.table
     check_drawable(table)
-    judged = judge(run, table, study=picture.study)
+    judged = judge(run, table, study=picture.single)
     study = judged.study
     part = table.segment or Part.ANSWER
     others = () if table.measure is not None else reply_differences(run, study, part)

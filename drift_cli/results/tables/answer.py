@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 
+from drift_cli.analysis.looks import Kind
+from drift_cli.analysis.presence import Split
 from drift_cli.analysis.results import Comparison, Measure
 from drift_cli.analysis.summary import percent
 from drift_cli.analysis.verdict import Answer, Judgement, Verdict
@@ -103,18 +105,32 @@ def _brief(one: Judgement, answer: Answer, name: Callable[[Judgement], str]) -> 
     """The verdict, and which statements it rests on: their numbers stand in the table."""
     assert one.verdict is not None
     parts = []
+    level, drifts = _subject(one.split is not None), _drifts(one)
     for row, what, up, down in (
-        (one.level, "level", "its level is above", "its level is below"),
-        (one.drift, "drift", "it drifts less than", "it drifts more than"),
+        (one.shown_level, "level", f"{level} is above", f"{level} is below"),
+        (one.shown_drift, "drift", f"{drifts} less than", f"{drifts} more than"),
     ):
         if row is None or row.difference is None or row.p is None:
             parts.append(f"its {what} cannot be compared{why(row)}")
         elif row.starred:
             parts.append(f"{up if row.difference > 0 else down} {answer.baseline}")
         else:
-            parts.append(f"no difference in {what} is shown")
+            parts.append(f"no difference in {what}{_of_words(one, what)} is shown")
     said = ", ".join(parts) + _stay(one, answer)
     return f"{name(one)}: {one.verdict.value.upper()}. {said[0].upper()}{said[1:]}."
+
+
+def _subject(words: bool) -> str:
+    """Whose level it is: that of the replies' words, where the prompt's presence is told apart."""
+    return "the level of its words" if words else "its level"
+
+
+def _drifts(one: Judgement) -> str:
+    return "it drifts" if one.drift_split is None else "its words drift"
+
+
+def _of_words(one: Judgement, what: str) -> str:
+    return " of words" if (one.split if what == "level" else one.drift_split) is not None else ""
 
 
 def _judged(one: Judgement, base: Judgement | None, answer: Answer, name: Callable[[Judgement], str]) -> str:
@@ -123,17 +139,27 @@ def _judged(one: Judgement, base: Judgement | None, answer: Answer, name: Callab
 
 
 def _level(one: Judgement, answer: Answer) -> str:
-    row = one.level
+    row = one.shown_level
     if row is None or row.difference is None:
         return f"Its level cannot be compared with that of {answer.baseline}{why(row)}."
     if row.starred:
         side = "above" if row.difference > 0 else "below"
-        return f"Its level is {side} that of {answer.baseline}: {evidence(row)}."
-    return f"No difference in level from {answer.baseline} is shown: {evidence(row)}."
+        subject = _subject(one.split is not None)
+        return f"{subject[0].upper()}{subject[1:]} is {side} that of {answer.baseline}: {evidence(row)}{_parts(one.split)}."
+    return f"No difference in level{_of_words(one, 'level')} from {answer.baseline} is shown: {evidence(row)}{_parts(one.split)}."
+
+
+def _parts(split: Split | None) -> str:
+    """What the prompt's presence does to the same words, behind the words' part."""
+    if split is None or split.presence.difference is None:
+        return ""
+    share = "" if split.share is None else f", {100 * split.share:.0f} % of the difference"
+    half = None if split.presence.low is None or split.presence.high is None else (split.presence.high - split.presence.low) / 2
+    return f"; the prompt's presence moves the same words by {_with_half(split.presence.difference, half).replace(' ', HARD)}{share}"
 
 
 def _drift(one: Judgement, base: Judgement | None, answer: Answer) -> str:
-    row = one.drift
+    row = one.shown_drift
     if row is None or row.difference is None:
         return f"Its drift cannot be compared{why(row)}."
     from_start = f"change from turn {answer.first} {signed(one.change.value)}"
@@ -141,8 +167,9 @@ def _drift(one: Judgement, base: Judgement | None, answer: Answer) -> str:
         from_start += f" against {signed(base.change.value)}"
     if row.starred:
         how = "less" if row.difference > 0 else "more"
-        return f"It drifts {how} than {answer.baseline} ({from_start}): {evidence(row)}{_stay(one, answer)}."
-    return f"No difference in drift is shown ({from_start}): {evidence(row)}{_stay(one, answer)}."
+        subject = _drifts(one)
+        return f"{subject[0].upper()}{subject[1:]} {how} than {answer.baseline} ({from_start}): {evidence(row)}{_stay(one, answer)}."
+    return f"No difference in drift{_of_words(one, 'drift')} is shown ({from_start}): {evidence(row)}{_stay(one, answer)}."
 
 
 def _stay(one: Judgement, answer: Answer) -> str:
@@ -157,10 +184,11 @@ def _stay(one: Judgement, answer: Answer) -> str:
 
 def verdict_table(answer: Answer) -> Table:
     """The verdicts as a table to read or print, every caution below it."""
-    heads = ["condition", "where", "verdict", "n>", "mean>", "level − baseline>", "p>", "own change>", "less drift by>", "p >"]
+    split = any(one.split is not None for one in answer.judgements)
+    heads = ["condition", "where", "verdict", *(f"{head}>" for head in _heads(split)[1:-1]), "p >"]
     rows = []
     for one in answer.judgements:
-        row = [cell.replace(HARD, " ") for cell in _row(one)]
+        row = [cell.replace(HARD, " ") for cell in _row(one, split)]
         rows.append([row[0], f"{one.transcript}, T{one.temperature:g}", one.verdict.value if one.verdict else "baseline", *row[1:]])
     notes = [*sentences(answer), *(f"Caution: {text}" for text in cautions(answer)), answer.scope]
     return Table(_title(answer), heads, rows, [note.replace(HARD, " ") for note in notes])
@@ -168,29 +196,59 @@ def verdict_table(answer: Answer) -> Table:
 
 def table_lines(answer: Answer, width: int) -> list[str]:
     """The one table: level and drift of each condition against the baseline; narrower where there is less room, never folded."""
-    rows = [_row(one) for one in answer.judgements]
+    split = any(one.split is not None for one in answer.judgements)
+    rows = [_row(one, split) for one in answer.judgements]
     order = sorted(range(len(rows)), key=lambda place: (answer.judgements[place].verdict is not None, _rank(answer.judgements[place])))
     shown = [rows[place] for place in sorted(order[:_ROWS])] if len(rows) > _ROWS else rows
-    heads = ["", "n", "mean", "level − baseline", "p", "own change", "less drift by", "p"]
-    for drop in ((), (2,), (2, 5), (1, 2, 5), (1, 2, 5, 6, 7)):
+    heads = _heads(split)
+    for drop in _DROPS_SPLIT if split else _DROPS:
         kept = [place for place in range(len(heads)) if place not in drop]
         made = _aligned([[row[place] for place in kept] for row in [heads, *shown]], width)
         if made is not None:
             break
     assert made is not None
     left = len(rows) - len(shown)
-    note = f"± half the {percent(answer.level)} interval; p adjusted" + (f"; {left} more conditions in --full" if left else "")
-    return [*made, note] if len(note) <= width else made
+    note = f"± half the {_interval_name(answer)}; p adjusted" + (f"; {left} more conditions in --full" if left else "")
+    told = f"level − baseline = presence of the prompt (same words) + words, both orders averaged; p: of the words; {note}"
+    notes = _wrapped(told, width) if split else [note] if len(note) <= width else []
+    return [*made, *notes]
+
+
+def _interval_name(answer: Answer) -> str:
+    """Which interval stands in the table."""
+    usual = f"{percent(answer.level)} interval"
+    found = answer.looked
+    if found is None or found.only:
+        return usual
+    if set(found.kinds) == {Kind.PLANNED}:
+        return f"repeated {usual} of planned look {found.number}"
+    return f"always-valid {usual} (look {found.number})"
+
+
+def _heads(split: bool) -> list[str]:
+    """Of the one table; with the split, level and drift are tested on the words' part."""
+    if split:
+        return ["", "n", "mean", "level − baseline", "presence", "words", "p", "own change", "words drift less by", "p"]
+    return ["", "n", "mean", "level − baseline", "p", "own change", "less drift by", "p"]
+
+
+_DROPS = ((), (2,), (2, 5), (1, 2, 5), (1, 2, 5, 6, 7))
+_DROPS_SPLIT = ((), (2,), (2, 7), (1, 2, 7), (1, 2, 3, 7), (1, 2, 3, 7, 8, 9), (1, 2, 3, 4, 7, 8, 9))
+"""Columns that are left out where there is less and less room."""
 
 
 def _rank(one: Judgement) -> float:
     return 2.0 if one.level is None or one.level.p is None else one.level.p
 
 
-def _row(one: Judgement) -> list[str]:
-    level, drift = one.level, one.drift
+def _row(one: Judgement, split: bool) -> list[str]:
     n = str(one.quality.distinct) if one.quality.distinct == one.quality.begun else f"{one.quality.distinct}/{one.quality.begun}"
-    return [one.condition, n, signed(one.mean), *_difference(level), _with_half(one.change.value, one.change.half), *_difference(drift)]
+    own = _with_half(one.change.value, one.change.half)
+    if not split:
+        return [one.condition, n, signed(one.mean), *_difference(one.level), own, *_difference(one.drift)]
+    whole = _difference(one.level)[0].rstrip("* ")
+    alone = "" if one.split is None else _difference(one.split.presence)[0].rstrip()
+    return [one.condition, n, signed(one.mean), whole, alone, *_difference(one.shown_level), own, *_difference(one.shown_drift)]
 
 
 def _difference(row: Comparison | None) -> list[str]:

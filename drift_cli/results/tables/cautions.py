@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from drift_cli.analysis.looks import Kind
 from drift_cli.analysis.quality import Quality
-from drift_cli.analysis.results import Measure
+from drift_cli.analysis.results import Measure, Test
 from drift_cli.analysis.verdict import Answer
 from drift_cli.results.tables.phrases import HARD, Namer, evidence, half_width, joined, namer, p_words, signed, turned
 from drift_cli.results.tables.words import number
@@ -15,13 +16,17 @@ def cautions(answer: Answer) -> Iterator[str]:
     """What limits the answer, the most harmful first."""
     several = len({(one.transcript, one.temperature) for one in answer.judgements}) > 1
     name = namer(several)
+    yield from _looks(answer)
     yield from _incomplete(answer, name)
     yield from _distinct(answer, name)
     if answer.remark is not None:
         yield answer.remark
+    if answer.presence.note is not None:
+        yield answer.presence.note
     yield from _placebos(answer, name)
     yield from _baseline(answer, name)
     yield from _counted(answer, name, "cut at the length limit", lambda q: q.cut)
+    yield from _layers(answer)
     yield from _at_first(answer, name)
     yield from _length(answer, name)
     yield from _axis(answer, name)
@@ -38,6 +43,45 @@ def cautions(answer: Answer) -> Iterator[str]:
     yield from _counted(answer, name, "of one or two words", lambda q: q.near_empty)
     yield from _counted(answer, name, "with marks of a chat template or role labels", lambda q: q.template)
     yield from _noise(answer, name)
+    yield from _later(answer)
+
+
+def _looks(answer: Answer) -> Iterator[str]:
+    """How often the data were looked at, which interval applies, and what a single look would say."""
+    found = answer.looked
+    if found is None:
+        return
+    if found.departures:
+        yield f"Not as planned: {'; '.join(found.departures)}."
+    kinds, looks = set(found.kinds), ", ".join(map(str, found.planned))
+    if Kind.NOT_PLANNED in kinds:
+        yield f"This look is not planned (looks at {looks} complete rollouts of every condition): nothing can be shown here, whatever p is."
+    if found.only:
+        return
+    earlier = f" (fewer were seen at {', '.join(map(str, found.earlier))} rollouts)" if found.earlier else ""
+    if Kind.ALWAYS in kinds:
+        yield f"Look {found.number} at these data{earlier}: the always-valid interval and p apply, not those of a single look."
+    elif Kind.PLANNED in kinds:
+        yield f"Look {found.number} of the plan{earlier}: the repeated interval and p apply; α is spent over looks at {looks}."
+    single = [
+        f"{name} {signed((low + high) / 2)}{HARD}±{HARD}{half_width((high - low) / 2)} (p{HARD}{p_words(p)})"
+        for name, low, high, p in found.single
+    ]
+    evidence_of = [f"{name} {number(one.e_value, 2)}" for name, one in found.standings if one.e_value is not None]
+    yield f"Of a single look they would be: {joined(single)}. e-values: {joined(evidence_of)}."
+
+
+def _later(answer: Answer) -> Iterator[str]:
+    """What will hold if more rollouts follow this look."""
+    found = answer.looked
+    if found is None or not found.only or not found.standings:
+        return
+    wide = [
+        f"{name} ±{HARD}{half_width((one.always_high - one.always_low) / 2)} (e{HARD}={HARD}{number(one.e_value, 2)})"
+        for name, one in found.standings
+        if one.always_low is not None and one.always_high is not None
+    ]
+    yield f"First look at these data: the usual interval applies. If rollouts are added after it, always-valid ones do, here {joined(wide)}."
 
 
 def _incomplete(answer: Answer, name: Namer) -> Iterator[str]:
@@ -74,6 +118,8 @@ def _placebos(answer: Answer, name: Namer) -> Iterator[str]:
         return
     if not answer.has_placebo:
         yield "No condition is a placebo: what any prompt of this length would do is not told apart."
+    if answer.unmatched:
+        yield f"No placebo of the same length and placement (placebo_of in drift.toml makes one): {joined(answer.unmatched)}."
     for one in answer.judgements:
         if one.placebo is not None and not one.placebo.starred and one.placebo.difference is not None:
             row = one.placebo if one.placebo.a == one.condition else turned(one.placebo)
@@ -103,6 +149,21 @@ def _axis(answer: Answer, name: Namer) -> Iterator[str]:
     units = [f"{name(one)} {signed(one.units)}" for one in answer.judgements if one.units is not None]
     if units:
         yield f"In persona units (the other personas 0, the assistant 1) the level differs by {joined(units)}."
+
+
+def _layers(answer: Answer) -> Iterator[str]:
+    """How far the differences hang on the layer."""
+    several = len({(one.transcript, one.temperature) for one in answer.moves}) > 1
+    found = []
+    for one in answer.moves:
+        if one.span is not None and one.here is not None:
+            where = f" ({one.transcript}, T{HARD}{one.temperature:g})" if several else ""
+            sign = ", its sign changes" if one.span[0] < 0 < one.span[1] else ""
+            found.append(f"{one.condition}{where} {signed(one.span[0])} to {signed(one.span[1])} (here {signed(one.here)}{sign})")
+    if found:
+        first = answer.moves[0]
+        of = "the words' part of the level" if all(one.words for one in answer.moves) else "the difference in level"
+        yield f"Over layers {first.layers[0]} to {first.layers[-1]}, the third around {first.layer}, {of} goes in {first.units}: {joined(found)}."
 
 
 def _controls(answer: Answer) -> Iterator[str]:
@@ -168,6 +229,9 @@ def _length(answer: Answer, name: Namer) -> Iterator[str]:
 def _noise(answer: Answer, name: Namer) -> Iterator[str]:
     shared = [one for one in answer.judgements if one.confounds is not None and one.confounds.r is not None]
     found = [f"{name(one)} r{HARD}={HARD}{signed(one.confounds.r)} (×{number(one.confounds.gain, 2)})" for one in shared if one.confounds]
+    if found and answer.test is Test.PAIRED:
+        yield f"Samples share their noise and are compared in pairs; variance without pairing, over that with it: {joined(found)}."
+        return
     if found:
         yield f"Samples share their noise; variance without pairing, over that with it (--test paired): {joined(found)}."
     against = [name(one) for one in shared if one.confounds and (one.confounds.r or 0.0) < -0.1]
