@@ -46,7 +46,6 @@ EXCEPTIONS: set[tuple[str, str]] = set()
 FORBIDDEN = {("engine", "chat"), ("engine", "store"), ("store", "workers")}
 MOST_LINES, MOST_FUNCTION_LINES = 300, 40
 LONG_FILES = {
-    "analysis/verdict.py",
     "commands/stats.py",
     "results/pictures.py",
     "spec.py",
