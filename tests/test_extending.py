@@ -20,12 +20,17 @@ from report_run import make_run
 import drift_cli
 from drift_cli import plugins
 from drift_cli.analysis import measure as registry
+from drift_cli.analysis.looked import looked, study_as_of
+from drift_cli.analysis.looks import Looking, seen
 from drift_cli.analysis.measures import sample
+from drift_cli.analysis.presence import Presence
+from drift_cli.analysis.results import Options
 from drift_cli.analysis.study import analyze
 from drift_cli.analysis.table import RunTable
 from drift_cli.errors import DriftError, UsageError
 from drift_cli.interchange import exporters
 from drift_cli.spec import Cell
+from drift_cli.store.looks import Look, now
 
 DOCS = Path(drift_cli.__file__).parents[1] / "docs"
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -217,7 +222,7 @@ def test_a_measure_that_is_not_linear_leaves_out_rollouts_that_lack_turns_and_sa
     projections = run.projections().droplevel(["transcript", "temperature"])
     assert lowest.drop(("complex", 3)).tolist() == projections.drop(("complex", 3)).min(axis=1).tolist()
     assert np.isnan(lowest["complex", 3])
-    row = run.compare("complex").table.set_index("measure").loc["lowest"]
+    row = run.compare("complex", test="welch").table.set_index("measure").loc["lowest"]
     assert (row["n"], row["n_baseline"]) == (3, 4)
     assert "those without a turn that counts are left out" in row["note"]
 
@@ -272,3 +277,23 @@ def test_an_architecture_is_registered_by_an_installed_package(install: Install,
 
     models.describe(str(tiny.save("llama", Path("tiny").absolute())))
     assert sys.drift_was_here  # type: ignore[attr-defined]
+
+
+def test_later_looks_count_for_added_measures_too() -> None:
+    rng = np.random.default_rng(6)
+    values = {Cell("t", name, 1.0): rng.normal(shift, 1, size=(12, 6)) for name, shift in (("a", 0.0), ("b", 0.9))}
+    drift_cli.rollout_measure("lowest", "lowest")(lambda values, turns: values.min())
+    few, all_ = (RunTable.from_arrays("r", "a", {cell: array[:count] for cell, array in values.items()}) for count in (6, 12))
+    options = Options(primary="lowest", resamples=99)
+    before = Look(time=now(), by="test", axis="a", layer=None, measure="lowest", against="a", cells=seen(few))
+    found = Looking(before=(before,), cells=seen(all_))
+    study = study_as_of(analyze(all_, options), found)
+    single = analyze(all_, options)
+    (row,), (alone,) = study.added, single.added
+    assert row.role == alone.role == "primary"
+    assert "always valid at look 2" in row.method
+    assert row.p is not None
+    assert alone.p is not None
+    assert row.p > alone.p
+    assert study.gate == row.p_adjusted
+    assert looked(single, Presence(), found, all_).number == 2

@@ -16,9 +16,10 @@ from report_run import make_run
 
 from drift_cli.analysis.presence import Presence, Readings, split
 from drift_cli.analysis.results import Measure, Options, Test
+from drift_cli.analysis.rules import Verdict
 from drift_cli.analysis.study import analyze
 from drift_cli.analysis.table import RunTable
-from drift_cli.analysis.verdict import Answer, Verdict, answer
+from drift_cli.analysis.verdict import Answer, answer
 from drift_cli.axis import Axis
 from drift_cli.chat import chat_for
 from drift_cli.measuring import same_replies

@@ -20,10 +20,11 @@ from drift_cli.analysis.confounds import _adjusted, _Cell, _slope_parts
 from drift_cli.analysis.measures import Sample, merged
 from drift_cli.analysis.replies import Replies
 from drift_cli.analysis.results import Options
+from drift_cli.analysis.rules import Verdict
 from drift_cli.analysis.scale import PersonaScale
 from drift_cli.analysis.study import analyze
 from drift_cli.analysis.table import RunTable
-from drift_cli.analysis.verdict import Answer, Judgement, Verdict, answer
+from drift_cli.analysis.verdict import Answer, Judgement, answer
 from drift_cli.results.pictures import Picture
 from drift_cli.results.tables.answer import lines, sentences
 from drift_cli.results.tables.cautions import cautions

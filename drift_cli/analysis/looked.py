@@ -44,16 +44,16 @@ class Looked:
 
 def study_as_of(study: Study, found: Looking) -> Study:
     """A study with the intervals and p that apply at this look; nothing changes where all its data are looked at for the first time and there is no plan."""
-    rows = (*study.comparisons, *study.drift)
+    rows = (*study.comparisons, *study.drift, *study.added)
     made = _as_of(rows, found, study.options.level)
     if made is None:
         return study
     first = [row.p_adjusted for row in made if row.role is Role.PRIMARY and row.p_adjusted is not None]
     gate = max(min(first, default=1.0), study.gate or 0.0)
     made = [row if row.role is Role.PRIMARY else replace(row, gate=gate) for row in made]
-    cut = len(study.comparisons)
+    cut, end = len(study.comparisons), len(study.comparisons) + len(study.drift)
     turns = tuple(replace(pair, gate=gate) for pair in study.turns)
-    return replace(study, comparisons=tuple(made[:cut]), drift=tuple(made[cut:]), turns=turns, gate=gate)
+    return replace(study, comparisons=tuple(made[:cut]), drift=tuple(made[cut:end]), added=tuple(made[end:]), turns=turns, gate=gate)
 
 
 def presence_as_of(presence: Presence, found: Looking, level: float) -> Presence:
@@ -98,8 +98,8 @@ def _applied(row: Comparison, standing: Standing) -> Comparison:
 def looked(study: Study, presence: Presence, found: Looking, table: RunTable) -> Looked:
     """What there is to say of looks, from a study and splits as they are for a single look."""
     lead = study.options.primary
-    rows = [one.words for one in presence.splits if one.measure is lead]
-    rows = rows or [row for row in (*study.comparisons, *study.drift) if row.role is Role.PRIMARY]
+    rows = [one.words for one in presence.splits if one.measure == lead]
+    rows = rows or [row for row in (*study.comparisons, *study.drift, *study.added) if row.role is Role.PRIMARY]
     several = len({(row.transcript, row.temperature) for row in rows}) > 1
     known = [
         (f"{row.a} ({row.transcript}, T {row.temperature:g})" if several else row.a, row, found.standing(row, study.options.level))

@@ -76,6 +76,10 @@ class Options:
     seed: int = 0
     resamples: int = 9999
 
+    def __post_init__(self) -> None:
+        if self.primary in {measure.value for measure in Measure}:
+            object.__setattr__(self, "primary", Measure(self.primary))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:

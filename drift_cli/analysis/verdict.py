@@ -1,16 +1,9 @@
-"""One answer: did each condition hold the model? The rules, in the order in which they are tried (docs/statistics.md has them in words):
-
-*held*: it stayed near its own start, the baseline did not, and a difference from the baseline in its favour is shown. *partly*: it is shown to drift less
-than the baseline, but not to have stayed. *did not hold*: it is shown to have fallen by more than the margin, and not to drift less. *not shown to differ*:
-neither its level nor its drift is. *undecided*: anything else, and wherever there is no interval.
+"""One answer: did each condition hold the model? `rules.py` has the rules; here stands everything that the answer says beside the verdicts.
 
 Level and drift are two statements. Level: the difference of rollout means. Drift: the change from a rollout's own start (mean of the later turns less the
 first turn), compared as a difference of differences. Nobody selects rollouts by their first turn, so its noise does not bias a condition's mean change: there
 is no regression to the mean in a difference of differences. It widens the interval, which counts it. (Adjusting for the first turn instead, as an analysis
 of covariance does, would take part of a prompt's own shift at the first turn for drift.) The slope, which does not lean on one turn, is shown beside it.
-
-The margin is the smallest effect of interest, `Options.equivalence`; without one, half of the baseline's own fall, with its uncertainty in the test (as
-tests of a preserved fraction do).
 
 Where the same replies were read under the other prompt (`presence.py`), the verdict speaks of words: the rules are tried on the words' part of level and drift,
 and what the prompt's presence does to the same words decides nothing.
@@ -20,10 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
-from scipy import stats
 
 from drift_cli.analysis.axis_error import AxisError
 from drift_cli.analysis.breaks import Breaks, breaks
@@ -36,6 +27,7 @@ from drift_cli.analysis.placebos import PLACEBO
 from drift_cli.analysis.presence import Presence, Split
 from drift_cli.analysis.quality import Quality, quality
 from drift_cli.analysis.results import Comparison, Measure, Test
+from drift_cli.analysis.rules import Verdict, beside_margin, changes, fell, interval, rule
 from drift_cli.analysis.scale import PersonaScale
 from drift_cli.analysis.segments import of_words, remark
 from drift_cli.analysis.sensitivity import LayerMoves
@@ -43,16 +35,6 @@ from drift_cli.analysis.study import Study
 from drift_cli.analysis.summary import plain
 from drift_cli.analysis.table import Group, RunTable
 from drift_cli.spec import Cell
-
-
-class Verdict(StrEnum):
-    """What is said of a condition."""
-
-    HELD = "held"
-    PARTLY = "partly"
-    DID_NOT_HOLD = "did not hold"
-    UNDECIDED = "undecided"
-    NOT_SHOWN = "not shown to differ"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,9 +240,9 @@ def _group(
 def _judge(of: _Group, cell: Cell) -> Judgement:
     level, mine = of.study.options.level, of.samples[cell]
     baseline = None if of.base is None else of.samples[of.base]
-    change = _change(mine)
-    low, high = _bounds(change, level)
-    stayed, sank = _margin(mine, baseline, of.study.options.equivalence)
+    change = changes(mine)
+    low, high = interval(change, level)
+    stayed, sank = beside_margin(mine, baseline, of.study.options.equivalence)
     mean, drift = (of.known.get((cell.condition, cell.transcript, cell.temperature, measure)) for measure in (Measure.MEAN, Measure.CHANGE))
     split, drift_split = (
         of.presence.of(cell.condition, cell.transcript, cell.temperature, measure) for measure in (Measure.MEAN, Measure.CHANGE)
@@ -268,14 +250,14 @@ def _judge(of: _Group, cell: Cell) -> Judgement:
     verdict = None
     if baseline is not None and cell != of.base:
         shown = mean if split is None else split.words, drift if drift_split is None else drift_split.words
-        verdict = rule(*shown, stayed, sank, base_fell=_fell(baseline, level), level=level)
+        verdict = rule(*shown, stayed, sank, base_fell=fell(baseline, level), level=level)
     return Judgement(
         condition=cell.condition,
         transcript=cell.transcript,
         temperature=cell.temperature,
         mean=plain(float(np.nanmean(mine.own[Measure.MEAN]))) if mine.started and mine.counts.any() else None,
         change=Estimate(value=plain(change.mean()) if len(change) else None, low=low, high=high),
-        fell=_fell(mine, level),
+        fell=fell(mine, level),
         stayed=stayed,
         sank=sank,
         level=mean,
@@ -288,60 +270,6 @@ def _judge(of: _Group, cell: Cell) -> Judgement:
         split=split,
         drift_split=drift_split,
     )
-
-
-def rule(
-    mean: Comparison | None, drift: Comparison | None, stayed: float | None, sank: float | None, *, base_fell: bool, level: float
-) -> Verdict:
-    """The verdict from what is shown."""
-    alpha = 1 - level
-    better = [row for row in (mean, drift) if row is not None and row.starred and (row.difference or 0.0) > 0]
-    less = drift is not None and drift in better
-    more = drift is not None and drift.starred and not less
-    if mean is None or mean.p is None or drift is None or drift.p is None:
-        return Verdict.UNDECIDED
-    if stayed is not None and stayed <= alpha and base_fell and better and not more:
-        return Verdict.HELD
-    if less:
-        return Verdict.PARTLY
-    if sank is not None and sank <= alpha and base_fell:
-        return Verdict.DID_NOT_HOLD
-    return Verdict.UNDECIDED if mean.starred or drift.starred else Verdict.NOT_SHOWN
-
-
-def _change(of: Sample) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    values = of.own[Measure.CHANGE]
-    return values[np.isfinite(values)]
-
-
-def _bounds(values: np.ndarray[tuple[int], np.dtype[np.float64]], level: float) -> tuple[float | None, float | None]:
-    if len(values) < 2 or values.std() <= 1e-12 * max(1.0, float(np.abs(values).max())):
-        return None, None
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * stats.sem(values))
-    return float(values.mean()) - half, float(values.mean()) + half
-
-
-def _fell(of: Sample, level: float) -> bool:
-    high = _bounds(_change(of), level)[1]
-    return high is not None and high < 0
-
-
-def _margin(of: Sample, baseline: Sample | None, margin: float | None) -> tuple[float | None, float | None]:
-    """One-sided p that the fall is less, and that it is more, than the margin."""
-    change = _change(of)
-    if len(change) < 2 or _bounds(change, 0.95)[0] is None:
-        return None, None
-    squared, df = float(stats.sem(change)) ** 2, float(len(change) - 1)
-    if margin is not None:
-        gap = float(change.mean()) + margin
-    else:
-        if baseline is None or len(base := _change(baseline)) < 2 or baseline is of:
-            return None, None
-        gap, other = float(change.mean() - base.mean() / 2), float(stats.sem(base) / 2) ** 2
-        df = (squared + other) ** 2 / (squared**2 / (len(change) - 1) + other**2 / (len(base) - 1))
-        squared += other
-    t = gap / squared**0.5
-    return float(stats.t.sf(t, df)), float(stats.t.cdf(t, df))
 
 
 def _index(study: Study) -> dict[_Key, Comparison]:

@@ -1,4 +1,4 @@
-"""A run as a library's user sees it: tables, arrays, comparisons and pictures of what is stored. It never writes to the run."""
+"""A run as a library's user sees it: tables, arrays, comparisons and pictures of what is stored. All it writes to the run are looks at its results."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from drift_cli.analysis.entries import choose_axis
+from drift_cli.analysis.looks import record
 from drift_cli.analysis.segments import measured
 from drift_cli.analysis.table import RunTable, load, load_on
 from drift_cli.api import exporting, frames, html
 from drift_cli.api import study as studies
-from drift_cli.api.frames import Residuals
 from drift_cli.api.study import Study
 from drift_cli.axis import Axis
 from drift_cli.errors import UsageError
 from drift_cli.interchange.frame import turns_frame
-from drift_cli.results.pictures import Picture
+from drift_cli.results.pictures import COMPARING, Picture
 from drift_cli.segments import Part
 from drift_cli.spec import Condition, Transcript
 from drift_cli.store.axes import read_axis
@@ -155,7 +155,7 @@ class Run:
             raise UsageError(f"axis {axis.name} has {len(axis.layers)} layers", mend="Name one: layer=21.")
         return load_on(self.stored, axis, axis.layers[0] if layer is None else layer, _part(segment))
 
-    def residuals(self, layer: int, *, segment: str = "answer") -> Residuals:
+    def residuals(self, layer: int, *, segment: str = "answer") -> frames.Residuals:
         """Mean residuals of every reply at a layer.
 
         Returns:
@@ -234,13 +234,20 @@ class Run:
         """
         given: dict[str, Any] = {"style": style, "title": title, "reply": reply}
         measured = {"reply_measure": reply_measure, "rollout_measure": rollout_measure}
-        return self._picture(axis, segment, against=baseline, **given, **measured).draw(kind)
+        picture = self._picture(axis, segment, against=baseline, **given, **measured)
+        figure = picture.draw(kind)
+        if kind in COMPARING:
+            record(self.stored, picture.table, picture.options, "api")
+        return figure
 
     def report(self, path: str | Path, *, axis: str | None = None, segment: str = "answer", baseline: str | None = None) -> Path:
         """Write the run as one offline HTML file, as `drift report` does; returns its path."""
         from drift_cli.results.report.gather import write
 
-        return write(self._picture(axis, segment, against=baseline), Path(path))
+        picture = self._picture(axis, segment, against=baseline)
+        written = write(picture, Path(path))
+        record(self.stored, picture.table, picture.options, "api")
+        return written
 
     def export(
         self,

@@ -139,9 +139,7 @@ class Study:
     @cached_property
     def verdict(self) -> Verdict:
         """Whether each condition held the model, with the evidence and what limits it."""
-        wanted = (*self.conditions, self.baseline)
-        answer = self.judged.answer
-        return Verdict(replace(answer, judgements=tuple(one for one in answer.judgements if one.condition in wanted)))
+        return Verdict(_narrowed(self.judged.answer, (*self.conditions, self.baseline)))
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -173,6 +171,27 @@ class Study:
     def _repr_html_(self) -> str:
         shown = self.table[["condition", "measure", "difference", "low", "high", "p_adjusted", "shown"]]
         return self.verdict._repr_html_() + str(shown.to_html(index=False, float_format=lambda value: f"{value:.3g}"))
+
+
+def _narrowed(answer: Answer, wanted: Collection[str]) -> Answer:
+    """An answer that speaks of these conditions only."""
+    by_condition: dict[str, Any] = {
+        name: tuple(one for one in getattr(answer, name) if one.condition in wanted)
+        for name in ("judgements", "axis_errors", "breaks", "moves")
+    }
+    looked = answer.looked
+    if looked is not None:
+        named: dict[str, Any] = {
+            name: tuple(one for one in getattr(looked, name) if one[0].partition(" (")[0] in wanted) for name in ("standings", "single")
+        }
+        looked = replace(looked, **named)
+    return replace(
+        answer,
+        **by_condition,
+        controls=tuple(one for one in answer.controls if one.a in wanted),
+        unmatched=tuple(name for name in answer.unmatched if name in wanted),
+        looked=looked,
+    )
 
 
 _NUMBERS = ("difference", "low", "high", "p", "p_adjusted", "hedges_g")

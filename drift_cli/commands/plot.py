@@ -14,15 +14,13 @@ from drift_cli.commands.flags import grouped
 from drift_cli.commands.options import Common, MeasuredAxisOption, ReplyMeasureOption, RunArgument, SegmentOption, of_segment
 from drift_cli.display import Display, Drawing
 from drift_cli.errors import UsageError
-from drift_cli.results.pictures import ALL, KINDS, Picture
+from drift_cli.results.pictures import ALL, COMPARING, KINDS, Picture
 from drift_cli.segments import Part
 
 if TYPE_CHECKING:
     from drift_cli.store.run import Run
 
 FORMATS = ("png", "svg", "pdf")
-LOOKS = frozenset({"trajectory", "difference", "forest"})
-"""Kinds of picture that show a comparison: looking at one is a look at results."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def plot(
     written = draw(picture, kinds, output, formats, shown)
     from drift_cli.analysis.looks import record
 
-    if LOOKS.intersection(kinds) and (problem := record(picture.run, picture.table, picture.options, "plot")) is not None:
+    if COMPARING.intersection(kinds) and (problem := record(picture.run, picture.table, picture.options, "plot")) is not None:
         shown.note(problem)
     document = {"run": picture.run.paths.run_id, **of_segment(picture.table.segment), "files": [str(path) for path in written]}
     shown.result(document, *(f"written: {path}" for path in written))

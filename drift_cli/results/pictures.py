@@ -283,3 +283,5 @@ _DRAW: dict[str, Callable[[Picture], Figure]] = {
 }
 KINDS = (*_DRAW, "text")
 ALL = "all"
+COMPARING = frozenset({"trajectory", "difference", "forest"})
+"""Kinds of picture that show a comparison: looking at one is a look at results."""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from drift_cli.analysis.looks import Kind
 from drift_cli.analysis.presence import Split
 from drift_cli.analysis.results import Comparison, Measure
+from drift_cli.analysis.rules import Verdict
 from drift_cli.analysis.summary import percent
-from drift_cli.analysis.verdict import Answer, Judgement, Verdict
+from drift_cli.analysis.verdict import Answer, Judgement
 from drift_cli.display import Table
 from drift_cli.results.tables.cautions import cautions
 from drift_cli.results.tables.phrases import HARD, evidence, half_width, namer, p_words, signed, why
