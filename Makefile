@@ -23,7 +23,7 @@ types: $(DEV_STAMP)
 	$(BIN)/mypy
 
 tests: $(DEV_STAMP) strace
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term --durations=25
 
 # The tests, and beside them those of real clusters, which mostly wait and go first when they do not.
 everything: $(DEV_STAMP) strace slurm extras realmodel

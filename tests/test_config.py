@@ -60,7 +60,9 @@ def test_prompts_of_the_preset_are_those_of_the_real_data(seed_data: Path) -> No
     import json
 
     settings = preset_settings("olmo3-003b")
-    for condition in settings.conditions:
+    theirs = [condition for condition in settings.conditions if condition.placebo_of is None]
+    assert {condition.name for condition in theirs} == {"baseline", "simple", "complex"}
+    for condition in theirs:
         name = condition.name if condition.name == "baseline" else f"{condition.name}_sysprompt"
         assert json.loads((seed_data / f"003b_{name}.json").read_text())["system_prompt"] == condition.system
 

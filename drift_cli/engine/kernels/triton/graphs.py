@@ -33,6 +33,8 @@ def captured(work: Callable[[], None], device: torch.device, memory: Any, warm: 
 @contextmanager
 def compiled(model: LoadedModel, *, dynamic: bool) -> Iterator[None]:
     """The network's blocks are compiled within: once for each kind of block, not once for each; `dynamic` for any number of tokens."""
+    # What was compiled for an engine of before counts towards a limit of torch's, beyond which blocks run as they are, in other bits. Its graphs stay.
+    torch._dynamo.reset()
     found = blocks(model.network)
     kinds = {type(block): torch.compile(type(block).forward, dynamic=dynamic, fullgraph=True, options=REPEATABLE) for block in found}
     with _without_hooks(found):
