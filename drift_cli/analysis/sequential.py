@@ -20,7 +20,6 @@ Few rollouts: both take t for normal by its significance level (Z = Φ⁻¹(F_t(
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import StrEnum
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -138,8 +137,3 @@ def widened(low: float, high: float, level: float, df: float | None, z: float) -
     factor = -special.ndtri(wide) / special.ndtri(usual) if df is None else -special.stdtrit(df, wide) / special.stdtrit(df, usual)
     middle, half = (low + high) / 2, (high - low) / 2
     return float(middle - factor * half), float(middle + factor * half)
-
-
-def fractions_of(ns: Sequence[int], largest: int) -> tuple[float, ...]:
-    """Information fractions of looks at these numbers of rollouts."""
-    return tuple(n / largest for n in ns)

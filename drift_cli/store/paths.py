@@ -158,7 +158,7 @@ class RunPaths:
         return self.root / "workers"
 
     def worker(self, worker: str) -> Path:
-        """What a worker says of itself, replaced as a whole at every beat."""
+        """What a worker says of itself, replaced as a whole at every heartbeat."""
         return self.workers_root / f"{checked_name('worker', worker)}.json"
 
     def worker_log(self, worker: str) -> Path:
