@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: demo test check format lint types tests quick everything breadth workers clusters slurm extras browser real realmodel pictures picture baselines campaign mutants strace simulation clean
+.PHONY: demo test check format lint types tests quick everything breadth workers clusters slurm extras browser real realmodel pictures picture baselines campaign hostile mutants strace simulation clean
 
 demo: $(STAMP)
 	$(BIN)/drift demo
@@ -75,6 +75,10 @@ browser:
 # The whole crash campaign: every fault that the tests inject a part of. Writes its counts into docs/reliability.md; some minutes.
 campaign: $(DEV_STAMP) strace
 	PYTHONPATH=tests $(BIN)/python -m campaign --write
+
+# Inputs of strangers, more than a thousand, through the command line; half an hour.
+hostile: $(DEV_STAMP)
+	PYTHONPATH=tests $(BIN)/python -m hostile
 
 # What every statistical procedure does where the truth is known, with 4,000 experiments each. Writes docs/simulation.md; about twenty minutes.
 simulation: $(DEV_STAMP)

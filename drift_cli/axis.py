@@ -32,9 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_cli.errors import DriftError, UsageError
+from drift_cli.files import check_regular
 from drift_cli.names import CONTENT, checked_name
 
 FORMAT = "drift-axis-1"
+_LIMIT = 4 << 30
+"""Bytes: the means of hundreds of personas at every layer of a large model."""
 SUFFIX = ".safetensors"
 _JSON = ("layers", "model", "revision", "note", "personas", "assistants", "personas_digest")
 """Fields of an axis that stand in the header as JSON."""
@@ -100,6 +103,7 @@ class Axis:
         from safetensors import SafetensorError, safe_open
 
         try:
+            check_regular(Path(path), _LIMIT)
             with safe_open(str(path), framework="numpy") as file:
                 header = file.metadata() or {}
                 if header.get("format") != FORMAT:
@@ -125,7 +129,7 @@ class Axis:
         """Write its file atomically, and the folders that it takes."""
         from safetensors.numpy import save as serialize
 
-        from drift_cli.files import atomic_write, create_folder
+        from drift_cli.files import atomic_write, create_folder, stable
 
         tensors = {"axis": np.ascontiguousarray(self.vectors, dtype=np.float32)}
         if self.means is not None:
@@ -139,7 +143,7 @@ class Axis:
             **{field: json.dumps(getattr(self, field)) for field in _JSON},
         }
         create_folder(Path(path).parent)
-        atomic_write(Path(path), serialize(tensors, metadata=header))
+        atomic_write(Path(path), stable(serialize(tensors, metadata=header)))
 
     @property
     def width(self) -> int:

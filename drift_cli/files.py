@@ -7,6 +7,7 @@ docstring says so.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import secrets
@@ -15,7 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from drift_cli.errors import StoreError
+from drift_cli.errors import StoreError, UsageError
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # O_NONBLOCK: a FIFO in a file's place must not hang whoever opens it; plain files ignore it.
@@ -42,6 +43,56 @@ def failed(doing: str, path: Path, error: OSError) -> StoreError:
     return StoreError(f"cannot {doing} {path}: {os.strerror(number or 0)}", mend=_MEND.get(number or 0))
 
 
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a file that comes from the user: a regular file of at most `limit` bytes, so that nothing is waited for and memory is bounded.
+
+    Raises `UsageError` for anything else (a folder, a pipe, a device), and `OSError` where it cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        facts = os.fstat(fd)
+        if stat.S_ISDIR(facts.st_mode):
+            raise UsageError(f"{path}: is a folder", mend="Give one of the files in it.")
+        if not stat.S_ISREG(facts.st_mode):
+            raise UsageError(f"{path}: is {_kind(facts.st_mode)}, not a regular file", mend="Save its content as a file, and give that.")
+        if facts.st_size > limit:
+            raise UsageError(f"{path}: is larger than {limit >> 20} MiB", mend="It is not what was expected there: give another file.")
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return file.read(limit)
+    finally:
+        os.close(fd)
+
+
+def check_regular(path: Path, limit: int) -> None:
+    """Refuse, as `read_regular`, what a library is to read. Raises `UsageError` and `OSError`."""
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > limit:
+        read_regular(path, limit)
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFDIR: "a folder",
+    }
+    return {**kinds, stat.S_IFLNK: "a symbolic link"}.get(stat.S_IFMT(mode), "something else")
+
+
+def _refuse_to_replace(path: Path) -> None:
+    """A file is made new or takes the place of a regular file: never of a device, a pipe, a link or a folder."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise StoreError(
+            f"cannot write {path}: it is {_kind(mode)}, and only a regular file is replaced", mend="Give another name, or take it away."
+        )
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Make `data` the content of `path`, or leave what is there: temporary file, fsync, rename, fsync of the folder.
 
@@ -54,6 +105,7 @@ def atomic_write_parts(path: Path, parts: Iterable[bytes]) -> None:
     """As `atomic_write`, for content that comes in parts."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
+        _refuse_to_replace(path)
         fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN)
         try:
             for part in parts:
@@ -68,6 +120,18 @@ def atomic_write_parts(path: Path, parts: Iterable[bytes]) -> None:
         with suppress(OSError):
             temporary.unlink()
     sync_folder(path.parent)
+
+
+def stable(body: bytes) -> bytes:
+    """The bytes of a safetensors file with its header in one order: the library writes the header's texts in another order each time.
+
+    The header stays as long as it was, so that the tensors stay where they are.
+    """
+    length = int.from_bytes(body[:8], "little")
+    header = json.loads(body[8 : 8 + length])
+    texts = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items()))}
+    made = json.dumps({**texts, **header}, separators=(",", ":"), ensure_ascii=False).encode()
+    return body[:8] + made.ljust(length) + body[8 + length :]
 
 
 def is_temporary(name: str) -> bool:

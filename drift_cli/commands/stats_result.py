@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drift_cli.display import Display, Table
+from drift_cli.files import atomic_write
 from drift_cli.results.tables.formats import Format
 from drift_cli.segments import Part
 
@@ -119,7 +120,7 @@ def show(display: Display, result: Result, format_: Format, output: Path | None,
     if output is None:
         display.result(_document(result), text.rstrip("\n"))
         return
-    output.write_text(text, encoding="utf-8")
+    atomic_write(output, text.encode())
     display.result({"run": _first(result).provenance.run, "files": [str(output)]}, f"written: {output}")
 
 

@@ -122,14 +122,14 @@ def save(controls: Controls, path: Path) -> None:
     """Write them atomically: safetensors `random`, `shuffled` and, where there are any, `covariance`; the rest in the header."""
     from safetensors.numpy import save as serialize
 
-    from drift_cli.files import atomic_write, create_folder
+    from drift_cli.files import atomic_write, create_folder, stable
 
     header = {"format": FORMAT, "axis": controls.axis, "digest": controls.digest, "layer": str(controls.layer), "seed": str(controls.seed)}
     tensors = {"random": controls.random, "shuffled": controls.shuffled}
     if controls.covariance is not None:
         tensors["covariance"] = controls.covariance
     create_folder(path.parent)
-    atomic_write(path, serialize(tensors, metadata=header))
+    atomic_write(path, stable(serialize(tensors, metadata=header)))
 
 
 def load(path: Path) -> Controls:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from drift_cli.errors import UsageError
+from drift_cli.files import read_regular
 from drift_cli.names import checked_name, digest_of
 
 ASSISTANT, ROLE = "assistant", "role"
@@ -50,7 +51,7 @@ def read(path: Path | None) -> Personas:
     if path is None:
         return parse(default_text(), "drift's own personas")
     try:
-        return parse(path.read_text(encoding="utf-8"), str(path))
+        return parse(read_regular(path, 16 << 20).decode(), str(path))
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read: {error.strerror}", mend="`drift axis personas` prints drift's own to start from."

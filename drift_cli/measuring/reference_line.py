@@ -16,6 +16,7 @@ import orjson
 
 from drift_cli.engine.passages import Passage, Reply, passages
 from drift_cli.errors import DriftError, UsageError
+from drift_cli.files import read_regular
 from drift_cli.pool import MEAN, Pool
 from drift_cli.segments import Segment, SegmentKind
 from drift_cli.spec import Condition, Transcript
@@ -53,7 +54,7 @@ class ReferenceLine:
 def read(path: Path) -> ReferenceLine:
     """Read a reference file; `DriftError` names what is wrong with it."""
     try:
-        found = orjson.loads(path.read_bytes())
+        found = orjson.loads(read_regular(path, 64 << 20))
     except FileNotFoundError:
         raise DriftError(f"{path} does not exist", mend="`drift measure --transcript FILE --axis A` makes a reference line.") from None
     except (OSError, orjson.JSONDecodeError) as error:

@@ -13,6 +13,7 @@ import pickle
 import re
 import struct
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from drift_cli.axis import Axis, ranges
 from drift_cli.errors import DriftError, UsageError, did_you_mean
-from drift_cli.files import atomic_write, create_folder
+from drift_cli.files import atomic_write, check_regular, create_folder
 from drift_cli.measuring.contrast import contrast, sides_of, unit
 
 if TYPE_CHECKING:
@@ -32,11 +33,13 @@ CONVENTIONS = {"hidden-states": 0, "blocks": 1}
 """How files number layers, and what is added to a number to make it ours."""
 _FORMER = {"block-outputs": "blocks"}
 """What conventions were called before."""
+_LIMIT = 16 << 30
+"""Bytes."""
 _SAVE = "Save a tensor, or a dict of persona → tensor: torch.save({'assistant': tensor, …}, FILE)."
 
 _UNREADABLE = (
     *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, NameError, AssertionError, ArithmeticError),
-    *(MemoryError, ImportError, pickle.UnpicklingError, struct.error),
+    *(MemoryError, ImportError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile),
 )
 """What torch raises, found by fuzzing, on a file that is not one of its own: its reader takes the bytes' word for many things."""
 
@@ -97,6 +100,7 @@ def _loaded(path: Path) -> Any:
     import torch
 
     try:
+        _check_stored(path)
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -105,6 +109,17 @@ def _loaded(path: Path) -> Any:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         holds = f": it holds {named[1]}, which drift does not load" if named and isinstance(error, pickle.UnpicklingError) else ""
         raise DriftError(f"{path} is not a torch file of plain tensors{holds}", mend=_SAVE) from error
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse a file that would be larger in memory than it is: torch compresses nothing. Raises `DriftError` and `OSError`."""
+    check_regular(path, _LIMIT)
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        packed = next((info.filename for info in file.infolist() if info.compress_type != zipfile.ZIP_STORED), None)
+    if packed is not None:
+        raise DriftError(f"{path} is not a torch file: its part {packed} is compressed, which torch's never are", mend=_SAVE)
 
 
 def _counted(path: Path, rows: int, layer: int | None, convention: str | None, blocks: int | None) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from drift_cli.errors import DriftError
+from drift_cli.files import read_regular
 
 CONFIG = "config.json"
 GGUF = "model.gguf"
@@ -185,7 +186,7 @@ def _no_weights(folder: Path, why: str, mend: str | None) -> DriftError:
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; `DriftError` names the file where it is something else."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path, 256 << 20))
     except (ValueError, RecursionError) as error:
         raise DriftError(f"{path} is not valid JSON: {error}", mend="Copy or download the file again.") from None
     if not isinstance(value, dict):

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from drift_cli.errors import UsageError, did_you_mean
+from drift_cli.files import read_regular
 from drift_cli.settings.settings import PRESETS, Settings, keys, read_all, spoken
 from drift_cli.spec import Condition, Placement
 
 CONFIG_FILE = "drift.toml"
+_LIMIT = 4 << 20
+"""Bytes: system prompts stand in it."""
 _CONDITION = ("placebo_of", "placement", "system", "variant_of", "variants")
 """What a condition's table may hold."""
 
@@ -118,12 +121,12 @@ def _first(layers: list[_Layer], key: str) -> Any:
 
 def _config_layer(config: Path | None) -> _Layer:
     path = config or home() / CONFIG_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         if config is not None:
             raise UsageError(f"{config} does not exist", mend="`drift init` writes a drift.toml to edit.")
         return _Layer(lambda _: CONFIG_FILE, {}, {})
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path, _LIMIT).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     return _toml_layer(text, str(path), CONFIG_FILE)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from drift_cli.errors import UsageError, did_you_mean
+from drift_cli.files import read_regular
 from drift_cli.store.plan import Plan
 
 MEASURES = ("mean", "change", "slope", "thirds")
@@ -35,10 +36,10 @@ _DEFAULTS: Mapping[str, Any] = {"primary": "mean", "against": "baseline", "alpha
 def read_plan(path: Path) -> Plan:
     """The plan in a file. `UsageError` names the file and what is wrong with it."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(read_regular(path, 1 << 20).decode())
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist", mend="docs/plan.md shows a plan.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as TOML: {error}") from error
     known = [field.name for field in fields(Plan)]
     for key in (key for key in found if key not in known):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drift_cli.errors import UsageError
+from drift_cli.files import read_regular
 
 LIMIT = 64 * 2**20
 """Bytes. The longest transcripts known are under 1 MiB, and the seed's outputs too; beyond this it is some other file."""
@@ -31,18 +32,13 @@ def read_document(path: Path) -> Any:
 def read_text(path: Path) -> str:
     """A file's text. A byte order mark is dropped."""
     try:
-        if path.is_dir():
-            raise UsageError(f"{path}: is a folder", mend="Give one of the files in it.")
-        with path.open("rb") as file:
-            data = file.read(LIMIT + 1)
+        data = read_regular(path, LIMIT)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such file", mend="Check the path.") from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise UsageError(f"{str(path)!r}: is not a path ({error})") from error
-    if len(data) > LIMIT:
-        raise UsageError(f"{path}: is larger than {LIMIT // 2**20} MiB", mend="Give a file with one conversation.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
