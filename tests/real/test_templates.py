@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+from jobs import replies
 
 from drift_cli.chat import scripted
 from drift_cli.chat.template import TemplateChat
@@ -47,8 +48,8 @@ def test_prompts_are_what_the_tokenizer_makes_of_the_messages(model: LoadedModel
     talk = scripted(chat, USERS, condition, model.card.end_ids)
     for turn in range(1, len(USERS) + 1):
         made = chat.tokenizer.apply_chat_template(messages_of(turn, placement), add_generation_prompt=True, return_dict=False)
-        assert talk.canonical == made
-        assert talk.prompt == made
+        assert list(talk.canonical) == made
+        assert list(talk.prompt) == made
         if turn <= len(REPLIES):
             ids = chat.tokenizer.encode(REPLIES[turn - 1], add_special_tokens=False)
             assert (talk.parts(ids).answer, talk.parts(ids).segments) == (REPLIES[turn - 1], ())
@@ -61,7 +62,7 @@ def test_a_template_that_fails_on_a_reply_ends_rollouts_alike_in_both_engines(mo
     )
     monkeypatch.setattr(model.card.tokenizer, "chat_template", fails + str(model.card.tokenizer.chat_template))
 
-    def replies(kind: type[SlotEngine] | type[ReferenceEngine]) -> dict[tuple[int, int], Reply]:
+    def made(kind: type[SlotEngine] | type[ReferenceEngine]) -> dict[tuple[int, int], Reply]:
         cell = Cell("t", "c", 0.7)
         todo = []
         for sample in range(2):
@@ -70,7 +71,7 @@ def test_a_template_that_fails_on_a_reply_ends_rollouts_alike_in_both_engines(mo
         engine = kind(model, (10,), Sampling(), 12, 2)
         return {(reply.rollout.sample, reply.turn): reply for reply in replies(engine, todo)}
 
-    slots, reference = replies(SlotEngine), replies(ReferenceEngine)
+    slots, reference = made(SlotEngine), made(ReferenceEngine)
     assert {key: (reply.ids, reply.finish) for key, reply in slots.items()} == {
         key: (reply.ids, reply.finish) for key, reply in reference.items()
     }
