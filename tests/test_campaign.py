@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from campaign import calls, damage, disks, inject, powercut, program, races
+from campaign.mutants import MUTANTS
 from campaign.scenes import quick_folder
 from campaign.tally import Tally
 
@@ -85,3 +86,9 @@ def test_notes_of_processes_that_are_gone_keep_nobody_out(folder: Path) -> None:
 def test_the_whole_program_under_faults_ends_in_the_same_bytes(folder: Path) -> None:
     kinds = (("fsync", "error=EIO"), ("write", "error=ENOSPC"), ("fsync", "signal=SIGKILL"))
     assert kept([program.faults(folder, places=(0.5,), kinds=kinds)], least=3)
+
+
+def test_every_mutant_changes_one_place_of_the_code() -> None:
+    """`make mutants` is run by hand: a mutant whose text is gone would go unnoticed till then."""
+    code = Path(__file__).parent.parent / "drift_cli"
+    assert {mutant: (code / mutant.file).read_text(encoding="utf-8").count(mutant.old) for mutant in MUTANTS} == dict.fromkeys(MUTANTS, 1)

@@ -32,7 +32,7 @@ MUTANTS = (
     Mutant("a line is synced", "store/growing.py", "        self._sync(len(data))", "        pass", _POWER),
     Mutant(
         "a whole file is synced before its name",
-        "store/files.py",
+        "files.py",
         "            os.fsync(fd)\n        finally",
         "            pass\n        finally",
         _POWER,
@@ -96,8 +96,8 @@ MUTANTS = (
         "        except ZeroDivisionError as error:",
         "test_session.py",
     ),
-    Mutant("no link is followed", "store/files.py", "_PLAIN = os.O_NOFOLLOW | ", "_PLAIN = ", "test_store_log.py"),
-    Mutant("no linked folder is followed", "store/files.py", "_FOLDER | os.O_NOFOLLOW", "_FOLDER", "test_store_repair.py"),
+    Mutant("no link is followed", "files.py", "PLAIN = os.O_NOFOLLOW | ", "PLAIN = ", "test_store_log.py"),
+    Mutant("no linked folder is followed", "store/files.py", "FOLDER | os.O_NOFOLLOW", "FOLDER", "test_store_repair.py"),
     Mutant(
         "a repair copies before it cuts",
         "store/repair.py",
@@ -133,7 +133,7 @@ MUTANTS = (
         '            _ = "an earlier fsync',
         "test_store_faults.py",
     ),
-    Mutant("an error is a StoreError", "store/files.py", "    with suppress(OSError):\n        os.close(fd)", "    os.close(fd)", _CALLS),
+    Mutant("an error is a StoreError", "files.py", "    with suppress(OSError):\n        os.close(fd)", "    os.close(fd)", _CALLS),
     Mutant(
         "two seconds are enough",
         "running/interrupts.py",
@@ -141,9 +141,9 @@ MUTANTS = (
         "            self._deadline = None",
         "test_preemption.py -k two_seconds",
     ),
-    Mutant("a lost terminal is no error", "display.py", "error.errno != errno.EIO", "True", "test_preemption.py -k terminal_that_is_gone"),
-    Mutant("escapes are inert", "display.py", '{"Cc", "Cf", "Cs"}', '{"Cs"}', "test_display.py"),
-    Mutant("pickles run nothing", "axes/torch_files.py", "weights_only=True", "weights_only=False", "test_hostile.py -k torch_file"),
+    Mutant("a lost terminal is no error", "streams.py", "error.errno != errno.EIO", "True", "test_preemption.py -k terminal_that_is_gone"),
+    Mutant("escapes are inert", "streams.py", '{"Cc", "Cf", "Cs"}', '{"Cs"}', "test_display.py"),
+    Mutant("pickles run nothing", "measuring/torch_axes.py", "weights_only=True", "weights_only=False", "test_hostile.py -k torch_file"),
     Mutant(
         "templates have a limit",
         "chat/confined.py",
