@@ -45,9 +45,9 @@ breadth: $(DEV_STAMP)
 clusters: $(DEV_STAMP) slurm extras
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:randomly tests/clusters --durations=10
 
-# What is promised, on a real chat model: SmolLM2-135M-Instruct, which a Python package holds as a GGUF file. Three minutes.
+# What is promised, on a real chat model: SmolLM2-135M-Instruct, which a Python package holds as a GGUF file. Two minutes.
 real: $(DEV_STAMP) realmodel
-	$(BIN)/python -m pytest -q -p no:randomly tests/real --durations=5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -p no:randomly tests/real --durations=5
 
 # The package needs others of its own that are of no use here.
 realmodel: $(DEV_STAMP)
