@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import tiny
+from hostile.cases import BOMBS
 from store_fixtures import fork
 
 from drift_cli.chat import confined
@@ -59,23 +60,6 @@ def test_a_template_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPa
 def test_a_template_that_fails_only_behind_a_reply_is_refused_too() -> None:
     with pytest.raises(DriftError, match="ends with a reply"):
         chat("{% if messages[-1]['role'] == 'assistant' %}{{ 1 // 0 }}{% endif %}" + GOOD).end_ids(frozenset())
-
-
-BOMBS = {
-    "a long text": "{{ 'a' * 10**10 }}",
-    "a long list": "{{ [0] * 10**10 }}",
-    "doubling": "{% set n = namespace(t='a') %}{% for i in range(40) %}{% set n.t = n.t ~ n.t %}{% endfor %}{{ n.t }}",
-    "joining": "{{ (['a' * 10**6] * 10**5)|join }}",
-    "padding": "{{ 'a'|center(10**10) }}",
-    "formatting": "{{ '%10000000000d' % 1 }}",
-    "replacing": "{{ ('a' * 10**5)|replace('a', 'a' * 10**6) }}",
-    "indenting": "{{ ('a\n' * 10**6)|indent(10**6) }}",
-    "a large number": "{{ (10**(10**8))|string|length }}",
-    "looping": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "recursion": "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
-    "writing": "{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",
-    "listing": "{{ (range(99999)|list * 9999)|length }}",
-}
 
 
 @pytest.mark.parametrize("code", BOMBS.values(), ids=BOMBS)

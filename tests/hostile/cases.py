@@ -39,15 +39,23 @@ BOMBS = {
     "padding": "{{ 'a'|center(10**10) }}",
     "formatting": "{{ '%10000000000d' % 1 }}",
     "replacing": "{{ ('a' * 10**5)|replace('a', 'a' * 10**6) }}",
-    "writing": "{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",
+    "indenting": "{{ ('a\n' * 10**6)|indent(10**6) }}",
+    "a large number": "{{ (10**(10**8))|string|length }}",
+    "looping": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "recursion": "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+    "writing": "{% for i in range(99999) %}{{ 'a' * 1000 }}{% endfor %}",
+    "listing": "{{ (range(99999)|list * 9999)|length }}",
+}
+"""Chat templates that take all the time or memory there is."""
+STRANGE = {
+    **BOMBS,
     "globals": "{{ cycler.__init__.__globals__.os.system('touch touched') }}",
     "subclasses": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "syntax": "{% if %}",
     "empty": "",
     "no messages": "nothing",
 }
-"""Chat templates that take what there is, or reach for what is not theirs."""
+"""And those that reach for what is not theirs, or are none."""
 JUNK: dict[str, bytes] = {
     "empty": b"",
     "binary": bytes(range(256)) * 4,
@@ -357,7 +365,7 @@ def models(material: Material) -> Iterator[Case]:
             yield Case("model file", f"{name} is {what}", material.edited(_put(name, place)), line)
     for name, edit in _weights().items():
         yield Case("weights", name, material.edited(edit), line)
-    for name, template in BOMBS.items():
+    for name, template in STRANGE.items():
         yield Case("template", name, material.edited(_file("chat_template.jinja", template.encode())), (*line, "--dry-run"))
 
 
