@@ -15,7 +15,7 @@ from workers import Place, Stable, kill, make, until
 
 from drift_cli.errors import EXIT_INTERRUPTED
 from drift_cli.launch import local
-from drift_cli.launch.plan import Plan
+from drift_cli.launch.plan import MOST_LOSSES, Plan
 from drift_cli.store.epoch import Epoch
 from drift_cli.workers.claims import claims_of
 from drift_cli.workers.leases import read_workers
@@ -190,6 +190,6 @@ def test_a_launch_whose_workers_fail_again_and_again_says_why(tmp_path: Path, mo
     finished = local.Workers(Plan(place.run.paths.run_id, place.folder / "checkpoints", 2), place.run.paths, said.append).run(
         lambda: False, lambda: None
     )
-    assert (finished.done, finished.lost, len(finished.failed)) == (0, 2 * (local.FRUITLESS - 1), 2)
+    assert (finished.done, finished.lost, len(finished.failed)) == (0, 2 * (MOST_LOSSES - 1), 2)
     assert "is not started again: the weights are not there" in said[-1]
     assert all(Path(log).read_text() == "the weights are not there\n" for log in finished.failed)

@@ -16,13 +16,11 @@ from pathlib import Path
 
 from drift_cli.errors import EXIT_USAGE, UsageError
 from drift_cli.files import create_folder
-from drift_cli.launch.plan import LAUNCHER, Finished, Plan, worker_command
+from drift_cli.launch.plan import LAUNCHER, MOST_LOSSES, Finished, Plan, worker_command
 from drift_cli.store.manifest import read_manifest
 from drift_cli.store.paths import RunPaths
 from drift_cli.workers.leases import read_worker
 
-FRUITLESS = 3
-"""Deaths in a row, with no turn committed in between, after which a worker is not started again."""
 _GRACE = 20.0
 """Seconds that a worker has to stop when it is asked to. It needs two."""
 _LOOK = 0.1
@@ -59,7 +57,7 @@ class _Place:
     process: subprocess.Popen[bytes] | None = None
     worker: str = ""
     started: int = 0
-    fruitless: int = 0
+    losses: int = 0
 
 
 @dataclass
@@ -121,9 +119,9 @@ class Workers:
             log.unlink(missing_ok=True)
             return
         said = read_worker(self.paths, place.worker)
-        place.fruitless = 0 if said is not None and said.turns else place.fruitless + 1
+        place.losses = 0 if said is not None and said.turns else place.losses + 1
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
-        if status == EXIT_USAGE or place.fruitless >= FRUITLESS:
+        if status == EXIT_USAGE or place.losses >= MOST_LOSSES:
             self.failed.append(str(log))
             self.tell(f"worker {place.worker} {how} and is not started again: {_last_line(log)} (all it said: {log})")
             return

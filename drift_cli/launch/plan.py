@@ -18,6 +18,8 @@ from drift_cli.errors import UsageError
 
 LAUNCHER = "DRIFT_LAUNCHER"
 """The environment variable by which a launcher tells a worker what started it (`local`, `ray`); it is shown with the worker."""
+MOST_LOSSES = 3
+"""Workers lost in a row, with no turn committed in between, after which none is started again."""
 
 
 class Launcher(StrEnum):

@@ -25,13 +25,11 @@ from typing import Any
 
 from drift_cli.errors import EXIT_INTERRUPTED, DriftError
 from drift_cli.launch.local import threads
-from drift_cli.launch.plan import LAUNCHER, Finished, Plan, worker_command
+from drift_cli.launch.plan import LAUNCHER, MOST_LOSSES, Finished, Plan, worker_command
 from drift_cli.launch.tied import tied
 from drift_cli.store.paths import RunPaths
 from drift_cli.workers.leases import read_workers
 
-FRUITLESS = 3
-"""Losses in a row, with no turn committed in between, after which no worker is started again."""
 _GRACE = 20.0
 """Seconds that a worker has to stop. It needs two."""
 _LOOK = 0.5
@@ -146,7 +144,7 @@ class Workers:
     _name: str = field(default_factory=lambda: f"ray-{secrets.token_hex(3)}")
     _started: int = 0
     _lost: int = 0
-    _fruitless: int = 0
+    _losses: int = 0
     _turns: int = 0
     _done: int = 0
     _failed: list[str] = field(default_factory=list)
@@ -204,13 +202,13 @@ class Workers:
 
     def _lose(self, worker: str, how: str, again: bool) -> None:
         turns = self._committed()
-        self._fruitless = self._fruitless + 1 if turns == self._turns else 1
+        self._losses = self._losses + 1 if turns == self._turns else 1
         self._turns = turns
         if not again:
             return
-        if self._fruitless > max(FRUITLESS, self.plan.workers):
+        if self._losses > max(MOST_LOSSES, self.plan.workers):
             self._failed.append(str(self.paths.worker_log(worker)))
-            self.tell(f"worker {worker} {how}; {self._fruitless} in a row did, and no turn was committed: no other is started in its place")
+            self.tell(f"worker {worker} {how}; {self._losses} in a row did, and no turn was committed: no other is started in its place")
             return
         self._lost += 1
         self.tell(f"worker {worker} {how}; another is started in its place")
